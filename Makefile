@@ -1,0 +1,86 @@
+# Everything is one command; `make help` lists them.
+#
+# PYTHON   the interpreter that makes the environment (>= 3.11)
+# VENV     its folder; `VENV=` (empty) uses the environment that is active now, e.g. conda's
+PYTHON   ?= python3
+VENV     ?= .venv
+PROFILE  ?= quick
+NOTEBOOK ?=
+JOBS     ?=
+LAB_ARGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+ifneq ($(strip $(VENV)),)
+  RUN := $(VENV)/bin/python
+  READY := $(VENV)/.installed
+else
+  RUN := python
+  READY := active
+endif
+STUDY := $(RUN) -m fragile_lib.study
+NB_KEYS := metadata.papermill cell.metadata.papermill
+
+.PHONY: help study test test-unit test-notebooks lab bench reports lint format clean active
+
+help: ## this list
+	@echo "make TARGET [VARIABLE=value]"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PROFILE=quick|laptop|paper   minutes | hours, the study of record in reports/ | the published scale"
+	@echo "  NOTEBOOK=iris                one notebook instead of all"
+	@echo "  JOBS=2                       runs side by side; default: the number of cores"
+	@echo "  PYTHON=python3.12            makes the environment .venv; Python >= 3.11"
+	@echo "  VENV=                        no .venv: use the environment that is active now, e.g."
+	@echo "                               conda env create -f environment.yml && conda activate fragile && make study VENV="
+
+study: $(READY) ## run what is not up to date, build the report, say where to open it
+	@$(STUDY) run --profile "$(PROFILE)" $(if $(NOTEBOOK),--notebook "$(NOTEBOOK)") $(if $(JOBS),--jobs "$(JOBS)")
+
+test: test-unit test-notebooks ## all tests
+
+test-unit: $(READY) ## the tests under tests/
+	$(RUN) -m pytest tests -n 2 --dist loadscope < /dev/null
+
+test-notebooks: $(READY) ## run every notebook as it opens
+	$(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope < /dev/null
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	$(RUN) -m jupyter lab $(LAB_ARGS) notebooks
+
+bench: $(READY) ## time the hot paths against plain loops and print the ratios
+	$(RUN) tests/benchmarks/run.py
+
+reports: $(READY) ## render reports/ again from its committed records; runs nothing
+	@$(STUDY) report --published
+
+lint: $(READY) ## check style, and that notebooks are stored without outputs
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m nbstripout --verify --extra-keys "$(NB_KEYS)" notebooks/*.ipynb
+
+format: $(READY) ## put code and notebooks into the stored form
+	$(RUN) -m ruff check --fix-only .
+	$(RUN) -m ruff format .
+	$(RUN) -m nbstripout --extra-keys "$(NB_KEYS)" notebooks/*.ipynb
+
+clean: ## remove caches; finished runs and .venv stay (remove runs/ and .venv/ by hand)
+	rm -rf .pytest_cache .ruff_cache .snakemake build dist
+	find fragile_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# Made again only when the dependencies change.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON = $(PYTHON): is missing or older than 3.11; name another, e.g. make PYTHON=python3.12" >&2; exit 2; }
+	@# An environment whose making was interrupted has no pip.
+	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV): some minutes the first time"
+	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
+	@touch $@
+
+active:
+	@$(RUN) -c 'import fragile_lib, papermill, snakemake' || { \
+	  echo "error: VENV = '': the active environment lacks the project; run: pip install -e '.[test]'" >&2; exit 2; }

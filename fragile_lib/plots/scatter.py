@@ -1,0 +1,150 @@
+"""Figure of single points: estimated against retrained change of the test loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fragile_lib.evaluation import Agreement, compare
+from fragile_lib.plots import base, words
+from fragile_lib.plots.base import Picture
+
+COMBINATIONS = (
+    ("descent", "exact", "loo_warm"),
+    ("descent", "exact", "loo_warm_minus_control"),
+    ("certified", "exact", "loo_certified"),
+)
+MOST_IN_LEGEND = 10  # seeds
+
+
+def scatter_estimate_truth(
+    points: Sequence[Mapping],
+    combinations: Sequence[tuple[str, str, str]] = COMBINATIONS,
+    test_choice: str = "max_loss",
+    train_choice: str = "top_influence",
+    scale: str = "auto",
+) -> Picture:
+    """Estimated against retrained loss change of each removed training point, one panel for each combination.
+
+    `points` is the list of that name in a result record; a combination is (fit, estimator, ground truth), and those
+    that the points lack are left out. Both axes of a panel have one scale, so that the diagonal is a perfect estimate.
+    `scale` is "linear", "symlog" (linear near zero, logarithmic outwards) or "auto": symlog where one size of change
+    would press the others into a dot.
+    """
+    wanted = [p for p in points if p.get("test_choice") == test_choice and p.get("train_choice") == train_choice]
+    panels = {c: found for c in combinations if (found := _vectors(wanted, c))}
+    if not panels:
+        what = f"{words.value_word('', train_choice)}, test point {words.value_word('', test_choice)}"
+        return base.empty_picture(f"No points: the record has no estimates with retraining for training points {what}.")
+    seeds = sorted({seed for found in panels.values() for seed in found})
+    colours = dict(zip(seeds, sns.color_palette("viridis", len(seeds) + 1).as_hex(), strict=False))  # without yellow
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    told, height = [], 5.9 if columns == 1 else 0.9 + 3.1 * rows
+    with base.theme():
+        figure, axes = base.new_figure(height, rows, columns, layout="compressed")
+        for i, (ax, (combination, found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            _panel(ax, found, colours, scale, most=5 if columns > 1 else 9)
+            numbers = _numbers([compare(e, t) for e, t in found.values()])
+            ax.set_title(f"{_title(combination)}\n{numbers}", fontsize=12)
+            told.append(f"{_long_title(combination)}: {numbers.replace(chr(10), ', ')}, {_sizes(found)}")
+            ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("retrained loss change")
+        _spare_cell(axes, len(panels), colours)
+        if axes.size == len(panels) and 1 < len(seeds) <= MOST_IN_LEGEND:
+            base.legend_below(figure, list(axes.flat))
+    alt = words.sentences("Scatter of retrained against estimated loss change", *told)
+    chosen = "all training points" if train_choice == "all" else f"training points {words.value_word('', train_choice)}"
+    caption = (
+        f"Each dot is the removal of one training point ({chosen}; test point {words.value_word('', test_choice)}); "
+        f"{len(seeds)} {'seed, so no mean' if len(seeds) == 1 else 'seeds, by colour; numbers are means over seeds'}. "
+        "On the dashed line estimate and retraining are equal; above zero the example was helpful."
+    )
+    return Picture(figure, alt, caption)
+
+
+def _vectors(points: Sequence[Mapping], combination: tuple[str, str, str]) -> dict:
+    """Seed -> (estimate, truth), both (k,), None read as NaN."""
+    fit, estimator, truth = combination
+    found = {}
+    for p in points:
+        pair = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
+        if p.get("fit") == fit and pair[0] is not None and pair[1] is not None:
+            found[p.get("seed", 0)] = tuple(np.asarray(x, dtype=float) for x in pair)
+    return found
+
+
+def _panel(ax: Axes, found: dict, colours: dict, scale: str, most: int) -> None:
+    for seed, (estimate, truth) in found.items():
+        ax.scatter(
+            estimate,
+            truth,
+            s=26,
+            color=colours[seed],
+            edgecolors="white",
+            linewidths=0.4,
+            label=f"seed {seed}",
+            zorder=3,
+        )
+    values = np.concatenate([np.concatenate(pair) for pair in found.values()])
+    values = values[np.isfinite(values)]
+    sizes = np.abs(values[values != 0])
+    largest = sizes.max() if sizes.size else 1.0
+    typical = np.quantile(sizes, 0.25) if sizes.size else 1.0
+    if sizes.size and (scale == "symlog" or (scale == "auto" and largest > 100 * typical)):
+        threshold = 10 ** np.floor(np.log10(max(typical, 1e-6 * largest)))
+        low, high = min(2 * values.min(), -threshold), max(2 * values.max(), threshold)
+        for which in "xy":
+            base.symlog_axis(ax, which, low, high, threshold, most)
+    else:
+        low, high = (min(values.min(), 0.0), max(values.max(), 0.0)) if values.size else (-1.0, 1.0)
+        room = 0.06 * (high - low) or largest
+        ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room))
+        ax.xaxis.set_major_locator(MaxNLocator(most - 1))
+        ax.yaxis.set_major_locator(MaxNLocator(most - 1))
+    ax.set_aspect("equal", adjustable="box")
+    ax.axline((0, 0), (largest, largest), color="0.3", linewidth=1.2, linestyle="--", zorder=2)
+    ax.grid(True)
+
+
+def _spare_cell(axes: np.ndarray, used: int, colours: dict) -> None:
+    """Where panels leave a cell free, it holds the legend of the seeds."""
+    for ax in list(axes.flat)[used:]:
+        ax.set_axis_off()
+        if 1 < len(colours) <= MOST_IN_LEGEND:
+            handles, labels = axes.flat[0].get_legend_handles_labels()
+            ax.legend(handles, labels, loc="center", ncols=2)
+
+
+def _numbers(agreements: list[Agreement]) -> str:
+    """Mean Spearman and slope over the seeds that have one, and how many have none."""
+    usable = [a for a in agreements if a.status == "ok"]
+    text = "no number"
+    if usable:
+        spearman, slope = np.mean([a.spearman for a in usable]), np.mean([a.slope for a in usable])
+        text = f"Spearman {words.number(spearman)}, slope {words.number(slope)}"
+    lost = [a.status for a in agreements if a.status != "ok"]
+    if lost:
+        text += "\n" + ", ".join(f"{lost.count(s)} {words.value_word('status', s)}" for s in sorted(set(lost)))
+    return text
+
+
+def _title(combination: tuple[str, str, str]) -> str:
+    fit, estimator, truth = combination
+    names = {"loo_warm": "descent, LOO", "loo_warm_minus_control": "LOO minus control"}
+    name = names.get(truth, words.value_word("", truth))
+    return name if estimator == "exact" else f"{name}, {words.value_word('', estimator)}"
+
+
+def _long_title(combination: tuple[str, str, str]) -> str:
+    return ", ".join(words.value_word("", part) for part in combination)
+
+
+def _sizes(found: dict) -> str:
+    n = sum(len(e) for e, _ in found.values())
+    return f"{n} points of {len(found)} seed{'s' if len(found) > 1 else ''}"

@@ -1,0 +1,115 @@
+"""Drive a stack of fits on to certified stationary points by a second-order method, where such points exist.
+
+A trained ReLU network as a rule has none: gradient descent carries it on to kinks, parameters at which some training
+example's pre-activation is zero and J has no gradient (`kinks` counts them). `finish` therefore follows the minimiser
+of the same network with softplus of growing sharpness, which ends within ln 2 / sharpness of ReLU at every unit and is
+smooth, so that its gradient can be driven to zero and its Hessian says whether it is a minimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fragile_lib.objective import Objective
+from fragile_lib.training import STATIONARY, flushed_denormals, separable
+
+SHARPNESS = (10.0, 100.0, 1e3)  # of softplus, in the order in which `finish` follows them
+STACK_BYTES = 64e6  # dense Hessians held at once by `newton`
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stack theta (S, P) driven on under `objective` (of the smoothed network, for ReLU), with ||grad J|| and steps."""
+
+    objective: Objective
+    theta: Tensor
+    grad_norm: Tensor
+    steps: Tensor
+
+
+def finish(objective: Objective, theta: Tensor, max_steps: int = 400) -> Finished:
+    """Follow each fit theta (S, P) to a stationary point of J; for ReLU through softplus of growing sharpness."""
+    stages = [objective]
+    if objective.model.activation == "relu":
+        stages = [objective.smoothed(sharpness) for sharpness in SHARPNESS]
+    total = torch.zeros(len(theta), dtype=torch.long, device=theta.device)
+    for stage in stages:
+        limit = max_steps if stage is stages[-1] else max_steps // 2
+        theta, norm, steps = newton(stage, theta, stage.uniform(len(theta)), max_steps=limit)
+        total += steps
+    return Finished(stages[-1], theta, norm, total)
+
+
+def kinks(objective: Objective, theta: Tensor, near: float = 1e-5) -> Tensor:
+    """(S,) how many pairs of a training example and a live hidden unit have a pre-activation within `near` of zero."""
+    place = objective.members(theta)
+    found = [objective.model.preactivations(theta[s], objective.data.x[place[s]]) for s in range(len(theta))]
+    live = [z[:, (z > 0).any(0)] for z in found]
+    return torch.tensor([int((z.abs() < near).sum()) for z in live])
+
+
+def newton(
+    objective: Objective, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, max_steps: int = 60
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Levenberg-Marquardt on J(.; w_e) with the exact Hessian: (theta (E, P), ||grad J|| (E,), steps (E,)).
+
+    Each step solves (H + mu I) s = -grad J by Cholesky factors, with mu raised until the shifted Hessian is positive
+    definite and J falls, and lowered tenfold after a success: descent everywhere, quadratic convergence at a minimum
+    (Nocedal and Wright 2006, section 10.3). A network stops at `STATIONARY`, when J cannot be lowered any more (a ReLU
+    kink, say), when it is separated without weight decay (`separable`), or after `max_steps`.
+    """
+    dataset = objective.members(theta, dataset)
+    at_once = max(1, int(STACK_BYTES / (8 * theta.shape[1] ** 2)))
+    with flushed_denormals():
+        parts = [
+            _newton_chunk(objective, theta[rows], weights[rows], dataset[rows], max_steps)
+            for rows in torch.arange(len(theta)).split(at_once)
+        ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _newton_chunk(
+    objective: Objective, theta: Tensor, weights: Tensor, dataset: Tensor, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    theta = theta.clone()
+    gradient, value = objective.gradient(theta, weights, dataset), objective.value(theta, weights, dataset)
+    shift = torch.full_like(value, 1e-3)
+    steps = torch.zeros(len(theta), dtype=torch.long, device=theta.device)
+    for _ in range(max_steps):
+        rows = (gradient.norm(dim=1) > STATIONARY) & (shift < 1e8) & torch.isfinite(value)
+        rows &= ~separable(objective, theta, dataset)
+        if not rows.any():
+            break
+        rows = rows.nonzero()[:, 0]
+        w, d = weights[rows], dataset[rows]
+        hessian = objective.matrices(theta[rows], w, d)
+        step, mu = _shifted_step(hessian, gradient[rows], shift[rows])
+        trial = theta[rows] + step
+        new_value, new_gradient = objective.value(trial, w, d), objective.gradient(trial, w, d)
+        better = _improves(value[rows], new_value, gradient[rows].norm(dim=1), new_gradient.norm(dim=1))
+        kept = rows[better]
+        theta[kept], value[kept], gradient[kept] = trial[better], new_value[better], new_gradient[better]
+        shift[rows] = torch.where(better, mu / 10, mu.clamp(min=1e-12) * 10).clamp(min=1e-14)
+        steps[rows] += 1
+    return theta, gradient.norm(dim=1), steps
+
+
+def _improves(value: Tensor, new_value: Tensor, norm: Tensor, new_norm: Tensor) -> Tensor:
+    """Whether J fell, or, where it is equal to the last digits, the gradient did."""
+    level = new_value <= value + 1e-13 * (1 + value.abs())
+    return (new_value < value - 1e-13 * (1 + value.abs())) | (level & (new_norm < norm))
+
+
+def _shifted_step(hessian: Tensor, gradient: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """-(H + mu I)^-1 grad with the least mu of shift, 10 shift, 100 shift ... that makes H + mu I positive definite."""
+    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    shift = shift.clone()
+    factors, info = torch.linalg.cholesky_ex(hessian + shift[:, None, None] * eye)
+    while (info > 0).any():
+        bad = info > 0
+        shift[bad] = shift[bad].clamp(min=1e-9) * 10
+        factors[bad], info[bad] = torch.linalg.cholesky_ex(hessian[bad] + shift[bad, None, None] * eye)
+    return -torch.cholesky_solve(gradient[..., None], factors)[..., 0], shift

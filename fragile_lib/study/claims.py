@@ -1,0 +1,133 @@
+"""Verdicts on the paper's claims, computed from the results table by the rules in params/claims.yaml.
+
+The rules are written there in words and in numbers, before any result is seen. This module reads them and combines the
+parts of a claim into one verdict; `claim_parts` judges a single part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from fragile_lib.errors import bad_input
+from fragile_lib.study.claim_parts import KINDS, SIGNS, TRANSFORMS, Part, PartVerdict, judge_part
+from fragile_lib.study.yaml_file import load_yaml
+
+VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
+_CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}
+_NEEDED = {
+    "value": {"paper"},
+    "trend": {"axis", "direction"},
+    "difference": {"minus", "direction"},
+    "step": {"axis", "direction", "cut"},
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper; `rule` is empty while nothing here can judge it."""
+
+    id: str
+    text: str
+    paper: str
+    source: str
+    notebook: str
+    rule: tuple[Part, ...] = ()
+    say: str = ""  # sentence for the report's opening paragraph, with {ours} for the first part's estimate and interval
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what was found for each part of its rule, and the verdict they add up to."""
+
+    claim: Claim
+    verdict: str
+    parts: tuple[PartVerdict, ...] = ()
+    profiles: tuple[str, ...] = ()
+
+
+def evaluate_claims(results: pd.DataFrame, claims: Iterable[Claim]) -> list[Verdict]:
+    """Judge each claim on `results`, the table of all runs (columns as in results.csv)."""
+    return [_evaluate(results, claim) for claim in claims]
+
+
+def _evaluate(results: pd.DataFrame, claim: Claim) -> Verdict:
+    parts = tuple(judge_part(results, part) for part in claim.rule)
+    profiles = tuple(sorted({profile for part in parts for profile in part.profiles}))
+    return Verdict(claim, combine([part.outcome for part in parts]), parts, profiles)
+
+
+def combine(outcomes: list[str]) -> str:
+    """Combine the outcomes of the parts of one claim.
+
+    A part that is contradicted decides: the claim is then `partly` true if any part is at least partly reproduced, else
+    `not`. Without a contradiction, a part that could not be judged leaves the claim undecided.
+    """
+    if all(outcome == "not run" for outcome in outcomes):
+        return "not run"
+    some = any(outcome in ("reproduced", "partly") for outcome in outcomes)
+    if "not" in outcomes:
+        return "partly" if some else "not"
+    if any(outcome in ("undecided", "not run") for outcome in outcomes):
+        return "undecided"
+    return "partly" if "partly" in outcomes else "reproduced"
+
+
+def load_claims(path: Path) -> list[Claim]:
+    """Read claims and rules; `InputError` names the claim, the value and the remedy where one is malformed."""
+    raw = load_yaml(Path(path))
+    if not isinstance(raw.get("claims"), list):
+        raise bad_input("claims", raw.get("claims"), f"give a list of claims [{Path(path).name}]")
+    claims = [_claim(entry, raw.get("defaults") or {}, raw.get("words") or {}) for entry in raw["claims"]]
+    ids = [claim.id for claim in claims]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise bad_input("claim id", name, "occurs twice; give each claim its own")
+    return claims
+
+
+def _claim(entry: dict, defaults: dict, words: dict) -> Claim:
+    name = entry.get("id")
+    for key in ("id", "text", "paper", "source", "notebook"):
+        if not isinstance(entry.get(key), str):
+            raise bad_input(f"claim {name}: {key}", entry.get(key), "must be a string")
+    unknown = set(entry) - _CLAIM_KEYS
+    if unknown:
+        raise bad_input(f"claim {name}", sorted(unknown), f"unknown keys; allowed: {sorted(_CLAIM_KEYS)}")
+    where = defaults.get(entry["notebook"], {})
+    parts = [part for raw in entry.get("rule") or [] for part in _parts(name, raw, where, words)]
+    return Claim(**{**entry, "rule": tuple(parts)})
+
+
+def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
+    """Fill in the default selection and expand `for_each` into one part for each combination of its values."""
+    raw = dict(raw)
+    each = raw.pop("for_each", {})
+    _check_part(f"claim {claim}, part {raw.get('label')!r}", raw)
+    parts = []
+    for combination in itertools.product(*each.values()):
+        chosen = dict(zip(each, combination, strict=True))
+        where = {**defaults, **raw.get("where", {}), **chosen}
+        named = {column: words.get(value, value) for column, value in chosen.items()}
+        parts.append(Part(**{**raw, "where": where, "label": raw["label"].format(**named)}))
+    return parts
+
+
+def _check_part(name: str, raw: dict) -> None:
+    kind = raw.get("kind")
+    if kind not in KINDS:
+        raise bad_input(f"{name}: kind", kind, f"choose one of {', '.join(KINDS)}")
+    known = {field.name for field in fields(Part)}
+    missing = sorted(({"label", "statistic"} | _NEEDED[kind]) - set(raw))
+    if missing:
+        raise bad_input(name, missing, f"a part of kind {kind} needs these keys")
+    if set(raw) - known:
+        raise bad_input(name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
+    if raw.get("direction") not in (None, *SIGNS):
+        raise bad_input(f"{name}: direction", raw["direction"], f"choose one of {', '.join(SIGNS)}")
+    if raw.get("transform") not in TRANSFORMS:
+        raise bad_input(f"{name}: transform", raw["transform"], "choose log or abs_log, or leave it out")

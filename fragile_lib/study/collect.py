@@ -1,0 +1,73 @@
+"""All records of a study -> one table, results.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fragile_lib.errors import InputError
+from fragile_lib.study.files import write_if_changed
+from fragile_lib.study.record import read_record, row_dicts
+
+COLUMNS = (
+    "run_id",
+    "profile",
+    "dataset",
+    "architecture",
+    "activation",
+    "depth",
+    "width",
+    "weight_decay",
+    "n_train",
+    "n_params",
+    "seed",
+    "test_point",
+    "test_choice",
+    "train_choice",
+    "n_points",
+    "estimator",
+    "ground_truth",
+    "pearson",
+    "spearman",
+    "slope",
+    "grad_norm",
+    "eig_min",
+    "eig_max",
+    "solver_residual",
+    "status",
+    "seconds_estimate",
+    "seconds_retrain",
+    "fit",
+    "norm_spearman",
+    "norm_ratio",
+)
+
+
+def results_csv(records: Iterable[dict[str, Any]]) -> str:
+    """Return the table of all records as CSV text: the fixed columns, then any further in order of appearance."""
+    import pandas as pd
+
+    rows = [row for content in records for row in row_dicts(content)]
+    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+    table = pd.DataFrame(rows, columns=list(columns))
+    # Whole numbers with gaps (a depth that does not apply) must not become 5.0.
+    return table.convert_dtypes().to_csv(index=False, lineterminator="\n")
+
+
+def read_records(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the readable records among `paths` and a line on each that is not."""
+    records, told = [], []
+    for path in paths:
+        try:
+            records.append(read_record(path))
+        except InputError as error:
+            told.append(f"left out: {error}")
+    return records, told
+
+
+def collect(paths: Iterable[Path], target: Path) -> tuple[int, list[str]]:
+    """Write the table of the records at `paths` to `target`; return how many there were, and what is to be told."""
+    records, told = read_records(paths)
+    write_if_changed(target, results_csv(records))
+    return len(records), told

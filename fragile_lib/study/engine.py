@@ -1,0 +1,150 @@
+"""Snakemake as the engine of a grid: started, watched, and ended together with the study.
+
+One study at a time works on a profile. That is kept by a lock on `runs/.<profile>.lock` which the operating system
+frees when its holder ends in whatever way, so after `kill -9` there is nothing to unlock by hand. Snakemake's own
+lock would stay behind and cannot tell whether its owner lives, so it is switched off (`--nolock`) in this use; who
+calls the Snakefile directly, on a cluster say, has it as usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from fragile_lib.errors import bad_input
+from fragile_lib.study.files import profile_dir, shown
+from fragile_lib.study.plan import Job
+from fragile_lib.study.run import OWNERS
+
+WORKFLOW = Path("workflow")
+NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
+
+
+def default_jobs() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def lock(root: Path, profile: str) -> Iterator[IO[str]]:
+    """Hold a profile for this process; raise InputError where a living study holds it, end what a dead one left."""
+    path = root / "runs" / f".{profile}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as handle:
+        handle.seek(0)
+        pids = [int(word) for word in handle.read().split() if word.isdigit()]
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = f"process {pids[0]}" if pids else "another process"
+            raise bad_input("profile", profile, f"is being run by {holder}; wait for it or end it") from None
+        for pid in pids[1:]:
+            _end_orphan(pid, root)
+        _note(handle, os.getpid())
+        yield handle
+        handle.truncate(0)
+
+
+def _note(handle: IO[str], *pids: int) -> None:
+    handle.seek(0)
+    handle.truncate()
+    handle.write(" ".join(map(str, pids)) + "\n")
+    handle.flush()
+
+
+def _end_orphan(pid: int, root: Path) -> None:
+    """End the Snakemake of a study that was killed, if that number is still it."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        words = process.cmdline()
+        if "snakemake" in words and str(root) in words:
+            end_tree(process)
+
+
+def end_tree(process: psutil.Process, patience: float = 15.0) -> None:
+    """End a process and all below it: asked first, killed after `patience` seconds."""
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            member.send_signal(signal.SIGINT if member == process else signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=patience)
+    for member in left:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[str]:
+    """Return the Snakemake command of a profile's grid."""
+    # A study on toy parameters (FRAGILE_ROOT) has no workflow of its own and takes the project's.
+    home = root if (root / WORKFLOW / "Snakefile").exists() else Path(__file__).resolve().parents[2]
+    config = [f"profile={profile}", *([f"notebook={notebook}"] if notebook else [])]
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(home / WORKFLOW / "Snakefile")),
+        *("--workflow-profile", str(home / WORKFLOW / "profiles" / "default")),
+        *("--directory", str(root), "--cores", str(jobs), "--nolock", "--quiet", "all", "--config", *config),
+    ]
+
+
+def run_grid(
+    root: Path, jobs: list[Job], cores: int, held: IO[str], notebook: str | None, tell: Callable[[str], None]
+) -> None:
+    """Run the unfinished jobs of one profile and tell of each; what failed is left to be read from the runs' folders.
+
+    `held` is the lock's file: it gets Snakemake's process id, so that a later study can end an orphan. On
+    KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
+    """
+    pending = {job.run.run_id for job in jobs if job.state != "finished"}
+    done, total, begun = len(jobs) - len(pending), len(jobs), time.time()
+    if not pending:
+        return tell(f"[{done} of {total}] all runs are up to date")
+    tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
+    profile = jobs[0].run.profile
+    log = profile_dir(root, profile) / "snakemake.log"
+    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command(root, profile, notebook, cores),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    news = 0
+    try:
+        _note(held, os.getpid(), process.pid)
+        assert process.stdout is not None
+        with log.open("w", encoding="utf-8") as handle:
+            for line in process.stdout:
+                handle.write(line)
+                handle.flush()
+                match = NEWS.match(line)
+                if match and match[2] in pending:
+                    news += 1
+                    done += match[1] == "finished"
+                    tell(f"[{done} of {total}] {line.rstrip()}")
+        process.wait()
+    except BaseException:
+        end_tree(psutil.Process(process.pid)) if process.poll() is None else None
+        process.wait()
+        raise
+    done = sum(job.state == "finished" for job in jobs)
+    tell(f"[{done} of {total}] finished in {time.time() - begun:.0f} s")
+    if process.returncode and not news:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+        tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")

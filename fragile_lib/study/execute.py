@@ -1,0 +1,115 @@
+"""One notebook through papermill: a complete output file, or an exception that says what went wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fragile_lib.study.files import write_atomic
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+START_ERRORS = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook did not run to its end: `error` names the kind, the message says it in one line."""
+
+    def __init__(self, error: str, message: str, traceback: str = "") -> None:
+        """Keep the kind of error, its one-line message and the tail of its traceback."""
+        super().__init__(message)
+        self.error, self.message, self.traceback = error, message, traceback
+
+
+def execute_notebook(
+    source: Path, output: Path, parameters: dict[str, Any], root: Path, *, threads: int = 1, cell_minutes: float = 120
+) -> float:
+    """Execute `source` into `output` in the folder of `source`; return the seconds its cells took.
+
+    Raises NotebookFailed for an error in a cell, a dead kernel, a timed-out cell, a full disk. `output` may then hold
+    an incomplete notebook. A kernel that did not start is tried once more; nothing else is.
+    """
+    prepare_environment(threads)
+    try:
+        try:
+            notebook = _papermill(source, output, parameters, cell_minutes)
+        except RuntimeError as error:
+            if not str(error).startswith(START_ERRORS):
+                raise
+            notebook = _papermill(source, output, parameters, cell_minutes)
+    except Exception as error:
+        raise explain(error, cell_minutes) from error
+    _without_absolute_paths(output, notebook, root)
+    return sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
+
+
+def prepare_environment(threads: int) -> None:
+    """Set what the kernel inherits: its number of threads, no progress bars, no start-up chatter."""
+    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
+    os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0")
+
+
+def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
+    # nbformat imports jsonschema, that a grammar of internationalised addresses which takes about 2 s to compile at
+    # each start and which no notebook needs; jsonschema does without it where it cannot be imported.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import papermill
+    from traitlets.config import Config
+
+    from fragile_lib.study.kernel import OwnKernelManager
+
+    return papermill.execute_notebook(
+        source,
+        output,
+        parameters=parameters,
+        kernel_name="python3",
+        language="python",
+        cwd=source.parent,
+        progress_bar=False,
+        start_timeout=120,
+        execution_timeout=max(1, round(cell_minutes * 60)),
+        kernel_manager_class=OwnKernelManager,
+        # The record is written by then; waiting for a polite shutdown would only cost time.
+        shutdown_kernel="immediate",
+        config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+    )
+
+
+def explain(error: Exception, cell_minutes: float) -> NotebookFailed:
+    """Return what went wrong, in one line with a remedy."""
+    kind, text = type(error).__name__, ANSI.sub("", str(error)).strip()
+    tail = text[-4000:]
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return NotebookFailed("OSError", "the disk is full (No space left on device); free some and run again", tail)
+    if kind == "PapermillExecutionError":
+        lines = ANSI.sub("", "\n".join(error.traceback))[-4000:]  # type: ignore[attr-defined]
+        first = (str(error.evalue).strip().splitlines() or [""])[0]  # type: ignore[attr-defined]
+        return NotebookFailed(error.ename, f"{error.ename}: {first}", lines)  # type: ignore[attr-defined]
+    if kind == "DeadKernelError":
+        return NotebookFailed(
+            kind, "the kernel died in mid-run; often the memory was not enough: see `failed.ipynb`", tail
+        )
+    if kind == "CellTimeoutError":
+        remedy = "raise limits.cell_minutes in its parameters file"
+        return NotebookFailed(kind, f"a cell ran longer than {cell_minutes:g} minutes; {remedy}", tail)
+    return NotebookFailed(kind, f"{kind}: {(text.splitlines() or [''])[0]}", tail)
+
+
+def _without_absolute_paths(output: Path, notebook: Any, root: Path) -> None:
+    """Rewrite papermill's note of where it ran, so that a published page does not tell of the machine's folders."""
+    note = notebook.metadata.get("papermill", {})
+    for key in ("input_path", "output_path"):
+        if note.get(key):
+            note[key] = os.path.relpath(note[key], root)
+    write_atomic(output, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,279 @@
+"""The grids of params/*.yaml: read, checked, and expanded to runs; and the same check inside a notebook.
+
+`load_specs(params_dir)` reads every file before anything is run or written. `Spec.runs(profile)` gives the runs,
+`Spec.page_parameters(profile)` the parameters of the notebook's published page. A notebook calls
+`check_parameters("iris", globals())` right after its `parameters` cell.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fragile_lib.errors import bad_input
+from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
+from fragile_lib.study.files import study_root
+from fragile_lib.study.yaml_file import load_yaml
+
+STANDARD = ("profile", "run_id", "output_dir", "grid_results")
+OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml")
+RESERVED_IDS = ("pages", "report", "records", "results.csv")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
+DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
+
+_started = {"at": time.time()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a notebook: a point of a grid."""
+
+    run_id: str
+    notebook: str
+    profile: str
+    parameters: dict[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that params/<notebook>.yaml says, checked."""
+
+    notebook: str
+    source: str
+    declarations: dict[str, Declaration]
+    base: dict[str, Any]
+    run_id: str
+    profiles: dict[str, dict[str, Any]]
+    page: dict[str, Any] | None
+    limits: dict[str, int]
+
+    def runs(self, profile: str) -> tuple[Run, ...]:
+        """Return the runs of a profile, in the order of its grids; none for a notebook without profiles."""
+        if not self.profiles:
+            return ()
+        found: dict[str, Run] = {}
+        for grid, axes in self._profile(profile).get("grids", {}).items():
+            where = f"{self.source}, profile {profile}, grid {grid}"
+            for point in _points(axes, where):
+                values = {**self.base, **self._profile(profile).get("set", {}), **point}
+                run = self._run(profile, check_values(self.declarations, values, where), where)
+                if found.setdefault(run.run_id, run) != run:
+                    differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
+                    remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
+                    raise bad_input("run_id", run.run_id, f"{remedy} [{where}]")
+        return tuple(found.values())
+
+    def page_parameters(self, profile: str) -> dict[str, Any] | None:
+        """Return the parameters of the notebook's page in a profile, or None where it has no page."""
+        if self.page is None:
+            return None
+        values = {**self.base, **(self._profile(profile).get("set", {}) if self.profiles else {}), **self.page}
+        return check_values(self.declarations, values, f"{self.source}, page in profile {profile}")
+
+    def _profile(self, profile: str) -> dict[str, Any]:
+        if profile not in self.profiles:
+            remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
+            raise bad_input("profile", profile, remedy)
+        return self.profiles[profile]
+
+    def _run(self, profile: str, parameters: dict[str, Any], where: str) -> Run:
+        try:
+            run_id = self.run_id.format(**parameters)
+        except (KeyError, IndexError) as error:
+            hint = did_you_mean(str(error).strip("'"), parameters)
+            remedy = f"uses {error}, which is no parameter; {hint} [{where}]"
+            raise bad_input("run_id", self.run_id, remedy) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise bad_input("run_id", self.run_id, f"is not a format text ({error}); correct it [{where}]") from None
+        if not NAME.fullmatch(run_id):
+            remedy = "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder"
+            raise bad_input("run_id", run_id, f"{remedy} [{where}]")
+        if run_id in RESERVED_IDS:
+            raise bad_input("run_id", run_id, f"is taken by a folder of the study; choose another [{where}]")
+        return Run(run_id, self.notebook, profile, parameters)
+
+
+def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    """Yield the points of a grid: the product of its axes, on top of its own `set`."""
+    fixed = axes.get("set", {})
+    axes = {name: values for name, values in axes.items() if name != "set"}
+    if not isinstance(fixed, dict):
+        raise bad_input("set", fixed, f"give `name: value` pairs [{where}]")
+    for name, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise bad_input(name, values, f"an axis is a list of at least one value [{where}]")
+        if name in fixed:
+            raise bad_input(name, values, f"is both an axis and in `set`; remove one [{where}]")
+    for combination in itertools.product(*axes.values()):
+        yield {**fixed, **dict(zip(axes, combination, strict=True))}
+
+
+def load_spec(path: Path, source: str | None = None) -> Spec:
+    """Return one parameters file, checked with all its profiles; raise InputError at its first mistake."""
+    source = source or f"params/{path.name}"
+    content = load_yaml(path, source)
+
+    def wrong(name: str, value: object, remedy: str) -> NoReturn:
+        raise bad_input(name, value, f"{remedy} [{source}]")
+
+    for key, value in content.items():
+        if key not in TOP_KEYS:
+            wrong(key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
+    notebook = content.get("notebook")
+    if notebook != path.stem:
+        wrong("notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one of them")
+    sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
+    for key, value in sections.items():
+        if not isinstance(value, dict):
+            wrong(key, value, "give `name: value` pairs")
+    declarations = {name: declare(name, c, source) for name, c in sections["parameters"].items()}
+    for name in STANDARD:
+        if name in declarations:
+            wrong(f"parameters.{name}", "", "is given by the study itself; remove it")
+    for profile, grids in sections["profiles"].items():
+        _check_profile(profile, grids, wrong)
+    page = content.get("page", None if "page" not in content else {})
+    if page is not None and not isinstance(page, dict):
+        wrong("page", page, "give `name: value` pairs, or {} for none")
+    run_id = content.get("run_id", "")
+    if sections["profiles"] and (not isinstance(run_id, str) or not run_id):
+        wrong("run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
+    spec = Spec(
+        notebook=notebook,
+        source=source,
+        declarations=declarations,
+        base=check_values(declarations, sections["base"], f"{source}, base", complete=False),
+        run_id=run_id,
+        profiles=sections["profiles"],
+        page=page,
+        limits=_limits(sections["limits"], wrong),
+    )
+    for profile in spec.profiles or ["quick"]:
+        spec.runs(profile)
+        spec.page_parameters(profile)
+    return spec
+
+
+def _check_profile(profile: str, content: Any, wrong: Any) -> None:
+    if not NAME.fullmatch(profile):
+        wrong("profile", profile, "must be letters, digits, '_' or '-', as it names a folder")
+    if not isinstance(content, dict) or not content:
+        wrong(f"profiles.{profile}", content, "give `set:` and `grids:`")
+    for key, value in content.items():
+        if key not in ("set", "grids"):
+            wrong(f"profiles.{profile}.{key}", value, "is neither `set` nor `grids`; move it into one")
+        if not isinstance(value, dict):
+            wrong(f"profiles.{profile}.{key}", value, "give `name: value` pairs")
+    for grid, axes in content.get("grids", {}).items():
+        if not isinstance(axes, dict) or not axes:
+            wrong(f"profiles.{profile}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
+
+
+def _limits(given: dict[str, Any], wrong: Any) -> dict[str, int]:
+    for name, value in given.items():
+        if name not in DEFAULT_LIMITS:
+            wrong(f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
+        if type(value) is not int or value < 1:
+            wrong(f"limits.{name}", value, "give an int, at least 1")
+    return {**DEFAULT_LIMITS, **given}
+
+
+def load_specs(params_dir: Path) -> dict[str, Spec]:
+    """Return all parameters files of a folder by notebook; raise InputError at the first mistake in any of them."""
+    paths = sorted(p for p in params_dir.glob("*.y*ml") if p.name not in OTHER_FILES)
+    if not paths:
+        raise bad_input("params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
+    specs = {path.stem: load_spec(path) for path in paths}
+    owner: dict[tuple[str, str], str] = {}
+    for spec in specs.values():
+        for profile in spec.profiles:
+            for run in spec.runs(profile):
+                # Compared without case, because some file systems do.
+                other = owner.setdefault((profile, run.run_id.casefold()), f"{spec.notebook} {run.run_id}")
+                if other != f"{spec.notebook} {run.run_id}":
+                    remedy = f"names the same folder as {other}; add to run_id what tells them apart"
+                    raise bad_input("run_id", run.run_id, f"{remedy} [{spec.source}, profile {profile}]")
+    return specs
+
+
+def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None) -> dict[str, Spec]:
+    """Return the specs that a profile and an optional notebook name; raise InputError where one is not there."""
+    profiles = list(dict.fromkeys(name for spec in specs.values() for name in spec.profiles))
+    if profile not in profiles:
+        remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
+        raise bad_input("profile", profile, remedy)
+    if notebook and notebook not in specs:
+        raise bad_input("notebook", notebook, f"has no params/{notebook}.yaml; {did_you_mean(notebook, specs)}")
+    chosen = {name: spec for name, spec in specs.items() if not notebook or name == notebook}
+    for spec in chosen.values():
+        spec.runs(profile)
+    return chosen
+
+
+class Parameters(dict):
+    """The checked parameters of a notebook: a dict that also reads `parameters.depth` and cannot be changed."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the parameter of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no parameter {name!r}; {did_you_mean(name, self)}") from None
+
+    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("parameters are fixed once checked; change the parameters cell and run it again")
+
+    __setattr__ = __delattr__ = __setitem__ = __delitem__ = _fixed
+    update = pop = popitem = clear = setdefault = __ior__ = _fixed  # type: ignore[assignment]
+
+
+def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
+    """Return the declared parameters found in a notebook's `namespace`, checked; works in every working directory.
+
+    Raises InputError for a missing, mistyped or out-of-range value, and for an injected name that the notebook does
+    not know (papermill itself only warns there and runs the defaults).
+    """
+    _started["at"] = time.time()
+    path = study_root() / "params" / f"{notebook}.yaml"
+    spec = load_spec(path)
+    where = f"notebooks/{notebook}.ipynb"
+    for name, value in _injected(namespace).items():
+        if name not in spec.declarations and name not in STANDARD:
+            raise bad_input(name, value, f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]")
+    values = {name: namespace[name] for name in spec.declarations if name in namespace}
+    return Parameters(check_values(spec.declarations, values, where))
+
+
+def started_at() -> float:
+    """Return when `check_parameters` was last called, in seconds since the epoch: the start of the notebook's work."""
+    return _started["at"]
+
+
+def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what papermill injected: IPython keeps the source of its cell, which starts with '# Parameters'."""
+    found: dict[str, Any] = {}
+    for source in namespace.get("In", []):
+        if isinstance(source, str) and source.startswith("# Parameters\n"):
+            found.update(assigned(source))
+    return {name: namespace.get(name, value) for name, value in found.items()}
+
+
+def assigned(source: str) -> dict[str, Any]:
+    """Return the names that a cell assigns at its top level, with their values where these are literals."""
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            try:
+                value = ast.literal_eval(statement.value) if statement.value else None
+            except ValueError:
+                value = None
+            found.update({target.id: value for target in targets if isinstance(target, ast.Name)})
+    return found

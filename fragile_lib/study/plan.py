@@ -1,0 +1,151 @@
+"""Which runs there are, which are finished, and the small files that tell Snakemake so.
+
+The truth about a run is its `result.json`: it is finished when that file can be read and carries the run's present
+fingerprint. Snakemake deletes a rule's outputs before it runs and after it fails, so no result is ever its output.
+It sees a stamp, `.done/<run_id>`, made from `.job.json`; both are derived here and can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fragile_lib.errors import InputError
+from fragile_lib.study.files import package_dir, profile_dir, shown, study_root, write_atomic, write_if_changed
+from fragile_lib.study.fingerprint import run_fingerprint
+from fragile_lib.study.notebook_file import check_notebook, code_cells
+from fragile_lib.study.params import Run, Spec, load_specs, select
+from fragile_lib.study.record import read_record
+from fragile_lib.study.yaml_file import dump_yaml
+
+RESTORED_PROFILES = ("laptop", "paper")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with the folder it lives in and what its result depends on."""
+
+    run: Run
+    directory: Path
+    fingerprint: str
+    limits: Mapping[str, int]
+
+    @property
+    def stamp(self) -> Path:
+        """Return the file whose presence tells Snakemake that the run is finished."""
+        return self.directory.parent / ".done" / self.run.run_id
+
+    @property
+    def state(self) -> str:
+        """Return `finished`, `outdated` (by other parameters or code), `unreadable`, `failed` or `missing`."""
+        state = record_state(self.directory / "result.json", self.fingerprint)
+        return "failed" if state in ("missing", "outdated") and (self.directory / "failure.json").exists() else state
+
+
+def record_state(path: Path, fingerprint: str) -> str:
+    """Return how a record stands to a fingerprint: `finished`, `outdated`, `unreadable` or `missing`."""
+    if not path.exists():
+        return "missing"
+    try:
+        return "finished" if read_record(path).get("fingerprint") == fingerprint else "outdated"
+    except InputError:
+        return "unreadable"
+
+
+def validated(root: Path, profile: str, notebook: str | None = None) -> dict[str, Spec]:
+    """Return the chosen specs after checking every parameters file and the notebook of each; writes nothing."""
+    specs = load_specs(root / "params")
+    chosen = select(specs, profile, notebook)
+    for spec in specs.values():
+        check_notebook(spec, root)
+    return chosen
+
+
+def make_plan(root: Path, profile: str, notebook: str | None = None) -> list[Job]:
+    """Return the jobs of a profile, all notebooks' or one's; raise InputError on bad input; writes nothing."""
+    jobs = []
+    for spec in validated(root, profile, notebook).values():
+        cells = code_cells(check_notebook(spec, root))
+        for run in spec.runs(profile):
+            fingerprint = run_fingerprint(run.parameters, cells, package_dir(root))
+            jobs.append(Job(run, profile_dir(root, profile) / run.run_id, fingerprint, spec.limits))
+    return jobs
+
+
+def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list[Job], list[str]]:
+    """Write what the runs need, restore and set aside results, and bring the stamps in line; safe to repeat.
+
+    Returns the jobs and what is to be told. Raises InputError before anything is written; OSError on a full disk.
+    """
+    jobs = make_plan(root, profile, notebook)
+    told: list[str] = []
+    for job in jobs:
+        write_if_changed(job.directory / "params.yaml", dump_yaml(job.run.parameters))
+        write_if_changed(job.directory / ".job.json", json.dumps(describe(job), indent=1) + "\n")
+        told += _set_aside(job, root)
+        if job.state != "finished" and profile in RESTORED_PROFILES:
+            told += _restore(job, root)
+        _sync_stamp(job)
+    return jobs, told
+
+
+def describe(job: Job) -> dict[str, object]:
+    """Return what `run.execute` has to know of a job."""
+    run = job.run
+    facts = {"run_id": run.run_id, "notebook": run.notebook, "profile": run.profile, "fingerprint": job.fingerprint}
+    return {**facts, **job.limits}
+
+
+def _set_aside(job: Job, root: Path) -> list[str]:
+    path = job.directory / "result.json"
+    try:
+        if path.exists():
+            read_record(path)
+        return []
+    except InputError as error:
+        aside = path.with_name("result.json.unreadable")
+        os.replace(path, aside)
+        reason = str(error).partition(": ")[2]
+        return [f"{shown(path, root)} {reason.rpartition(';')[0]}; set aside as {aside.name}, the run is repeated"]
+
+
+def _restore(job: Job, root: Path) -> list[str]:
+    """Copy a committed record of the same fingerprint, so that a study goes on in a fresh clone."""
+    source = root / "reports" / "records" / job.run.run_id / "result.json"
+    if record_state(source, job.fingerprint) != "finished" or read_record(source)["profile"] != job.run.profile:
+        return []
+    if (job.directory / "run.ipynb").exists():  # it belongs to the older result
+        (job.directory / "run.ipynb").unlink()
+    temporary = job.directory / ".result.json.tmp"
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, job.directory / "result.json")
+    return [f"{job.run.run_id}: finished result taken from {shown(source, root)}"]
+
+
+def _sync_stamp(job: Job) -> None:
+    if job.state == "finished":
+        job_file = job.directory / ".job.json"
+        if not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
+            write_stamp(job.stamp, job.fingerprint)
+    else:
+        job.stamp.unlink(missing_ok=True)
+
+
+def write_stamp(stamp: Path, fingerprint: str) -> None:
+    """Tell Snakemake that a run is finished."""
+    write_atomic(stamp, fingerprint + "\n")
+
+
+def jobs_for_snakemake(config: Mapping[str, str], main_process: bool) -> list[Job]:
+    """Return the jobs as the Snakefile needs them; only Snakemake's main process prepares files."""
+    profile, notebook = config.get("profile", "quick"), config.get("notebook") or None
+    if not main_process:
+        return make_plan(study_root(), profile, notebook)
+    jobs, told = prepare(study_root(), profile, notebook)
+    for line in told:
+        print(line, flush=True)
+    return jobs

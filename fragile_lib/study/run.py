@@ -1,0 +1,139 @@
+"""One run of a grid: execute its notebook beside the old result, and put the new one in place when it is complete.
+
+Files appear in the run's folder in this order: `run.ipynb`, then `result.json`, which marks the run as finished. A
+failure leaves `failure.json` and `failed.ipynb` and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fragile_lib.errors import InputError, bad_input
+from fragile_lib.study.execute import NotebookFailed, execute_notebook
+from fragile_lib.study.files import profile_dir, study_root, write_json
+from fragile_lib.study.plan import write_stamp
+from fragile_lib.study.record import plain, read_record, timestamp
+from fragile_lib.study.yaml_file import load_yaml
+
+OWNERS = "FRAGILE_OWNERS"
+
+
+def execute(run_dir: Path) -> float:
+    """Execute the run that `run_dir` describes (`.job.json`, `params.yaml`); return its seconds, start to end.
+
+    Raises InputError where the folder describes no run, NotebookFailed where the notebook fails; both leave an older
+    finished result as it was. OSError where not even the failure can be written.
+    """
+    started = psutil.Process().create_time()
+    root, run_dir = study_root(), run_dir.resolve()
+    job = read_job(run_dir)
+    parameters = load_yaml(run_dir / "params.yaml", f"{run_dir.name}/params.yaml")
+    source = root / "notebooks" / f"{job['notebook']}.ipynb"
+    for left in run_dir.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = run_dir / f".partial-{os.getpid()}"
+    try:
+        partial.mkdir()
+        given = {"profile": job["profile"], "run_id": job["run_id"], "grid_results": ""}
+        given["output_dir"] = Path(os.path.relpath(partial, source.parent)).as_posix()
+        os.environ["FRAGILE_FINGERPRINT"] = job["fingerprint"]
+        limits = {name: job[name] for name in ("threads", "cell_minutes")}
+        in_cells = execute_notebook(
+            source, partial / "run.ipynb", {**parameters, **known(source, given)}, root, **limits
+        )
+        content = _finished_record(partial / "result.json", job)
+        content["seconds_total"] = round(time.time() - started, 3)
+        content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
+        write_json(partial / "result.json", content)
+        os.replace(partial / "run.ipynb", run_dir / "run.ipynb")
+        os.replace(partial / "result.json", run_dir / "result.json")
+    except NotebookFailed as failure:
+        write_failure(run_dir, partial / "run.ipynb", failure, root, job)
+        raise
+    except OSError as error:
+        failure = NotebookFailed("OSError", f"{error.strerror or error}; free the disk or correct its rights")
+        write_failure(run_dir, partial / "run.ipynb", failure, root, job)
+        raise failure from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for name in ("failure.json", "failed.ipynb", "result.json.unreadable"):
+        (run_dir / name).unlink(missing_ok=True)
+    write_stamp(profile_dir(root, job["profile"]) / ".done" / job["run_id"], job["fingerprint"])
+    return content["seconds_total"]
+
+
+def read_job(run_dir: Path) -> dict[str, Any]:
+    """Return the description that the plan wrote; raise InputError where there is none."""
+    try:
+        return json.loads((run_dir / ".job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "is no folder of a planned run; see `python -m fragile_lib.study list`"
+        raise bad_input("run folder", str(run_dir), f"{remedy} ({type(error).__name__})") from None
+
+
+def known(source: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the study's own parameters that the notebook has."""
+    from fragile_lib.study.notebook_file import parameters_cell, read_notebook
+
+    names = parameters_cell(read_notebook(source, source.parent.parent), source.name)
+    return {name: value for name, value in given.items() if name in names}
+
+
+def write_failure(folder: Path, notebook: Path, failure: NotebookFailed, root: Path, job: dict[str, Any]) -> None:
+    """Write what is known of a failure; a disk too full for it must not hide the failure itself."""
+    note = {
+        **{key: job.get(key, "") for key in ("run_id", "notebook", "profile", "fingerprint")},
+        "error": failure.error,
+        # Folders of the machine are nobody's business in a published report.
+        "message": failure.message.replace(f"{root}/", ""),
+        "traceback": failure.traceback.replace(f"{root}/", ""),
+        "finished": timestamp(),
+    }
+    try:
+        write_json(folder / "failure.json", plain(note))
+        if notebook.exists():
+            os.replace(notebook, folder / "failed.ipynb")
+    except OSError as error:
+        print(f"the failure of {folder.name} could not be written either ({error})", flush=True)
+
+
+def _finished_record(path: Path, job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        content = read_record(path)
+    except InputError as error:
+        raise NotebookFailed("NoRecord", f"the notebook ended without a good record: {error}") from error
+    for key in ("run_id", "profile", "notebook", "fingerprint"):
+        if content.get(key) != job[key]:
+            raise NotebookFailed("NoRecord", f"the record names {key} {content.get(key)!r}, not {job[key]!r}")
+    return content
+
+
+def end_with_owners() -> None:
+    """End this process and its kernel within a second once a process that started it on this machine is gone.
+
+    Without it, a `kill -9` of the study would leave its notebooks computing, and in the way of the next study.
+    """
+    pids = [int(pid) for pid in os.environ.get(OWNERS, "").split(",") if pid]
+    if not pids:
+        return
+    try:
+        owners = [psutil.Process(pid) for pid in pids]
+    except psutil.NoSuchProcess:
+        os._exit(1)
+
+    def watch() -> None:
+        while all(owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE for owner in owners):
+            time.sleep(1)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from fragile_lib.study.report import build_report
+
+
+@dataclass(frozen=True)
+class Built:
+    source: Path
+    params: Path
+    out: Path
+
+    @property
+    def index(self) -> str:
+        return (self.out / "index.html").read_text()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A report of the synthetic study; shared, so tests must not write into it."""
+    source, params = synthetic.make_study(tmp_path_factory.mktemp("study"))
+    index = build_report(source, source / "report", params)
+    return Built(source, params, index.parent)
+
+
+@pytest.fixture
+def study(report: Built, tmp_path: Path) -> Built:
+    """A copy of the synthetic study with its report, free to be broken."""
+    root = report.source.parents[1]
+    shutil.copytree(root, tmp_path / "copy")
+    source = tmp_path / "copy" / report.source.relative_to(root)
+    return Built(source, tmp_path / "copy" / "params", source / "report")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """A headless Chromium; tests that need it skip, with the reason, where there is none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install -e .[test])"
+    )
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium found on PATH; install Debian's package `chromium` to run the browser tests")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

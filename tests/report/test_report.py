@@ -1,0 +1,275 @@
+"""The report of a synthetic study: what it shows, what it never contains, and what becomes of broken input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import synthetic
+from bs4 import BeautifulSoup
+
+from fragile_lib.errors import InputError
+from fragile_lib.study.report import build_report
+from fragile_lib.study.report.markup import mathml, tidy
+
+
+def pages(report) -> dict[Path, BeautifulSoup]:
+    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in report.out.rglob("*.html")}
+
+
+def row(report, run_id: str) -> str:
+    soup = BeautifulSoup(report.index, "html.parser")
+    return next(r for r in soup.select("table.runs tbody tr") if r.th.get_text(strip=True) == run_id).get_text(" ")
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_page_is_there(report):
+    names = {path.relative_to(report.out).as_posix() for path in report.out.rglob("*") if path.is_file()}
+    run = f"run/{synthetic.WITH_NOTEBOOK}.html"
+    assert names == {"index.html", "iris.html", "summary.html", run, "results.csv"}
+
+
+def test_no_broken_link_or_anchor(report):
+    soups = pages(report)
+    assert len(soups) == 4
+    for path, soup in soups.items():
+        ids = [tag["id"] for tag in soup(id=True)]
+        assert len(ids) == len(set(ids)), path
+        for link in soup("a", href=True):
+            href, _, anchor = link["href"].partition("#")
+            if href.startswith("https://"):
+                continue
+            target = (path.parent / unquote(href)).resolve() if href else path
+            assert target.exists(), f"{path.name}: {link['href']}"
+            if anchor:
+                assert soups[target].find(id=anchor), f"{path.name}: {link['href']}"
+
+
+def test_nothing_is_requested_from_outside(report):
+    for path, soup in pages(report).items():
+        assert not soup("link") and not soup("iframe"), path
+        assert all(tag["src"].startswith("data:") for tag in soup(src=True)), path
+        assert not [script for script in soup("script") if path.name != "index.html"], path
+        assert not re.search(r"@import|url\(", "".join(style.get_text() for style in soup("style")))
+
+
+def test_structure(report):
+    for path, soup in pages(report).items():
+        assert len(soup("h1")) == 1, path
+        levels = [int(tag.name[1]) for tag in soup(re.compile("^h[1-6]$"))]
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), (path, levels)
+        assert all(image.get("alt") for image in soup("img"))
+        assert all(table.caption and table("th", scope=True) for table in soup("table"))
+        assert soup.main and soup.header and soup.footer and soup.find("a", class_="skip")
+
+
+def test_verdicts_with_figures_intervals_and_evidence(report):
+    soup = BeautifulSoup(report.index, "html.parser")
+    first = soup.find(id="claim-I1")
+    assert "reproduced" in first.get_text()
+    assert "0.97" in first.get_text() and "[0.97, 0.97]" in first.get_text() and "5 seeds" in first.get_text()
+    assert first.find("a")["href"] == "iris.html#claim-I1"
+    assert first.find("svg")
+    assert "partly reproduced" in soup.find(id="claim-I2").get_text()
+    assert "of 25 networks degenerate" not in first.get_text()
+    assert "1 of 20 networks degenerate (1 constant)" in soup.find(id="claim-I3").get_text(" ")
+    for name in ("S1", "T11", "N2"):
+        assert "not run" in soup.find(id=f"claim-{name}").get_text()
+
+
+def test_opening_paragraph_counts_the_verdicts(report):
+    lead = BeautifulSoup(report.index, "html.parser").find(class_="lead").get_text()
+    assert "Of the 26 claims" in lead and "have not been run" in lead
+    assert "the points of largest |influence|, is 0.97 [0.97, 0.97]; the paper gives 0.97" in lead
+    assert "2 constant" in lead
+
+
+def test_run_matrix_shows_failed_missing_broken_and_outcomes(report):
+    assert "missing" in row(report, synthetic.MISSING)
+    assert "failed" in row(report, synthetic.FAILED) and "RuntimeError" in row(report, synthetic.FAILED)
+    assert "older result kept" in row(report, synthetic.LATER)
+    assert "unreadable" in row(report, synthetic.BROKEN)
+    assert "descent: 1 of 5 seeds: constant" in row(report, "iris-relu-d8-w5-wd0.005")
+    assert "512 MB" in row(report, synthetic.WITH_NOTEBOOK)
+    assert f"run/{synthetic.WITH_NOTEBOOK}.html" in report.index
+    assert "../iris-relu-d1-w5-wd0/result.json" in report.index
+
+
+def test_names_from_outside_are_escaped(report):
+    for path in report.out.rglob("*.html"):
+        assert "alert(1)</script>" not in path.read_text()
+    assert "&lt;script&gt;alert(1)" in report.index
+
+
+def test_reduced_profile_is_labelled_everywhere(report, study):
+    for path, soup in pages(report).items():
+        assert "not the study of record" in soup.find(class_="banner").get_text(), path
+    for path in study.source.glob("*/result.json"):
+        path.write_text(path.read_text().replace('"profile": "quick"', '"profile": "laptop"'))
+    build_report(study.source, study.out, study.params)
+    assert "not the study of record" not in study.index
+    assert "Laptop profile" in study.index
+
+
+def test_notebook_page(report):
+    soup = BeautifulSoup((report.out / "iris.html").read_text(), "html.parser")
+    assert soup.h1.get_text() == "Iris: can an influence function be believed?"
+    assert len(soup("math")) == 2
+    figure = soup.find(id="figure-1")
+    assert figure.img["alt"].startswith("Spearman falls") and figure.figcaption.get_text() == "Agreement against depth."
+    assert [c.get_text() for c in soup("caption")] == ["A level skipped", "Means over seeds."]
+    assert soup.find("summary", string="Parameters of this run") and soup.find(
+        "summary", string="Code: Train the networks"
+    )
+    assert soup.find("a", href="summary.html") and soup.find("a", href="#fall-with-depth")
+    assert not soup.find("a", string="the plan")  # not part of the report
+    assert "example.org" not in str(soup)
+    assert [a["href"] for a in soup.select(".contents a")][-1] == "#fall-with-depth-2"
+    assert "\x1b" not in str(soup)
+
+
+def test_headline_figures_and_data(report):
+    soup = BeautifulSoup(report.index, "html.parser")
+    figures = soup.select(".headline")
+    assert len(figures) == 2
+    assert figures[1].img["alt"].startswith("Spearman falls")
+    assert {"iris.html#figure-1", "results.csv"} <= {a["href"] for a in figures[1]("a")}
+
+
+def test_summary_and_provenance(report):
+    soup = BeautifulSoup(report.index, "html.parser")
+    table = soup.find("table", class_="results")
+    assert 5 < len(table.tbody("tr")) <= 200
+    assert "0.34 [0.33, 0.34] n=4" in table.get_text()
+    text = soup.find(class_="provenance").get_text(" ")
+    assert "0123abc" in text and "yes, in 2 of 11 runs" in text and "torch 2.0" in text
+    assert f"-f runs/quick/{synthetic.WITH_NOTEBOOK}/params.yaml" in soup.find(class_="commands").get_text()
+
+
+def test_layout_of_the_study_of_record(study):
+    """reports/records, reports/pages, reports/results.csv; the table is not copied onto itself."""
+    reports = study.params.parent / "reports"
+    shutil.copytree(study.source, reports / "records", ignore=shutil.ignore_patterns("pages", "report"))
+    shutil.copytree(study.source / "pages", reports / "pages")
+    shutil.copy(study.out / "results.csv", reports / "results.csv")
+    before = (reports / "results.csv").stat().st_mtime_ns
+    for source in (reports / "records", reports):
+        index = build_report(source, reports, study.params)
+        assert "iris.html#claim-I1" in index.read_text()
+        assert "records/iris-relu-d1-w5-wd0/result.json" in index.read_text()
+    assert (reports / "results.csv").stat().st_mtime_ns == before
+    assert "notebooks/iris.ipynb out.ipynb -f reports/records/" in index.read_text()
+
+
+def test_result_left_out_of_the_table_is_outdated(study):
+    lines = (study.out / "results.csv").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(f"{synthetic.WITH_NOTEBOOK},")]
+    (study.source / "results.csv").write_text("\n".join(kept))
+    build_report(study.source, study.out, study.params)
+    assert "outdated" in row(study, synthetic.WITH_NOTEBOOK)
+
+
+def test_failed_build_leaves_the_old_report(study, monkeypatch):
+    before = snapshot(study.out)
+    monkeypatch.setattr("fragile_lib.study.report.tables.provenance", lambda study: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_report(study.source, study.out, study.params)
+    assert snapshot(study.out) == before
+    assert not list(study.source.glob(".report-*"))
+
+
+def test_full_disk_leaves_the_old_report(study, monkeypatch):
+    before = snapshot(study.out)
+
+    def full(self, *_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        build_report(study.source, study.out, study.params)
+    assert snapshot(study.out) == before
+
+
+def test_pages_that_are_gone_are_removed_and_foreign_files_stay(study):
+    (study.out / "own.html").write_text("<p>not from the report")
+    (study.source / synthetic.WITH_NOTEBOOK / "run.ipynb").unlink()
+    (study.source / "pages" / "summary.ipynb").unlink()
+    build_report(study.source, study.out, study.params)
+    names = {path.relative_to(study.out).as_posix() for path in study.out.rglob("*.html")}
+    assert names == {"index.html", "iris.html", "own.html"}
+
+
+def test_broken_page_and_empty_study_still_give_a_report(study, tmp_path):
+    (study.source / "pages" / "iris.ipynb").write_text('{"cells": [')
+    assert "not a readable notebook" in build_report(study.source, study.out, study.params).read_text()
+    empty = tmp_path / "runs" / "laptop"
+    empty.mkdir(parents=True)
+    text = build_report(empty, empty / "report", study.params).read_text()
+    assert "None of the paper’s 26 claims" in text
+    assert "There are no results yet" in text
+
+
+def test_bad_input_is_named(study, tmp_path):
+    with pytest.raises(InputError, match="run the study first"):
+        build_report(tmp_path / "nowhere", tmp_path / "out", study.params)
+    assert not (tmp_path / "out").exists()
+    (study.params / "deviations.yaml").write_text("deviations: [{what: split, paper: unknown, here: ours}]")
+    with pytest.raises(InputError, match="why"):
+        build_report(study.source, study.out, study.params)
+
+
+def test_build_takes_seconds(study):
+    start = time.perf_counter()
+    build_report(study.source, study.out, study.params)
+    assert time.perf_counter() - start < 20  # about one second on an idle core
+
+
+def test_same_input_gives_the_same_report(study):
+    before = snapshot(study.out)
+    build_report(study.source, study.out, study.params)
+    assert snapshot(study.out) == before
+
+
+def test_run_id_with_odd_but_legal_characters(study):
+    record = json.loads((study.source / "iris-relu-d1-w5-wd0" / "result.json").read_text())
+    folder = study.source / "iris_a.b-1"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({**record, "run_id": folder.name}))
+    build_report(study.source, study.out, study.params)
+    assert "../iris_a.b-1/result.json" in study.index
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\arg\min_\theta J(\theta)", r"\operatorname*{arg\,min}_\theta J", r"\operatorname{tr} A",
+        r"\left\| x \right\|",
+        r"\begin{aligned} a &= b \\ c &= d \end{aligned}", r"\mathbb E[x]", r"\bigl\| x \bigr\|", r"x < y",
+        r"-\nabla f(\theta^\star)^\top (H + \delta I)^{-1} \nabla \ell(z_i, \theta^\star)",
+    ],
+)  # fmt: skip
+def test_math_becomes_mathml(tex):
+    math = mathml(tex)
+    assert math.startswith("<math")
+    assert "\\" not in math and "<mo />" not in math
+
+
+@pytest.mark.parametrize("tex", [r"\unknownmacro x", r"\frac{1", r"\left( x"])
+def test_math_that_cannot_be_converted_stays_readable(tex):
+    math = mathml(tex)
+    assert math.startswith(("<math", "<code"))
+    assert "<script" not in math
+
+
+def test_hostile_html_is_stripped():
+    html = '<p onclick="x()" style="a">a<script>x()</script><a href="javascript:x()">b</a><iframe src="x"></iframe>'
+    soup, _ = tidy(html, lambda href: None)
+    assert str(soup) == "<p>ab</p>"

@@ -1,0 +1,202 @@
+"""Bad input is refused by name, value and remedy, before anything is written."""
+
+import json
+import signal
+
+import pytest
+
+from fragile_lib.errors import InputError
+from fragile_lib.study.__main__ import main
+from fragile_lib.study.params import check_parameters, load_specs
+
+DEPTH = "depth: {type: int, min: 1, max: 64, help: hidden layers}"
+BASE = "base: {weight_decay: 0.005, fraction: 0.2, activation: relu, seeds: [0, 1], certify: true, mode: ok}"
+GRID = "  quick:\n    grids: {depths: {depth: [1, 2]}}"
+
+
+def base(name: str, value: str) -> tuple[str, str]:
+    old = {"weight_decay": "0.005", "fraction": "0.2", "activation": "relu", "seeds": "[0, 1]", "certify": "true"}[name]
+    return BASE, BASE.replace(f"{name}: {old}", f"{name}: {value}")
+
+
+def grid(axes: str) -> tuple[str, str]:
+    return GRID, f"  quick:\n    grids: {axes}"
+
+
+# What is replaced in the good file by what; then what the message must name: the parameter, the value, the remedy.
+CASES = {
+    "depth 0": (*grid("{a: {depth: [0]}}"), "depth = 0", "at least 1"),
+    "depth too large": (*grid("{a: {depth: [65]}}"), "depth = 65", "at most 64"),
+    "depth as float": (*grid("{a: {depth: [3.0]}}"), "depth = 3.0", "give an int"),
+    "depth as text": (*grid("{a: {depth: ['3']}}"), "depth = '3'", "give an int"),
+    "depth as bool": (*grid("{a: {depth: [true]}}"), "depth = True", "give an int"),
+    "depth null": (*grid("{a: {depth: [null]}}"), "depth = None", "missing"),
+    "depth missing": (*grid("{a: {certify: [true]}}"), "depth = (missing)", "hidden layers"),
+    "decay negative": (*base("weight_decay", "-0.1"), "weight_decay = -0.1", "at least 0"),
+    "decay NaN": (*base("weight_decay", ".nan"), "weight_decay = nan", "not finite"),
+    "decay infinite": (*base("weight_decay", ".inf"), "weight_decay = inf", "not finite"),
+    "decay as text": (*base("weight_decay", "5e-3"), "weight_decay = '5e-3'", "write 1.0e-3"),
+    "decay as list": (*base("weight_decay", "[0.1]"), "weight_decay = [0.1]", "give a float"),
+    "fraction at its bound": (*base("fraction", "1.0"), "fraction = 1.0", "below 1"),
+    "fraction 0": (*base("fraction", "0"), "fraction = 0.0", "above 0"),
+    "seeds empty": (*base("seeds", "[]"), "seeds = []", "1 or more"),
+    "seed negative": (*base("seeds", "[0, -1]"), "seeds[1] = -1", "at least 0"),
+    "seed twice": (*base("seeds", "[3, 3]"), "seeds = [3, 3]", "without repeats"),
+    "seed as text": (*base("seeds", "[0, one]"), "seeds[1] = 'one'", "list of int"),
+    "seeds no list": (*base("seeds", "7"), "seeds = 7", "list of int"),
+    "activation unknown": (*base("activation", "rellu"), "activation = 'rellu'", "did you mean 'relu'?"),
+    "activation as number": (*base("activation", "1"), "activation = 1", "one of relu, tanh"),
+    "certify as text": (*base("certify", "'yes'"), "certify = 'yes'", "give a bool"),
+    "certify as number": (*base("certify", "1"), "certify = 1", "give a bool"),
+    "parameter unknown": (BASE, BASE.replace("{weight", "{wieght: 1, weight"), "wieght = 1", "weight_decay"),
+    "parameter unknown in a grid": (*grid("{a: {dept: [1]}}"), "dept = 1", "did you mean 'depth'?"),
+    "parameter unknown in the page": ("page: {depth: 1}", "page: {dpeth: 1}", "dpeth = 1", "did you mean 'depth'?"),
+    "page out of range": ("page: {depth: 1}", "page: {depth: -1}", "depth = -1", "page in profile"),
+    "axis no list": (*grid("{a: {depth: 3}}"), "depth = 3", "an axis is a list"),
+    "axis empty": (*grid("{a: {depth: []}}"), "depth = []", "at least one value"),
+    "axis also set": (*grid("{a: {set: {depth: 1}, depth: [1]}}"), "depth = [1]", "remove one"),
+    "grid empty": (*grid("{a: {}}"), "profiles.quick.grids.a = {}", "give axes"),
+    "two grids of one name": (*grid("{a: {depth: [1]}, a: {depth: [2]}}"), "key = 'a'", "rename or remove one"),
+    "two profiles of one name": (GRID, GRID + "\n" + GRID, "key = 'quick'", "rename or remove one"),
+    "profile with another section": (*("    grids: {depths", "    grid: {depths"), "profiles.quick.grid", "neither"),
+    "run id with a path": ('"toy-d{depth}"', '"../toy-d{depth}"', "run_id = '../toy-d1'", "letters, digits"),
+    "run id with a folder": ('"toy-d{depth}"', '"toy/d{depth}"', "run_id = 'toy/d1'", "letters, digits"),
+    "run id hidden": ('"toy-d{depth}"', '".toy{depth}"', "run_id = '.toy1'", "not starting with '.'"),
+    "run id reserved": ('"toy-d{depth}"', '"pages"', "run_id = 'pages'", "choose another"),
+    "run id of two runs": ('"toy-d{depth}"', '"toy"', "run_id = 'toy'", "differ in depth"),
+    "run id unknown name": ('"toy-d{depth}"', '"toy-d{deph}"', "run_id = 'toy-d{deph}'", "did you mean 'depth'?"),
+    "run id bad format": ('"toy-d{depth}"', '"toy-{activation:d}"', "run_id = ", "format text"),
+    "run id missing": ('run_id: "toy-d{depth}"', "", "run_id = ''", "names each run"),
+    "malformed": ("base: {", "base: {{", "file = 'params/toy.yaml'", "correct it"),
+    "another notebook's name": ("notebook: toy", "notebook: iris", "notebook = 'iris'", "'toy'"),
+    "section unknown": ("page: {depth: 1}", "pages: {depth: 1}", "pages = ", "did you mean 'page'?"),
+    "type unknown": (DEPTH, DEPTH.replace("int", "integer"), "parameters.depth.type = 'integer'", "int, float"),
+    "constraint unknown": (DEPTH, DEPTH.replace("max", "maxi"), "parameters.depth.maxi = 64", "did you mean 'max'?"),
+    "constraint no number": (DEPTH, DEPTH.replace("64", "many"), "parameters.depth.max = 'many'", "finite number"),
+    "help missing": (DEPTH, "depth: {type: int}", "parameters.depth.help = None", "what it means"),
+    "standard name declared": (DEPTH, DEPTH + "\n  run_id: {type: str, help: id}", "parameters.run_id", "remove it"),
+    "limits unknown": ("page:", "limits: {thread: 1}\npage:", "limits.thread = 1", "did you mean 'threads'?"),
+    "limits zero": ("page:", "limits: {threads: 0}\npage:", "limits.threads = 0", "at least 1"),
+}
+
+
+def refused(toy, capsys, *arguments: str) -> str:
+    """Run the study; assert that it refuses in one line and writes nothing; return the line."""
+    before = toy.files()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["run", *arguments]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert toy.files() == before, "something was written"
+    assert not (toy.root / "runs").exists()
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_file(toy, capsys, case):
+    old, new, names, remedy = CASES[case]
+    toy.edit(old, new)
+    message = refused(toy, capsys)
+    assert names in message and remedy in message
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n", "- 1\n", "just text\n", "1: {a: 1}\n", "\xff"])
+def test_file_that_is_no_mapping(toy, capsys, text):
+    toy.params.write_text(text, encoding="latin-1")
+    message = refused(toy, capsys)
+    assert "params/toy.yaml" in message and ("; " in message or "must" in message)
+
+
+def test_a_mistake_in_another_notebook_s_file_is_found_before_the_run(toy, capsys):
+    (toy.params.parent / "other.yaml").write_text("")
+    assert "params/other.yaml" in refused(toy, capsys, "--notebook", "toy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "remedy"),
+    [
+        (["--profile", "quik"], "profile = 'quik'", "did you mean 'quick'?"),
+        (["--profile", "../quick"], "profile = '../quick'", "there are quick, laptop"),
+        (["--profile", "paper"], "profile = 'paper'", "there are quick, laptop"),
+        (["--notebook", "tory"], "notebook = 'tory'", "did you mean 'toy'?"),
+        (["--jobs", "0"], "jobs = '0'", "at least 1"),
+        (["--jobs", "-2"], "jobs = '-2'", "at least 1"),
+        (["--jobs", "two"], "jobs = 'two'", "give an int"),
+    ],
+)
+def test_command_line(toy, capsys, arguments, names, remedy):
+    message = refused(toy, capsys, *arguments)
+    assert names in message and remedy in message
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"cells": 1}', '{"cells": []}'])
+def test_notebook(toy, capsys, text):
+    toy.notebook.unlink() if text is None else toy.notebook.write_text(text)
+    assert "notebook = 'notebooks/toy.ipynb'" in refused(toy, capsys)
+
+
+def test_notebook_with_an_undeclared_parameter(toy, capsys):
+    content = json.loads(toy.notebook.read_text())
+    content["cells"][1]["source"] += "\nwidth = 5"
+    toy.notebook.write_text(json.dumps(content))
+    assert "width = 5" in refused(toy, capsys)
+
+
+def test_notebook_without_a_declared_parameter(toy, capsys):
+    content = json.loads(toy.notebook.read_text())
+    content["cells"][1]["source"] = content["cells"][1]["source"].replace("certify = True", "")
+    toy.notebook.write_text(json.dumps(content))
+    assert "certify = '(missing)'" in refused(toy, capsys)
+
+
+def test_two_notebooks_with_one_run_id(toy, capsys):
+    text = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", "TOY-d")
+    (toy.params.parent / "twin.yaml").write_text(text)
+    assert "run_id = 'TOY-d1'" in refused(toy, capsys)
+
+
+def test_equal_runs_of_two_grids_are_one(toy):
+    toy.edit("{depths: {depth: [1, 2]}}", "{a: {depth: [1, 2]}, b: {depth: [2, 3], weight_decay: [0.005]}}")
+    runs = load_specs(toy.params.parent)["toy"].runs("quick")
+    assert [run.run_id for run in runs] == ["toy-d1", "toy-d2", "toy-d3"]
+
+
+def good() -> dict:
+    return {
+        **{"depth": 2, "weight_decay": 0, "fraction": 0.5, "activation": "tanh", "seeds": [4], "certify": False},
+        **{"mode": "ok", "n": 3, "In": ["", "depth = 1"], "_": None},
+    }
+
+
+def test_check_parameters_in_a_notebook(toy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # whatever the kernel's folder
+    parameters = check_parameters("toy", good())
+    assert dict(parameters) == {k: v for k, v in good().items() if k not in ("n", "In", "_")}
+    assert parameters.depth == 2 and isinstance(parameters.weight_decay, float)
+    with pytest.raises(TypeError, match="fixed"):
+        parameters["depth"] = 3
+    with pytest.raises(AttributeError, match="did you mean 'depth'"):
+        parameters.deth  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "depth = 0: is out of range; give an int, at least 1"),
+        ({"seeds": []}, "seeds = \\[\\]: is too short"),
+        ({"In": ["", "# Parameters\ndeph = 3\n"], "deph": 3}, "deph = 3: is not a parameter; did you mean 'depth'"),
+    ],
+)
+def test_check_parameters_refuses(toy, changes, message):
+    with pytest.raises(InputError, match=message):
+        check_parameters("toy", {**good(), **changes})
+
+
+def test_check_parameters_names_what_is_missing(toy):
+    namespace = good()
+    del namespace["activation"]
+    with pytest.raises(InputError, match=r"activation = \(missing\): give a str, one of relu, tanh"):
+        check_parameters("toy", namespace)

@@ -1,0 +1,199 @@
+"""Which runs are up to date; restoring, setting aside, publishing; pages. No kernel is started here."""
+
+import json
+import os
+
+import pytest
+
+from fragile_lib.errors import InputError
+from fragile_lib.study import engine, pages
+from fragile_lib.study.execute import NotebookFailed
+from fragile_lib.study.params import load_specs
+from fragile_lib.study.plan import make_plan, prepare
+from fragile_lib.study.publish import publish
+from fragile_lib.study.yaml_file import load_yaml
+
+
+def states(toy, profile="quick"):
+    return {job.run.run_id: job.state for job in make_plan(toy.root, profile)}
+
+
+def times(toy):
+    return {str(p): p.stat().st_mtime_ns for p in toy.root.rglob("*") if p.is_file()}
+
+
+def test_preparing_twice_changes_nothing(toy):
+    prepare(toy.root, "quick")
+    assert load_yaml(toy.run_dir("toy-d2") / "params.yaml") == {
+        **{"depth": 2, "weight_decay": 0.005, "fraction": 0.2, "activation": "relu", "seeds": [0, 1]},
+        **{"certify": True, "mode": "ok"},
+    }
+    before = times(toy)
+    prepare(toy.root, "quick")
+    assert times(toy) == before
+
+
+def test_a_finished_run_has_a_stamp_newer_than_its_job(toy):
+    toy.finish()
+    assert set(states(toy).values()) == {"finished"}
+    for job in make_plan(toy.root, "quick"):
+        assert job.stamp.stat().st_mtime >= (job.directory / ".job.json").stat().st_mtime
+
+
+def test_a_changed_parameter_makes_only_its_run_outdated(toy):
+    toy.finish()
+    toy.edit("{depths: {depth: [1, 2]}}\n  laptop", "{a: {depth: [1]}, b: {depth: [2], certify: [false]}}\n  laptop")
+    jobs, _ = prepare(toy.root, "quick")
+    assert states(toy) == {"toy-d1": "finished", "toy-d2": "outdated"}
+    assert [job.stamp.exists() for job in jobs] == [True, False]
+    assert (toy.run_dir("toy-d2") / "result.json").exists(), "the older result stays until the new one is complete"
+
+
+def test_prose_and_outputs_make_nothing_outdated(toy):
+    toy.finish()
+    content = json.loads(toy.notebook.read_text())
+    content["cells"][0]["source"] = ["# Another title"]
+    content["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["x"]}]
+    toy.notebook.write_text(json.dumps(content))
+    assert set(states(toy).values()) == {"finished"}
+
+
+def test_a_truncated_record_is_told_and_set_aside(toy):
+    toy.finish()
+    path = toy.run_dir("toy-d1") / "result.json"
+    path.write_text(path.read_text()[:40])
+    assert states(toy) == {"toy-d1": "unreadable", "toy-d2": "finished"}
+    jobs, told = prepare(toy.root, "quick")
+    assert len(told) == 1 and "runs/quick/toy-d1/result.json" in told[0] and "the run is repeated" in told[0]
+    assert not path.exists() and path.with_name("result.json.unreadable").exists()
+    assert [job.stamp.exists() for job in jobs] == [False, True]
+
+
+def published(toy):
+    """A laptop study, finished and published; then its runs are deleted, as in a fresh clone."""
+    toy.finish("laptop")
+    assert publish(toy.root, "laptop", load_specs(toy.params.parent)) == []
+    (toy.root / "runs").rename(toy.root / "before")
+
+
+def test_published_records_are_restored_in_a_fresh_clone(toy):
+    published(toy)
+    jobs, told = prepare(toy.root, "laptop")
+    assert set(states(toy, "laptop").values()) == {"finished"} and len(told) == 2
+    assert all(job.stamp.exists() for job in jobs)
+    assert prepare(toy.root, "laptop")[1] == []
+    toy.edit("  laptop:", "  paper:\n    set: {seeds: [0, 1, 2]}\n    grids: {depths: {depth: [1, 2]}}\n  laptop:")
+    for profile in ("quick", "paper"):
+        prepare(toy.root, profile)
+        assert set(states(toy, profile).values()) == {"missing"}, "another profile takes nothing from it"
+
+
+def test_published_records_of_other_code_are_not_restored(toy):
+    published(toy)
+    toy.notebook.write_text(toy.notebook.read_text().replace("1 / (1 + depth)", "1 / (2 + depth)"))
+    assert prepare(toy.root, "laptop")[1] == []
+    assert set(states(toy, "laptop").values()) == {"missing"}
+
+
+def test_quick_is_never_published(toy):
+    toy.finish()
+    before = toy.files()
+    with pytest.raises(InputError, match="profile = 'quick': is never published"):
+        publish(toy.root, "quick", load_specs(toy.params.parent))
+    assert toy.files() == before
+
+
+def test_publishing_keeps_what_is_not_finished_anew(toy):
+    toy.finish("laptop")
+    specs = load_specs(toy.params.parent)
+    publish(toy.root, "laptop", specs)
+    records = toy.root / "reports" / "records"
+    older = (records / "toy-d2" / "result.json").read_bytes()
+    (records / "gone").mkdir()
+    (toy.run_dir("toy-d2", "laptop") / "result.json").unlink()
+    (toy.run_dir("toy-d2", "laptop") / "failure.json").write_text("{}")
+    told = publish(toy.root, "laptop", specs)
+    assert len(told) == 2 and "toy-d2: failed, not published; its older record stays" in told[0] and "gone" in told[1]
+    assert (records / "toy-d2" / "result.json").read_bytes() == older
+    assert (records / "toy-d2" / "failure.json").exists() and not (records / "gone").exists()
+    assert (toy.root / "reports" / "results.csv").read_text().count("toy-d2") == 2
+
+
+def test_a_profile_is_run_by_one_study_at_a_time(toy):
+    with (
+        engine.lock(toy.root, "quick"),
+        pytest.raises(InputError, match=f"profile = 'quick': is being run by process {os.getpid()}"),
+        engine.lock(toy.root, "quick"),
+    ):
+        pass
+    with engine.lock(toy.root, "quick"):
+        pass
+
+
+@pytest.fixture
+def page(toy, monkeypatch):
+    """Return a call that builds the toy's page with a stand-in for the kernel, and the parameters it was given."""
+    given = []
+
+    def execute(source, output, parameters, root, **limits):
+        if parameters["certify"] is False:
+            raise NotebookFailed("ValueError", f"cannot in {root}/notebooks")
+        given.append(parameters)
+        content = json.loads(source.read_text())
+        injected = {"cell_type": "code", "source": "# Parameters", "metadata": {"tags": ["injected-parameters"]}}
+        content["cells"].insert(2, {**injected, "outputs": [], "execution_count": 1})
+        content["cells"][-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": f"{len(given)}"}]
+        output.write_text(json.dumps(content))
+
+    monkeypatch.setattr(pages, "execute_notebook", execute)
+
+    def build(profile="quick"):
+        return pages.build_page(toy.root, profile, load_specs(toy.params.parent)["toy"])
+
+    return build, given
+
+
+def test_page_is_executed_only_when_something_changed(toy, page):
+    build, given = page
+    results = toy.root / "runs" / "quick" / "results.csv"
+    assert build() == "executed" and given[0]["grid_results"] == ""
+    assert build() == "up to date"
+    results.write_text("run_id\n")
+    assert build() == "executed" and given[1]["grid_results"] == "../runs/quick/results.csv"
+    assert (given[1]["depth"], given[1]["output_dir"], given[1]["profile"]) == (1, "", "quick")
+    assert build() == "up to date" and len(given) == 2
+
+
+def test_new_prose_goes_around_the_old_outputs(toy, page):
+    build, given = page
+    build()
+    content = json.loads(toy.notebook.read_text())
+    content["cells"].insert(0, {"cell_type": "markdown", "metadata": {}, "source": ["# New"]})
+    content["cells"][-1]["source"] = "# a comment\n" + content["cells"][-1]["source"]
+    toy.notebook.write_text(json.dumps(content))
+    assert build() == "new text" and len(given) == 1
+    cells = json.loads(pages.page_path(toy.root, "quick", "toy").read_text())["cells"]
+    assert cells[0]["source"] == ["# New"] and cells[-1]["outputs"][0]["text"] == "1"
+    assert cells[-1]["source"].startswith("# a comment") and cells[3]["source"] == "# Parameters"
+
+
+def test_a_failed_page_leaves_the_older_one(toy, page):
+    build, _ = page
+    build()
+    older = pages.page_path(toy.root, "quick", "toy").read_bytes()
+    toy.edit("page: {depth: 1}", "page: {depth: 1, certify: false}")
+    with pytest.raises(NotebookFailed):
+        build()
+    assert pages.page_path(toy.root, "quick", "toy").read_bytes() == older
+    failure = json.loads((toy.root / "runs/quick/pages/.failed/toy/failure.json").read_text())
+    assert failure["message"] == "cannot in notebooks" and failure["error"] == "ValueError"
+    toy.edit("certify: false", "certify: true")
+    assert build() == "up to date" and not (toy.root / "runs/quick/pages/.failed/toy").exists()
+
+
+def test_a_published_page_is_restored(toy, page):
+    build, given = page
+    build("laptop")
+    publish(toy.root, "laptop", load_specs(toy.params.parent))
+    (toy.root / "runs").rename(toy.root / "before")
+    assert build("laptop") == "restored" and len(given) == 1
