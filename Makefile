@@ -7,7 +7,7 @@ VENV     ?= .venv
 PROFILE  ?= quick
 NOTEBOOK ?=
 JOBS     ?=
-LAB_ARGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
+LAB_ARGS ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -49,7 +49,7 @@ test-notebooks: $(READY) ## run every notebook as it opens
 	$(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope < /dev/null
 
 lab: $(READY) ## open JupyterLab on the notebooks
-	$(RUN) -m jupyter lab $(LAB_ARGS) notebooks
+	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
 
 bench: $(READY) ## time the hot paths against plain loops and print the ratios
 	$(RUN) tests/benchmarks/run.py
@@ -82,5 +82,5 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 active:
-	@$(RUN) -c 'import fragile_lib, papermill, snakemake' || { \
+	@$(RUN) -c 'import fragile_lib, papermill, snakemake' 2> /dev/null || { \
 	  echo "error: VENV = '': the active environment lacks the project; run: pip install -e '.[test]'" >&2; exit 2; }

@@ -62,7 +62,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Truths:
-    """By one ground truth: loss changes (S, n, m) and parameter-change norms (S, n), nan where nothing was retrained."""
+    """By one ground truth: loss changes (S, n, m), parameter-change norms (S, n), nan where none was retrained."""
 
     changes: np.ndarray
     norms: np.ndarray
@@ -92,7 +92,9 @@ def choose_test_points(fit: Fit, choices: list[str]) -> np.ndarray:
     return np.array([[test_point(losses, choice) for choice in choices] for losses in fit.test.losses(fit.theta)])
 
 
-def estimate(fit: Fit, points: np.ndarray, name: str, damping: float, lissa_depth: int, lissa_repeats: int) -> Estimates:
+def estimate(
+    fit: Fit, points: np.ndarray, name: str, damping: float, lissa_depth: int = 10_000, lissa_repeats: int = 1
+) -> Estimates:
     """Influence of every training example on each seed's test points (S, m) by the estimator `name`."""
     (seeds, m), n = points.shape, fit.train.n
     found = Estimates(np.full((seeds, n, m), np.nan), np.full((seeds, n), np.nan), [], [], [])
@@ -156,6 +158,23 @@ def leave_out(
     return Truths(changes, norms, seconds, control), Truths(less_control, less_norms, seconds, control)
 
 
+def ground_truths(
+    fit: Fit,
+    points: np.ndarray,
+    removals: dict[tuple[str, str], list[np.ndarray]],
+    steps: int,
+    rate: float,
+    momentum: float,
+) -> dict[str, Truths]:
+    """The ground truths that belong to a fit: the paper's warm start at `descent`, certified optima at `certified`."""
+    if fit.name == "certified":
+        return {"loo_certified": leave_out(fit, points, removals, newton_again(fit.train), True)[0]}
+    again = descent_again(fit.train, steps, rate, momentum)
+    return dict(
+        zip(("loo_warm", "loo_warm_minus_control"), leave_out(fit, points, removals, again, False), strict=True)
+    )
+
+
 def descent_again(train: Objective, steps: int, rate: float, momentum: float) -> Minimise:
     """The paper's retraining: as many steps of gradient descent from the optimum."""
     return partial(descend, train, steps=steps, learning_rate=rate, momentum=momentum, label="leave-one-out")
@@ -163,17 +182,17 @@ def descent_again(train: Objective, steps: int, rate: float, momentum: float) ->
 
 def newton_again(train: Objective) -> Minimise:
     """Retraining to a certified left-out optimum."""
-    return partial(newton, train, max_steps=200)
+    return partial(newton, train, max_steps=100)
 
 
 def compare_all(
     fit: Fit,
     seeds: list[int],
-    points: np.ndarray,
     removals: dict[tuple[str, str], list[np.ndarray]],
     estimates: dict[str, Estimates],
     truths: dict[str, Truths],
     test_choices: list[str],
+    points: np.ndarray,
 ) -> list[dict]:
     """One row for each seed, test choice, choice of training points, estimator and ground truth."""
     rows = []
@@ -199,17 +218,26 @@ def _row(fit: Fit, s: int, j: int, chosen: np.ndarray, estimated: Estimates, tru
         "pearson": agreement.pearson,
         "spearman": agreement.spearman,
         "slope": agreement.slope,
+        "sign_agreement": _sign_agreement(estimated.changes[s, kept, j], truth.changes[s, kept, j]),
         "norm_spearman": norms.spearman,
         "norm_ratio": norms.ratio,
         "control_change": truth.control[s, j],
         "grad_norm": certificate.grad_norm,
         "eig_min": certificate.eig_min,
         "eig_max": certificate.eig_max,
+        "kinks": certificate.kinks,
         "solver_residual": estimated.residual[s],
         "status": _status(fit, s, estimated.status[s], agreement.status, len(kept), len(chosen)),
         "seconds_estimate": estimated.seconds[s],
         "seconds_retrain": truth.seconds,
     }
+
+
+def _sign_agreement(estimated: np.ndarray, true: np.ndarray) -> float:
+    """Share of removals whose estimated and true change have one sign; unlike a correlation it feels the control."""
+    if not len(true) or not np.isfinite(estimated).all():
+        return np.nan
+    return float(np.mean(np.sign(estimated) == np.sign(true)))
 
 
 def _status(fit: Fit, s: int, solver: str, agreement: str, kept: int, chosen: int) -> str:
@@ -231,9 +259,9 @@ def scatter_points(
     removals: dict[tuple[str, str], list[np.ndarray]],
     estimates: dict[str, Estimates],
     truths: dict[str, Truths],
+    test_choices: list[str],
     test_choice: str,
     train_choice: str,
-    test_choices: list[str],
 ) -> list[dict]:
     """The compared numbers themselves, for one choice of test and training points: what the scatter plots show."""
     j, found = test_choices.index(test_choice), []

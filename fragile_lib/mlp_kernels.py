@@ -472,7 +472,7 @@ def products(theta, v, weights, x, y, dataset, sizes, activation, gauss_newton, 
 @njit(cache=True, inline="never", nogil=True)
 def _column(theta, layer, out_unit, in_unit, weight, probabilities, sizes, activation, gauss_newton,
             units, slopes, deltas, tangent, second, column):  # fmt: skip
-    """One column of the Hessian or Gauss-Newton matrix: that of weight (out_unit, in_unit) of `layer` (in_unit < 0: bias).
+    """One column of the curvature: that of weight (out_unit, in_unit) of `layer`, or, in_unit < 0, of its bias.
 
     Only the entries of this layer and those above it are computed: the rest follow by symmetry. So the tangent starts
     at the layer, where it is one row of inputs, and the backward pass ends there.

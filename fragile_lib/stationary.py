@@ -1,9 +1,9 @@
 """Drive a stack of fits on to certified stationary points by a second-order method, where such points exist.
 
 A trained ReLU network as a rule has none: gradient descent carries it on to kinks, parameters at which some training
-example's pre-activation is zero and J has no gradient (`kinks` counts them). `finish` therefore follows the minimiser
-of the same network with softplus of growing sharpness, which ends within ln 2 / sharpness of ReLU at every unit and is
-smooth, so that its gradient can be driven to zero and its Hessian says whether it is a minimum.
+example's pre-activation is zero and J has no gradient (`training.kinks` counts them). `finish` therefore follows the
+minimiser of the same network with softplus of growing sharpness, which ends within ln 2 / sharpness of ReLU at every
+unit and is smooth, so that its gradient can be driven to zero and its Hessian says whether it is a minimum.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from fragile_lib.objective import Objective
-from fragile_lib.training import STATIONARY, flushed_denormals, separable
+from fragile_lib.training import FLAT, STATIONARY, flushed_denormals, separable
 
 SHARPNESS = (10.0, 100.0, 1e3)  # of softplus, in the order in which `finish` follows them
+ESCAPES = 5  # times that `finish` leaves a saddle
 STACK_BYTES = 64e6  # dense Hessians held at once by `newton`
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A stack theta (S, P) driven on under `objective` (of the smoothed network, for ReLU), with ||grad J|| and steps."""
+    """A stack theta (S, P) driven on under `objective`, smoothed for ReLU, with its ||grad J|| and steps (S,)."""
 
     objective: Objective
     theta: Tensor
@@ -40,15 +41,31 @@ def finish(objective: Objective, theta: Tensor, max_steps: int = 400) -> Finishe
         limit = max_steps if stage is stages[-1] else max_steps // 2
         theta, norm, steps = newton(stage, theta, stage.uniform(len(theta)), max_steps=limit)
         total += steps
+    for _ in range(ESCAPES):
+        moved, saddles = _off_saddles(stages[-1], theta, norm)
+        if not len(saddles):
+            break
+        weights = stages[-1].uniform(len(saddles))
+        theta[saddles], norm[saddles], steps = newton(stages[-1], moved, weights, saddles, max_steps)
+        total[saddles] += steps
     return Finished(stages[-1], theta, norm, total)
 
 
-def kinks(objective: Objective, theta: Tensor, near: float = 1e-5) -> Tensor:
-    """(S,) how many pairs of a training example and a live hidden unit have a pre-activation within `near` of zero."""
-    place = objective.members(theta)
-    found = [objective.model.preactivations(theta[s], objective.data.x[place[s]]) for s in range(len(theta))]
-    live = [z[:, (z > 0).any(0)] for z in found]
-    return torch.tensor([int((z.abs() < near).sum()) for z in live])
+def _off_saddles(objective: Objective, theta: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The networks that stand at a saddle, moved along their direction of most negative curvature, and their places.
+
+    The length and sign of the move are those, of a fixed geometric range, at which J is least.
+    """
+    places, moved = [], []
+    for s in (norm <= STATIONARY).nonzero()[:, 0].tolist():
+        place, weights = torch.tensor([s]), objective.uniform(1)
+        spectrum, vectors = torch.linalg.eigh(objective.matrices(theta[s : s + 1], weights, place)[0])
+        if spectrum[0] < -FLAT:
+            lengths = torch.logspace(-4, 0, 9, dtype=theta.dtype, device=theta.device)
+            trials = theta[s] + torch.cat([lengths, -lengths])[:, None] * vectors[:, 0]
+            values = objective.value(trials, weights.expand(len(trials), -1), place.expand(len(trials)))
+            places.append(s), moved.append(trials[values.argmin()])
+    return torch.stack(moved) if moved else theta[:0], torch.tensor(places, dtype=torch.long)
 
 
 def newton(

@@ -7,7 +7,6 @@ drives a stack on to points whose gradient vanishes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +19,17 @@ from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
 
 STATIONARY = 1e-8  # ||grad J|| of a certified stationary point; starts have about 1
+FLAT = 1e-6  # a Hessian eigenvalue above -FLAT counts as not negative; the usual damping is a thousand times this
 PROGRESS_CHUNKS = 20
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known of one fit: its outcome, gradient norm ||grad J||, steps, objective, accuracy, Hessian extremes.
+    """What is known of one fit: outcome, gradient norm ||grad J||, steps, objective, accuracy, Hessian extremes, kinks.
 
     status is `ok`; `diverged`: not finite; `constant`: all training examples get the same logits;
     `separable`: no decay and every example on its right side, so that J has no minimiser; `not_certified`: `newton`
-    stopped above `STATIONARY`, or at a point where the Hessian has an eigenvalue below -1e-8.
+    stopped above `STATIONARY`, or at a point where the Hessian has an eigenvalue below -`FLAT`.
     """
 
     status: str
@@ -40,6 +40,7 @@ class Certificate:
     train_accuracy: float
     eig_min: float
     eig_max: float
+    kinks: int
 
 
 def descend(
@@ -94,25 +95,22 @@ def certify(objective: Objective, theta: Tensor, steps: Tensor | int, finished: 
     """A certificate for each network theta (E, P) under the default weights; `finished`: it must be stationary."""
     weights = objective.uniform(len(theta))
     steps = torch.as_tensor(steps).expand(len(theta))
-    columns: dict[str, Callable | Tensor] = {
+    columns = {
         "grad_norm": objective.gradient(theta, weights).norm(dim=1),
         "steps": steps,
         "loss": objective.losses(theta).mean(1),
         "objective": objective.value(theta, weights),
         "train_accuracy": accuracy(objective, theta),
+        "kinks": kinks(objective, theta),
     }
     spread = objective.logits(theta).std(1).amax(1)
     unbounded = separable(objective, theta)
     certificates = []
-    for e in range(len(theta)):
+    for e in range(len(theta)):  # one dense Hessian at a time
         facts = {name: column[e].item() for name, column in columns.items()}
         finite = bool(torch.isfinite(theta[e]).all())
-        extremes = (
-            extreme_eigenvalues(objective.matrices(theta[e : e + 1], weights[:1], torch.tensor([e]))[0])
-            if finite
-            else (np.nan,) * 2
-        )
-        facts |= {"eig_min": extremes[0], "eig_max": extremes[1]}
+        hessian = objective.matrices(theta[e : e + 1], weights[:1], torch.tensor([e]))[0]
+        facts["eig_min"], facts["eig_max"] = extreme_eigenvalues(hessian)
         certificates.append(
             Certificate(_outcome(facts, finite, spread[e].item(), bool(unbounded[e]), finished), **facts)
         )
@@ -126,13 +124,23 @@ def _outcome(facts: dict, finite: bool, spread: float, unbounded: bool, finished
         return "constant"
     if finished and unbounded:
         return "separable"
-    if finished and not (facts["grad_norm"] <= STATIONARY and facts["eig_min"] >= -1e-8):
+    if finished and not (facts["grad_norm"] <= STATIONARY and facts["eig_min"] >= -FLAT):
         return "not_certified"
     return "ok"
 
 
+def kinks(objective: Objective, theta: Tensor, near: float = 1e-5) -> Tensor:
+    """(S,) pairs of a training example and a live ReLU unit whose pre-activation lies within `near` of zero."""
+    if objective.model.activation != "relu":
+        return torch.zeros(len(theta), dtype=torch.long)
+    place = objective.members(theta)
+    found = [objective.model.preactivations(theta[s], objective.data.x[place[s]]) for s in range(len(theta))]
+    live = [z[:, (z > 0).any(0)] for z in found]
+    return torch.tensor([int((z.abs() < near).sum()) for z in live])
+
+
 class flushed_denormals:  # noqa: N801 (reads as a phrase after `with`)
-    """Within: denormal numbers count as zero on this thread, since they make small converging networks many times slower."""
+    """Within: denormal numbers count as zero on this thread; they make small converging networks many times slower."""
 
     def __enter__(self) -> None:
         torch.set_flush_denormal(True)

@@ -110,7 +110,9 @@ def _pages(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.execute import NotebookFailed
     from fragile_lib.study.pages import build_page
     from fragile_lib.study.plan import validated
+    from fragile_lib.study.run import end_with_owners
 
+    end_with_owners()
     failed = 0
     for name, spec in validated(root, given.profile, given.notebook).items():
         if spec.page is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fragile_lib.errors import InputError
-from fragile_lib.study.files import write_if_changed
+from fragile_lib.errors import InputError, bad_input
+from fragile_lib.study.files import study_root, write_if_changed
 from fragile_lib.study.record import read_record, row_dicts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "run_id",
@@ -71,3 +74,18 @@ def collect(paths: Iterable[Path], target: Path) -> tuple[int, list[str]]:
     records, told = read_records(paths)
     write_if_changed(target, results_csv(records))
     return len(records), told
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Return a results table for drawing; "" gives an empty one. A relative path is one from the notebooks' folder.
+
+    Raises InputError where a path is given and no table is there.
+    """
+    import pandas as pd
+
+    if not str(path):
+        return pd.DataFrame()
+    place = study_root() / "notebooks" / path
+    if not place.exists():
+        raise bad_input("grid_results", str(path), "no table is there; run a study first, or give '' for no figures")
+    return pd.read_csv(place)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
+
+import psutil
 
 from fragile_lib.study import engine
 from fragile_lib.study.collect import collect
@@ -14,6 +17,7 @@ from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
 from fragile_lib.study.publish import publish, published_records
+from fragile_lib.study.run import OWNERS
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
 OF_RECORD = "laptop"
@@ -91,18 +95,31 @@ def collect_profile(root: Path, profile: str) -> int:
 
 
 def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> list[str]:
-    """Bring the pages up to date, each in a process of its own; return what failed."""
-
-    def page(name: str) -> str | None:
-        command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook", name]
-        call = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=root)
-        lines = (call.stdout + call.stderr).strip().splitlines() or ["no output"]
-        say(lines[-1])
-        return None if call.returncode == 0 else lines[-1].removeprefix("error: ").removeprefix("failed: ")
-
-    names = [name for name, spec in chosen.items() if spec.page is not None]
-    with ThreadPoolExecutor(max_workers=max(1, cores)) as pool:
-        return [problem for problem in pool.map(page, names) if problem]
+    """Bring the pages up to date, each in a process of its own, `cores` at a time; return what failed."""
+    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
+    waiting = [name for name, spec in chosen.items() if spec.page is not None]
+    running: list[subprocess.Popen[str]] = []
+    problems = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, cores):
+                command = ["pages", "--profile", profile, "--notebook", waiting.pop(0)]
+                command = [sys.executable, "-m", "fragile_lib.study", *command]
+                pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+                running.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+            done = next((process for process in running if process.poll() is not None), None)
+            if done is None:
+                time.sleep(0.1)
+                continue
+            running.remove(done)
+            last = (done.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
+            say(last)
+            if done.returncode:
+                problems.append(last.removeprefix("error: ").removeprefix("failed: "))
+    finally:
+        for process in running:
+            engine.end_tree(psutil.Process(process.pid))
+    return problems
 
 
 def build(root: Path, source: Path, out: Path) -> Path:

@@ -138,10 +138,13 @@ class Toy:
 
 
 def example_record(**changes: object) -> dict:
-    columns, data = ["seed", "spearman"], [[0, 0.5], [1, None]]
     return {
         **{"schema": 1, "run_id": "toy-d1", "profile": "quick", "notebook": "toy", "status": "ok", "parameters": {}},
-        **{"run": {"dataset": "toy", "depth": 1}, "rows": {"columns": columns, "data": data}, "fingerprint": ""},
+        "run": {"dataset": "toy", "depth": 1},
+        "rows": {"columns": ["seed", "spearman"], "data": [[0, 0.5], [1, None]]},
+        **{"certificates": [], "points": [], "seeds": [0, 1], "versions": {}, "git": {"commit": "", "dirty": False}},
+        **{"device": "cpu", "threads": 1, "seconds": 1.0, "seconds_by_part": {}, "peak_memory_mb": 100.0},
+        **{"started": "2025-01-01T00:00:00Z", "finished": "2025-01-01T00:00:01Z", "fingerprint": ""},
         **changes,
     }
 

@@ -1,10 +1,14 @@
 """The whole grid under Snakemake: what runs, what runs again, what does not."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-WORKFLOW = Path(__file__).parents[2] / "workflow"
+from fragile_lib.study.params import load_specs
+
+PROJECT = Path(__file__).parents[2]
+WORKFLOW = PROJECT / "workflow"
 
 
 def stamp_of(path):
@@ -40,3 +44,36 @@ def test_a_grid_with_a_failure_and_its_repair(toy):
     command += ["--workflow-profile", WORKFLOW / "profiles" / "default"]
     dry = subprocess.run(command, env=toy.environment, capture_output=True, text=True, timeout=60)
     assert dry.returncode == 0 and "Nothing to be done" in dry.stdout + dry.stderr
+
+
+def test_table_page_and_report_follow_the_runs(toy):
+    for name in ("claims.yaml", "report.yaml"):
+        shutil.copy(PROJECT / "params" / name, toy.params.parent)
+    toy.finish()
+    whole = toy.call("run")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "all runs are up to date" in whole.stdout and "runs/quick/results.csv: 2 of 2 runs" in whole.stdout
+    assert "page toy: executed" in whole.stdout
+    index = toy.root / "runs" / "quick" / "report" / "index.html"
+    assert f"report: open {index.as_uri()}" in whole.stdout and index.exists()
+    assert not (toy.root / "reports").exists(), "the quick profile never touches the study of record"
+
+    toy.edit("page: {depth: 1}", "page: {depth: 1, mode: error}")
+    failed = toy.call("run")
+    assert failed.returncode == 1 and "failed: page toy: AssertionError: told to fail" in failed.stdout
+    assert "report: open" in failed.stdout, "the report is built all the same"
+
+
+def test_the_grids_of_iris():
+    iris = load_specs(PROJECT / "params")["iris"]
+    for profile, seeds in (("laptop", 10), ("paper", 50)):
+        runs = [run.parameters for run in iris.runs(profile)]
+        points = {(p["activation"], p["depth"], p["width"], p["weight_decay"]) for p in runs}
+        depths = {(a, d, 5, w) for a in ("relu", "tanh") for d in range(1, 9) for w in (0.005, 0.0)}
+        widths = {("relu", 1, width, w) for width in (8, 14, 20, 30, 40, 50) for w in (0.005, 0.0)}
+        assert points == depths | widths and len(runs) == len(points)
+        assert all(p["seeds"] == list(range(seeds)) for p in runs)
+        everywhere = [p for p in runs if "all" in p["train_choices"]]
+        assert {(p["activation"], p["depth"], p["width"]) for p in everywhere} == {("relu", 1, 5)}
+    assert len(iris.runs("quick")) == 4
+    assert {run.run_id for run in iris.runs("quick")} < {run.run_id for run in iris.runs("laptop")}
