@@ -237,9 +237,11 @@ def _softmax(units, deltas, top, classes, bits):
     for c in range(classes):
         for s in range(n):
             largest[s] += rows[c, s]
+    for s in range(n):
+        largest[s] = 1.0 / largest[s]  # one division a column; divisions cost several multiplications
     for c in range(classes):
         for s in range(n):
-            rows[c, s] /= largest[s]
+            rows[c, s] *= largest[s]
 
 
 @njit(cache=True, inline="never", nogil=True)
@@ -613,3 +615,18 @@ def lissa(theta, v, x, y, draws, sizes, activation, decay, damping, scale, out):
             for p in range(theta.shape[0]):
                 h[p] += v[k, p] - (product[p] + (decay[p] + damping) * h[p]) / scale
     out /= scale
+
+
+def compile_all() -> None:
+    """Compile every kernel once, about a minute on one core; numba keeps the result for later processes."""
+    theta, weights, v = np.zeros((1, 43)), np.ones((1, 2)), np.zeros((1, 1, 43))
+    x, y, dataset, sizes = np.zeros((1, 4, 2)), np.zeros((1, 2), np.int64), np.zeros(1, np.int64), np.array([4, 5, 3])
+    network = x, y, dataset, sizes, RELU
+    logits(theta, x, dataset, sizes, RELU, np.empty((1, 3, 2)))
+    gradients(theta, weights, *network, np.empty((1, 43)))
+    descend(theta, theta.copy(), weights, *network, np.zeros(43), 0.1, 0.9, 1)
+    products(theta, v, weights, *network, False, np.empty((1, 1, 43)))
+    matrices(theta, weights, *network, False, np.empty((1, 43, 43)))
+    directional(theta, v, *network, np.empty((1, 1, 2)))
+    example_gradients(theta, *network, np.empty((1, 2, 43)))
+    lissa(theta[0], v[0], x[0], y[0], np.zeros(1, np.int64), sizes, RELU, np.zeros(43), 0.1, 1.0, np.empty((1, 43)))
