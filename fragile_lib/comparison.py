@@ -14,11 +14,11 @@ from time import perf_counter
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fragile_lib import evaluation
 from fragile_lib.influence import influence, leave_one_out, parameter_change
 from fragile_lib.objective import Objective
+from fragile_lib.progress import progress
 from fragile_lib.retraining import Minimise, loss_changes, retrain
 from fragile_lib.selection import test_point, train_points
 from fragile_lib.solvers import ExactSolver, LissaSolver, Solver
@@ -99,7 +99,7 @@ def estimate(
     (seeds, m), n = points.shape, fit.train.n
     found = Estimates(np.full((seeds, n, m), np.nan), np.full((seeds, n), np.nan), [], [], [])
     removals = leave_one_out(torch.arange(n), n).to(fit.theta)
-    for s in tqdm(range(seeds), desc=f"{name}, {fit.name}", leave=False):
+    for s in progress(range(seeds), desc=f"{name}, {fit.name}"):
         if not fit.usable(s):
             found.residual.append(np.nan), found.seconds.append(0.0), found.status.append(fit.certificates[s].status)
             continue
@@ -182,7 +182,7 @@ def descent_again(train: Objective, steps: int, rate: float, momentum: float) ->
 
 def newton_again(train: Objective) -> Minimise:
     """Retraining to a certified left-out optimum."""
-    return partial(newton, train, max_steps=100)
+    return partial(newton, train, max_steps=250)
 
 
 def compare_all(

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fragile_lib.curvature import extreme_eigenvalues
 from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
+from fragile_lib.progress import progress
 
 STATIONARY = 1e-8  # ||grad J|| of a certified stationary point; starts have about 1
 FLAT = 1e-6  # a Hessian eigenvalue above -FLAT counts as not negative; the usual damping is a thousand times this
@@ -67,7 +67,7 @@ def descend(
     if not 0 <= momentum < 1:
         raise bad_input("momentum", momentum, "give a number in [0, 1)")
     dataset, velocity = objective.members(theta, dataset), torch.zeros_like(theta)
-    with flushed_denormals(), tqdm(total=steps, desc=label, leave=False) as bar:
+    with flushed_denormals(), progress(total=steps, desc=label) as bar:
         for chunk in np.diff(np.linspace(0, steps, PROGRESS_CHUNKS + 1).astype(int)):
             if chunk:
                 theta, velocity = objective.descend(
