@@ -1,0 +1,140 @@
+"""Models and data small enough to have closed forms: linear regression, linear softmax, planted matrices."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from fragile_lib.data import Data, iris_splits
+from fragile_lib.models import MLP
+from fragile_lib.objective import FusedObjective, Objective
+
+
+class Linear:
+    """x -> W x + b, parameters (W row by row, b)."""
+
+    activation = "none"
+
+    def __init__(self, n_features: int, n_outputs: int) -> None:
+        self.n_features, self.n_outputs = n_features, n_outputs
+        self.n_params = n_outputs * (n_features + 1)
+        self.is_weight = torch.cat([torch.ones(n_outputs * n_features), torch.zeros(n_outputs)]).double()
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        split = self.n_outputs * self.n_features
+        return x @ theta[:split].view(self.n_outputs, self.n_features).T + theta[split:]
+
+
+class SquaredError(Objective):
+    """Half the squared error of one output; labels are floats."""
+
+    def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * (self.model(theta, x)[:, 0] - y) ** 2
+
+    def losses(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
+        labels = self.data.y[self.members(theta, dataset)]
+        return 0.5 * (self.logits(theta, dataset)[..., 0] - labels) ** 2
+
+    def _ggn_product(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        network = partial(self.model, x=x)
+        tangent = jvp(network, (theta,), (v,))[1]
+        return vjp(network, theta)[1](weights[:, None] * tangent)[0]
+
+
+class Regression:
+    """A ridge regression with its design matrix, so that every answer can be written down."""
+
+    def __init__(self, n: int = 25, m: int = 6, n_features: int = 3, weight_decay: float = 0.05, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        x, x_test = rng.standard_normal((n, n_features)), rng.standard_normal((m, n_features))
+        truth = rng.standard_normal(n_features)
+        self.n, self.m, self.weight_decay = n, m, weight_decay
+        self.y = x @ truth + 0.5 + 0.3 * rng.standard_normal(n)
+        self.y_test = x_test @ truth + 0.5 + 0.3 * rng.standard_normal(m)
+        self.design = np.column_stack([x, np.ones(n)])
+        self.design_test = np.column_stack([x_test, np.ones(m)])
+        self.penalty = weight_decay * np.diag([1.0] * n_features + [0.0])
+        model = Linear(n_features, 1)
+        self.train = SquaredError(model, Data(torch.tensor(x)[None], torch.tensor(self.y)[None]), weight_decay)
+        self.test = self.train.on(Data(torch.tensor(x_test)[None], torch.tensor(self.y_test)[None]))
+
+    def hessian(self) -> np.ndarray:
+        return self.design.T @ self.design / self.n + self.penalty
+
+    def optimum(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """The solution of the weighted normal equations."""
+        w = np.full(self.n, 1 / self.n) if weights is None else weights
+        return np.linalg.solve((self.design.T * w) @ self.design + self.penalty, self.design.T @ (w * self.y))
+
+    def test_losses(self, theta: np.ndarray) -> np.ndarray:
+        return 0.5 * (self.design_test @ theta - self.y_test) ** 2
+
+    def fitted(self) -> Tensor:
+        return torch.tensor(self.optimum())
+
+    def exact_leave_one_out(self) -> np.ndarray:
+        """(n, m) loss after refitting without each example minus loss before, the other weights kept at 1/n."""
+        before, changes = self.test_losses(self.optimum()), []
+        for i in range(self.n):
+            w = np.full(self.n, 1 / self.n)
+            w[i] = 0
+            changes.append(self.test_losses(self.optimum(w)) - before)
+        return np.array(changes)
+
+
+class PlantedObjective:
+    """Stands in for an objective whose curvature is a given matrix."""
+
+    n, weight_decay = 1, 0.0
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix = torch.tensor(matrix)
+
+    def uniform(self, size: int) -> Tensor:
+        return torch.ones(size, 1, dtype=torch.float64)
+
+    def matrices(self, theta: Tensor, weights: Tensor, dataset: Tensor, gauss_newton: bool = False) -> Tensor:
+        return self.matrix[None].clone()
+
+
+def rotated(spectrum: list[float], seed: int = 0) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues and random eigenvectors."""
+    q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(spectrum), len(spectrum))))[0]
+    return (q * np.array(spectrum)) @ q.T
+
+
+def iris_subset(per_class: int, seed: int = 0) -> tuple[Data, Data]:
+    """The first flowers of each class of a training split, and the whole test split."""
+    train, test = iris_splits([seed])
+    rows = torch.cat([(train.y[0] == c).nonzero()[:per_class, 0] for c in range(3)])
+    return Data(train.x[:, rows], train.y[:, rows]), test
+
+
+def softmax_regression(data: Data, weight_decay: float) -> Objective:
+    return Objective(Linear(data.x.shape[2], 3), data, weight_decay)
+
+
+def sklearn_softmax(data: Data, weight_decay: float, without: int | None = None) -> Tensor:
+    """The same optimum by scikit-learn: ||W||^2 / 2 + C sum loss with C = 1 / (n weight_decay), n of the full set."""
+    x, y = data.x[0].numpy(), data.y[0].numpy()
+    keep = np.arange(len(y)) != (-1 if without is None else without)
+    c = 1 / (len(y) * weight_decay)
+    fit = LogisticRegression(C=c, tol=1e-12, max_iter=10_000, solver="newton-cg").fit(x[keep], y[keep])
+    return torch.tensor(np.concatenate([fit.coef_.ravel(), fit.intercept_]))
+
+
+def random_network(
+    activation: str, depth: int, width: int, n: int, weight_decay: float = 0.03, size: int = 3, seed: int = 0
+) -> tuple[FusedObjective, Objective, Tensor, Tensor]:
+    """One network as fused and as reference objective on `size` random data sets, parameters and weights."""
+    rng = np.random.default_rng([seed, depth, width, n])
+    model = MLP(depth, width, activation, sharpness=2.5)
+    data = Data(torch.tensor(rng.standard_normal((size, n, 4))), torch.tensor(rng.integers(0, 3, (size, n))))
+    theta = torch.tensor(0.7 * rng.standard_normal((size, model.n_params)))
+    weights = torch.tensor(rng.random((size, n)) / n)
+    return FusedObjective(model, data, weight_decay), Objective(model, data, weight_decay), theta, weights
