@@ -74,13 +74,13 @@ def test_a_bad_setting_is_named(name, value):
 def test_accuracy_is_the_share_of_examples_on_their_own_side():
     data = Data(torch.tensor([[[-2.0], [-1.0], [1.0], [2.0]]]).double(), torch.tensor([[0, 1, 1, 1]]))
     objective = softmax_regression(data, 0.0)
-    theta = torch.tensor([[-1.0, 1.0, -9.0, 0.0, 0.0, 0.0]]).double()  # class 1 exactly where x > 0
+    theta = torch.tensor([[-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]]).double()  # class 1 exactly where x > 0
     assert accuracy(objective, theta).item() == 0.75
 
 
 def test_a_model_without_decay_is_separable_only_when_all_examples_are_classified():
     x = torch.tensor([[[-2.0], [-1.0], [1.0], [2.0]]]).double()
-    theta = torch.tensor([[-1.0, 1.0, -9.0, 0.0, 0.0, 0.0]]).double()
+    theta = torch.tensor([[-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]]).double()
     apart = Data(x, torch.tensor([[0, 0, 1, 1]]))
     mixed = Data(x, torch.tensor([[0, 1, 1, 1]]))
     assert separable(softmax_regression(apart, 0.0), theta).tolist() == [True]
@@ -114,10 +114,9 @@ def test_a_point_that_is_not_stationary_is_not_certified():
     assert certify(objective, theta, 0, finished=False)[0].status == "ok"
 
 
-def test_a_stationary_saddle_is_not_certified():
+def test_the_saddle_of_equal_logits_is_named_constant():
     objective = FusedObjective(MLP(1, 5, "tanh"), iris_subset(8)[0], 1e-3)
     theta = torch.zeros(1, 43, dtype=torch.float64)
-    theta[0, -1] = theta[0, -2] = theta[0, -3] = 0.0
     found = certify(objective, theta, 0, finished=True)[0]
     assert found.grad_norm <= 1e-12
     assert found.eig_min < -0.01
