@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -124,7 +125,9 @@ def sklearn_softmax(data: Data, weight_decay: float, without: int | None = None)
     x, y = data.x[0].numpy(), data.y[0].numpy()
     keep = np.arange(len(y)) != (-1 if without is None else without)
     c = 1 / (len(y) * weight_decay)
-    fit = LogisticRegression(C=c, tol=1e-12, max_iter=10_000, solver="newton-cg").fit(x[keep], y[keep])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at its last digits the line search gives up
+        fit = LogisticRegression(C=c, tol=1e-12, max_iter=10_000, solver="newton-cg").fit(x[keep], y[keep])
     return torch.tensor(np.concatenate([fit.coef_.ravel(), fit.intercept_]))
 
 

@@ -8,6 +8,7 @@ from helpers import Linear, Regression, SquaredError, iris_subset, random_networ
 from fragile_lib.data import Data
 from fragile_lib.influence import influence, leave_one_out, parameter_change
 from fragile_lib.solvers import ExactSolver
+from fragile_lib.stationary import newton
 
 
 def slope(estimate, truth):
@@ -98,7 +99,7 @@ def test_exact_leave_one_out_is_the_parameter_change_over_one_minus_the_leverage
 
 
 def test_softmax_estimates_agree_with_scikit_learn_refits():
-    (train, test_data), weight_decay = iris_subset(13), 0.02
+    (train, test_data), weight_decay = iris_subset(13), 0.1
     objective = softmax_regression(train, weight_decay)
     test = objective.on(test_data)
     theta = sklearn_softmax(train, weight_decay)
@@ -111,6 +112,21 @@ def test_softmax_estimates_agree_with_scikit_learn_refits():
         assert np.corrcoef(found.changes[:, t], truth[:, t])[0, 1] > 0.97
         assert 0.8 < slope(found.changes[:, t], truth[:, t]) < 1.3
     assert found.residual < 1e-8
+
+
+def test_the_epsilon_sweep_comes_to_the_softmax_estimate():
+    train, test_data = iris_subset(13)
+    objective = softmax_regression(train, 0.02)
+    test, uniform = objective.on(test_data), objective.uniform(39)
+    theta = newton(objective, torch.zeros(1, 15).double(), uniform[:1])[0][0]
+    d, points, before = leave_one_out(torch.arange(39), 39), torch.arange(30), test.losses(theta[None])
+    found = influence(objective, test, theta, d, points, ExactSolver(objective, theta, 1e-9)).changes
+    errors = []
+    for epsilon in (0.03, 0.003):
+        moved = newton(objective, theta.expand(39, -1), uniform + epsilon * d)[0]
+        errors.append(((test.losses(moved) - before) / epsilon - found).abs().max().item())
+    assert errors[0] < 0.1 * found.abs().max()
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.2)
 
 
 def test_a_group_counts_as_the_sum_of_its_members_to_first_order(problem):
@@ -132,7 +148,8 @@ def test_the_parameter_change_tells_the_same_as_the_influence(problem):
 def test_networks_give_the_dense_formula_on_the_data_set_they_are_told(gauss_newton):
     train, _, theta, _ = random_network("tanh", 2, 4, 11)
     test = train.on(random_network("tanh", 2, 4, 11, seed=1)[0].data)
-    d, points, place = torch.randn(5, 11).double(), torch.tensor([7, 0, 2]), torch.tensor([1])
+    d = torch.randn(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points, place = torch.tensor([7, 0, 2]), torch.tensor([1])
     solver = ExactSolver(train, theta[1], 0.5, gauss_newton, dataset=1)
     found = influence(train, test, theta[1], d, points, solver, dataset=1)
     matrix = train.matrices(theta[1:2], train.uniform(1), place, gauss_newton)[0]

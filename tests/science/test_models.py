@@ -54,9 +54,7 @@ def test_a_start_depends_on_its_seed_alone():
     assert model.init(3).dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    ("activation", "variance"), [("relu", 2 / 40), ("softplus", 2 / 40), ("tanh", 2 / (40 + 300))]
-)
+@pytest.mark.parametrize(("activation", "variance"), [("relu", 2 / 40), ("softplus", 2 / 40), ("tanh", 2 / (40 + 300))])
 def test_a_start_has_the_scale_of_its_activation_and_zero_biases(activation, variance):
     model = MLP(1, 300, activation, n_features=40)
     theta = model.init(0)

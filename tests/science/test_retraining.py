@@ -91,11 +91,11 @@ def test_loss_changes_are_after_minus_before_on_the_chosen_points_of_the_data_se
     assert torch.equal(loss_changes(test, theta[2:3], theta[2], points, 2), torch.zeros(1, 3).double())
 
 
-def test_losing_the_only_example_of_its_kind_is_a_positive_change():
+def test_leaving_an_example_out_raises_its_own_loss():
     problem = Regression(n=12, n_features=2)
     test = problem.train.on(problem.train.data)
     found = retrain(
         problem.train, problem.fitted()[None], [leave_one_out(torch.arange(12), 12)], partial(newton, problem.train)
     )
     own = loss_changes(test, found.theta[0], problem.fitted(), torch.arange(12), 0).diagonal()
-    assert (own > 0).all()  # an example's own loss rises when it is left out
+    assert (own > 0).all()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fragile_lib.errors import InputError
 from fragile_lib import selection
+from fragile_lib.errors import InputError
 from fragile_lib.selection import TRAIN_CHOICES, train_points
 
 NAN = float("nan")

@@ -16,6 +16,7 @@ from fragile_lib.stationary import newton
 ONE = torch.zeros(6, dtype=torch.float64)
 V = torch.tensor(np.random.default_rng(1).standard_normal((3, 6)))
 
+
 def eye(like):
     return torch.eye(len(like), dtype=torch.float64)
 
