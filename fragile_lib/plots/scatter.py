@@ -69,13 +69,15 @@ def scatter_estimate_truth(
 
 
 def _vectors(points: Sequence[Mapping], combination: tuple[str, str, str]) -> dict:
-    """Seed -> (estimate, truth), both (k,), None read as NaN."""
+    """Seed -> (estimate, truth), both (k,), of the removals that have a truth; None is read as NaN."""
     fit, estimator, truth = combination
     found = {}
     for p in points:
         pair = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
         if p.get("fit") == fit and pair[0] is not None and pair[1] is not None:
-            found[p.get("seed", 0)] = tuple(np.asarray(x, dtype=float) for x in pair)
+            estimate, true = (np.asarray(x, dtype=float) for x in pair)
+            retrained = np.isfinite(true)  # a left-out optimum that was not certified is not there
+            found[p.get("seed", 0)] = estimate[retrained], true[retrained]
     return found
 
 
