@@ -80,11 +80,13 @@ def fit_descent(train: Objective, test: Objective, theta: Tensor, steps: int, ra
 def fit_certified(start: Fit) -> Fit:
     """The same networks driven on to stationary points; ReLU is smoothed for it (see `stationary.finish`)."""
     began = perf_counter()
-    usable = torch.tensor([start.usable(s) for s in range(len(start.theta))])
-    finished = finish(start.train, torch.where(usable[:, None], start.theta, torch.zeros_like(start.theta)))
-    train = finished.objective
-    certificates = certify(train, finished.theta, finished.steps, finished=True)
-    return Fit("certified", train, train.on(start.test.data), finished.theta, certificates, perf_counter() - began)
+    finished = finish(start.train, start.theta)
+    train, theta = finished.objective, finished.theta
+    certificates = certify(train, theta, finished.steps, finished=True)
+    for s in range(len(theta)):
+        if not start.usable(s):  # a diverged or constant network keeps its outcome
+            theta[s], certificates[s] = start.theta[s], start.certificates[s]
+    return Fit("certified", train, train.on(start.test.data), theta, certificates, perf_counter() - began)
 
 
 def choose_test_points(fit: Fit, choices: list[str]) -> np.ndarray:

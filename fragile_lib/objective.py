@@ -180,7 +180,7 @@ class FusedObjective(Objective):
     def __init__(self, model: MLP, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
         super().__init__(model, data, weight_decay, device)
         self._x = np.ascontiguousarray(data.x.numpy().transpose(0, 2, 1))
-        self._y = data.y.numpy()
+        self._y = np.ascontiguousarray(data.y.numpy())
         self._sizes = np.array(model.sizes)
         self._activation = {"relu": mlp_kernels.RELU, "tanh": mlp_kernels.TANH, "softplus": model.sharpness}[
             model.activation

@@ -22,7 +22,7 @@ from fragile_lib.comparison import (
     leave_out,
     scatter_points,
 )
-from fragile_lib.data import Data
+from fragile_lib.data import Data, iris_splits
 from fragile_lib.influence import leave_one_out
 from fragile_lib.models import MLP
 from fragile_lib.objective import FusedObjective
@@ -259,3 +259,16 @@ def test_the_table_of_certificates_names_seed_and_fit(descent):
     rows = fit.table(SEEDS)
     assert [row["seed"] for row in rows] == SEEDS
     assert rows[0] == {"seed": 4, "fit": "descent"} | dataclasses.asdict(fit.certificates[0])
+
+
+@pytest.mark.parametrize(("activation", "depth"), [("relu", 1), ("tanh", 1), ("relu", 2), ("tanh", 2)])
+def test_a_diverged_network_is_not_certified_as_another_one(activation, depth):
+    train_data, test_data = iris_splits([0])
+    model = MLP(depth, 5, activation)
+    train = FusedObjective(model, train_data, 0.005)
+    start = model.init(0)
+    start[0] = float("nan")
+    descent = fit_descent(train, train.on(test_data), start[None], 1, 0.1, 0.9)
+    certified = fit_certified(descent)
+    assert [fit.certificates[0].status for fit in (descent, certified)] == ["diverged", "diverged"]
+    assert torch.isnan(certified.theta[0, 0])
