@@ -23,6 +23,7 @@ from fragile_lib import mlp_kernels
 from fragile_lib.data import Data
 from fragile_lib.errors import bad_input
 from fragile_lib.models import MLP
+from fragile_lib.shallow import shallow_matrices
 
 
 class Objective:
@@ -38,7 +39,7 @@ class Objective:
         self.model, self.weight_decay = model, float(weight_decay)
         self.device = torch.device(device)
         self.data = Data(data.x.to(self.device), data.y.to(self.device))
-        self.decay = (weight_decay * model.is_weight).to(self.device)
+        self.decay = (weight_decay * model.is_weight).to(self.data.x)
 
     @property
     def n(self) -> int:
@@ -55,7 +56,7 @@ class Objective:
 
     def uniform(self, size: int) -> Tensor:
         """The default weights: (size, n), all 1/n."""
-        return torch.full((size, self.n), 1 / self.n, dtype=torch.float64, device=self.device)
+        return torch.full((size, self.n), 1 / self.n, dtype=self.data.x.dtype, device=self.device)
 
     def members(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """(E,) the data set of each stack member: as given, or its position, or the only one there is."""
@@ -146,13 +147,20 @@ class Objective:
     def stochastic_recursion(
         self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
     ) -> Tensor:
-        """x (K, P) after h <- v + h - (H_i + L2 + damping) h / scale over examples i = draws[t]; x = h / scale."""
+        """x (K, P) after h <- v + h - (H_t + L2 + damping) h / scale; x = h / scale.
+
+        H_t is the mean Hessian of the examples draws[t], one (T,) or a minibatch (T, B). It ends early where h is not
+        finite any more.
+        """
         x, y, h = self.data.x[dataset[0]], self.data.y[dataset[0]], v
-        one = torch.ones(1, dtype=theta.dtype, device=theta.device)
+        draws = draws.reshape(len(draws), -1)
+        mean = torch.full(draws.shape[1:], 1 / draws.shape[1], dtype=theta.dtype, device=theta.device)
         product = vmap(self._hessian_product, in_dims=(None, 0, None, None, None))
-        for i in draws.tolist():
-            curved = product(theta, h, one, x[i : i + 1], y[i : i + 1])
+        for t, batch in enumerate(torch.from_numpy(draws).to(self.device)):
+            curved = product(theta, h, mean, x[batch], y[batch])
             h = v + h - (curved + (self.decay + damping) * h) / scale
+            if t % 100 == 99 and not torch.isfinite(h).all():
+                break
         return h / scale
 
     # -- of one network ----------------------------------------------------------------------------------------------
@@ -221,6 +229,11 @@ class FusedObjective(Objective):
     def matrices(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
     ) -> Tensor:
+        if self.model.depth == 1:  # one matrix product beats the kernel's columns
+            d = self.members(theta, dataset)
+            found = shallow_matrices(self.model, theta, self.data.x[d], self.data.y[d], weights, gauss_newton)
+            found.diagonal(dim1=1, dim2=2).add_(self.decay)
+            return found
         out = np.empty((len(theta), theta.shape[1], theta.shape[1]))
         arguments = self._arguments(theta, dataset)
         mlp_kernels.matrices(_array(theta), _array(weights), *arguments, gauss_newton, out)
@@ -245,6 +258,8 @@ class FusedObjective(Objective):
     def stochastic_recursion(  # noqa: D102
         self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
     ) -> Tensor:
+        if draws.ndim > 1:
+            return super().stochastic_recursion(theta, v, draws, dataset, damping, scale)
         out, d = np.empty(v.shape), int(dataset[0])
         options = self._sizes, self._activation, self.decay.numpy(), damping, scale
         mlp_kernels.lissa(_array(theta), _array(v), self._x[d], self._y[d], draws, *options, out)

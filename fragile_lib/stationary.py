@@ -18,7 +18,7 @@ from fragile_lib.training import FLAT, STATIONARY, flushed_denormals, separable
 
 SHARPNESS = (10.0, 100.0, 1e3)  # of softplus, in the order in which `finish` follows them
 ESCAPES = 5  # times that `finish` leaves a saddle
-STACK_BYTES = 64e6  # dense Hessians held at once by `newton`
+STACK_BYTES = 16e6  # dense Hessians held at once by `newton`
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,17 @@ def _improves(value: Tensor, new_value: Tensor, norm: Tensor, new_norm: Tensor) 
 
 def _shifted_step(hessian: Tensor, gradient: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """-(H + mu I)^-1 grad with the least mu of shift, 10 shift, 100 shift ... that makes H + mu I positive definite."""
-    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     shift = shift.clone()
-    factors, info = torch.linalg.cholesky_ex(hessian + shift[:, None, None] * eye)
+    factors, info = torch.linalg.cholesky_ex(_shifted(hessian, shift))
     while (info > 0).any():
-        bad = info > 0
+        bad = (info > 0).nonzero()[:, 0]
         shift[bad] = shift[bad].clamp(min=1e-9) * 10
-        factors[bad], info[bad] = torch.linalg.cholesky_ex(hessian[bad] + shift[bad, None, None] * eye)
+        factors[bad], info[bad] = torch.linalg.cholesky_ex(_shifted(hessian[bad], shift[bad]))
     return -torch.cholesky_solve(gradient[..., None], factors)[..., 0], shift
+
+
+def _shifted(matrices: Tensor, shift: Tensor) -> Tensor:
+    """Add shift_e to the diagonal of each matrix (E, P, P)."""
+    shifted = matrices.clone()
+    shifted.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+    return shifted

@@ -23,7 +23,7 @@ TRANSFORMS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
     "log": np.log,
     "abs_log": lambda x: np.abs(np.log(x)),
 }
-SAME = 1e-5  # relative spread below which repeated rows of one network are one number (records keep 6 digits)
+SAME = 1e-5  # relative spread below which repeated rows of one network are one number (records round)
 
 
 @dataclass(frozen=True)

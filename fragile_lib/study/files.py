@@ -59,7 +59,7 @@ def write_if_changed(path: Path, text: str) -> bool:
 
 def write_json(path: Path, content: object) -> None:
     """Write `content` as JSON, atomically; NaN is an error here: `record.plain` turns it into null before."""
-    write_atomic(path, json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def shown(path: Path, root: Path) -> str:

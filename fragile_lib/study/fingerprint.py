@@ -1,4 +1,4 @@
-"""What a finished result depends on, as one hash: parameters, the notebook's code, the science modules it imports.
+"""What a finished result depends on, as one hash: parameters, the notebook's code, the definitions it reaches.
 
 Code is hashed by its syntax tree without docstrings, so a comment, a docstring or another line break reruns nothing.
 Outputs, prose, `study/` and `plots.py` do not change numbers and are left out.
@@ -13,13 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "fragile_lib"
+from fragile_lib.study.reached import reached
+
 NOT_SCIENCE = ("study", "plots", "__init__", "errors")
 
 
-def run_fingerprint(parameters: dict[str, Any], cells: list[str], package: Path) -> str:
-    """Return the fingerprint of a run."""
-    return digest([parameters, [canonical_code(cell) for cell in cells], science_modules(cells, package)])
+def run_fingerprint(parameters: dict[str, Any], code: list[Any]) -> str:
+    """Return the fingerprint of a run, from its parameters and its notebook's `notebook_code`."""
+    return digest([parameters, *code])
+
+
+def notebook_code(cells: list[str], package: Path) -> list[Any]:
+    """Return what decides the numbers of a notebook: its cells and the definitions that they reach."""
+    return [[canonical_code(cell) for cell in cells], science_code(cells, package)]
 
 
 def digest(content: Any) -> str:
@@ -27,24 +33,14 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def science_modules(cells: Iterable[str], package: Path, also: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return name -> hash of the package's modules that the cells import, directly or through one another.
+def science_code(cells: Iterable[str], package: Path, also: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return `module:name` -> hash of the definitions that the cells reach in the package (see `reached`).
 
-    Only these: a module written for another notebook must not rerun this one.
+    Only these: what is written for another notebook must not rerun this one.
     """
-    skipped = set(NOT_SCIENCE) - set(also)
-    found: dict[str, str] = {}
-    waiting = [name for cell in cells for name in _imported(_tree(cell), PACKAGE)]
-    while waiting:
-        name = waiting.pop()
-        path = _file_of(name, package)
-        if path is None or name in found or name.split(".")[0] in skipped:
-            continue
-        source = path.read_text(encoding="utf-8")
-        found[name] = hashlib.sha256(canonical_code(source).encode()).hexdigest()
-        inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += _imported(_tree(source), f"{PACKAGE}.{inside}".rstrip("."))
-    return found
+    trees = [tree for cell in cells if (tree := _tree(cell)) is not None]
+    found = reached(trees, package, frozenset(NOT_SCIENCE) - set(also))
+    return {place: hashlib.sha256(_canonical(nodes).encode()).hexdigest() for place, nodes in found.items() if nodes}
 
 
 def canonical_code(source: str) -> str:
@@ -75,22 +71,3 @@ def _canonical(node: Any) -> str:
             fields["body"] = body[1:]
     kept = (f"{name}={_canonical(value)}" for name, value in sorted(fields.items()) if value not in (None, []))
     return f"{type(node).__name__}({','.join(kept)})"
-
-
-def _imported(tree: ast.Module | None, inside: str) -> list[str]:
-    """Return the names, relative to the package, that a tree may import; `inside` is the package it lies in."""
-    names: list[str] = []
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = inside.split(".")
-            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            base = ".".join(filter(None, [base, node.module]))
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")]
-
-
-def _file_of(name: str, package: Path) -> Path | None:
-    path = package.joinpath(*name.split("."))
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)

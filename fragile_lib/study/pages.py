@@ -17,7 +17,7 @@ from typing import Any
 from fragile_lib.errors import InputError
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
 from fragile_lib.study.files import package_dir, profile_dir, write_atomic, write_if_changed
-from fragile_lib.study.fingerprint import canonical_code, digest, science_modules
+from fragile_lib.study.fingerprint import canonical_code, digest, science_code
 from fragile_lib.study.notebook_file import code_cells, read_notebook, source_of
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES
@@ -71,7 +71,7 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
 def page_fingerprint(root: Path, spec: Spec, parameters: dict[str, Any] | None, results: Path) -> str:
     """Return what a page depends on, as one hash."""
     cells = code_cells(read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root))
-    modules = science_modules(cells, package_dir(root), also=("plots",))
+    modules = science_code(cells, package_dir(root), also=("plots",))
     table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
     return digest([parameters, [canonical_code(cell) for cell in cells], modules, table])
 

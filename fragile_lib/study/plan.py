@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fragile_lib.errors import InputError
 from fragile_lib.study.files import package_dir, profile_dir, shown, study_root, write_atomic, write_if_changed
-from fragile_lib.study.fingerprint import run_fingerprint
+from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
 from fragile_lib.study.notebook_file import check_notebook, code_cells
 from fragile_lib.study.params import Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
@@ -69,9 +69,9 @@ def make_plan(root: Path, profile: str, notebook: str | None = None) -> list[Job
     """Return the jobs of a profile, all notebooks' or one's; raise InputError on bad input; writes nothing."""
     jobs = []
     for spec in validated(root, profile, notebook).values():
-        cells = code_cells(check_notebook(spec, root))
+        code = notebook_code(code_cells(check_notebook(spec, root)), package_dir(root))
         for run in spec.runs(profile):
-            fingerprint = run_fingerprint(run.parameters, cells, package_dir(root))
+            fingerprint = run_fingerprint(run.parameters, code)
             jobs.append(Job(run, profile_dir(root, profile) / run.run_id, fingerprint, spec.limits))
     return jobs
 

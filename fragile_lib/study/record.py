@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+DIGITS = 4  # significant, of a row's numbers: finer than any interval by far, and records stay small
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "numba", "papermill")
 DECIDING = ("fragile_lib", "notebooks", "params", "pyproject.toml")
 GROUPS = ("test_choice", "train_choice", "fit", "estimator", "ground_truth")
@@ -58,7 +59,7 @@ def record(
 ) -> pd.DataFrame:
     """Write `<output_dir>/result.json` and return a small table: means over seeds by choice, fit, estimator, truth.
 
-    With `output_dir` "" nothing is written. All values are cast to built-in types, results rounded to 6 significant
+    With `output_dir` "" nothing is written. All values are cast to built-in types, rows rounded to `DIGITS` significant
     digits, NaN and infinity written as null; `extra` lands at the record's top level. Raises OSError on a full disk.
     """
     import pandas as pd
@@ -77,7 +78,7 @@ def record(
             "parameters": plain({k: v for k, v in values.items() if k not in NOT_RECORDED}),
             "rows": _table(rows),
             "certificates": plain(_records(certificates), digits=6),
-            "points": plain(list(points), digits=6),
+            "points": plain(list(points), digits=DIGITS),
             "seeds": plain(list(seeds)),
             "versions": versions(),
             "git": git_state(study_root()),
@@ -206,7 +207,7 @@ def _table(rows: pd.DataFrame) -> dict[str, Any]:
     # A column of whole numbers with gaps is float in pandas: seed 3.0 is written as 3.
     rows = rows.convert_dtypes()
     data = list(rows.itertuples(index=False, name=None))
-    return {"columns": plain(list(rows.columns)), "data": plain(data, digits=6)}
+    return {"columns": plain(list(rows.columns)), "data": plain(data, digits=DIGITS)}
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,59 +2,105 @@
 
 import pytest
 
-from fragile_lib.study.fingerprint import canonical_code, run_fingerprint, science_modules
+from fragile_lib.study.fingerprint import canonical_code, notebook_code, run_fingerprint, science_code
 
-MODULE = '"""Doc."""\nfrom . import solvers\n\n\ndef f(x):\n    """Double."""\n    return 2 * x  # twice\n'
+MODULE = """'Doc.'
+from fragile_lib import evaluation, solvers
+from fragile_lib.objective import J
+
+
+def f(x):
+    'Double.'
+    return helper(2 * x) * evaluation.compare(J)  # twice
+
+
+def helper(x):
+    return solvers.Exact(x)
+
+
+def unused(x):
+    return x
+"""
 CELLS = ["%matplotlib inline\nfrom fragile_lib.influence import f\nfrom fragile_lib import plots", "y = f(1)"]
 
 
 @pytest.fixture
 def package(tmp_path):
     files = {
+        "__init__": "",
         "influence": MODULE,
-        "solvers": "import fragile_lib.objective\nS = 1\n",
-        "objective": "J = 0\n",
+        "solvers/__init__": "from fragile_lib.solvers.exact import Exact\nfrom fragile_lib.solvers.other import Cg\n",
+        "solvers/exact": "from .base import check\n\n\nclass Exact:\n    def solve(self):\n        return check(1)\n",
+        "solvers/base": "LIMIT = 1\n\n\ndef check(x):\n    return x < LIMIT\n\n\ndef other(x):\n    return x\n",
+        "solvers/other": "class Cg:\n    pass\n",
+        "objective": "J = 0\nprint('loaded')\n",
+        "evaluation": "def compare(x):\n    return x\n\n\ndef another(x):\n    return x\n",
         "other": "import fragile_lib.objective\n",
-        "plots": "import fragile_lib.other\n",
+        "plots": "import fragile_lib.other\n\n\ndef show():\n    return 1\n",
         "study": "X = 1\n",
     }
     for name, text in files.items():
-        (tmp_path / f"{name}.py").write_text(text)
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
     return tmp_path
 
 
-def test_modules_are_those_that_the_notebook_reaches(package):
-    assert sorted(science_modules(CELLS, package)) == ["influence", "objective", "solvers"]
-    assert "other" in science_modules(CELLS, package, also=("plots",))
+def fingerprint(cells, package, **parameters):
+    return run_fingerprint({"depth": 1, **parameters}, notebook_code(cells, package))
+
+
+def test_definitions_are_those_that_the_notebook_reaches(package):
+    expected = ["evaluation:compare", "influence:f", "influence:helper", "objective:", "objective:J"]
+    expected += ["solvers.base:LIMIT", "solvers.base:check", "solvers.exact:Exact"]
+    assert sorted(science_code(CELLS, package)) == expected
+    assert "plots:show" in science_code([*CELLS, "plots.show()"], package, also=("plots",))
+
+
+def test_a_module_used_as_an_object_counts_whole(package):
+    cells = ["from fragile_lib import evaluation\nname = 'another'\ngetattr(evaluation, name)"]
+    assert sorted(science_code(cells, package)) == ["evaluation:another", "evaluation:compare"]
+    cells = ["import fragile_lib.solvers.base as b\nb.other(1)", "import fragile_lib.evaluation"]
+    assert sorted(science_code(cells, package)) == ["solvers.base:other"]
+    assert "evaluation:another" in science_code([*cells, "fragile_lib.evaluation.another(1)"], package)
 
 
 @pytest.mark.parametrize(
     ("module", "old", "new", "same"),
     [
         ("influence", "# twice", "# two times", True),
-        ("influence", '"""Double."""\n', '"""Return twice x."""\n\n', True),
+        ("influence", "'Double.'\n", "'Return twice x.'\n\n", True),
         ("influence", "2 * x", "(2 *\n        x)", True),
         ("influence", "2 * x", "3 * x", False),
         ("influence", "2 * x", "2.0 * x", False),
+        ("influence", "return x\n", "return 2 * x\n", True),
+        ("influence", "solvers.Exact(x)", "solvers.Exact(x, 1)", False),
         ("objective", "J = 0", "J = 1", False),
+        ("objective", "'loaded'", "'imported'", False),
+        ("solvers/base", "LIMIT = 1", "LIMIT = 2", False),
+        ("solvers/base", "return x\n", "return 2 * x\n", True),
+        ("solvers/exact", "check(1)", "check(2)", False),
+        ("solvers/other", "pass", "x = 1", True),
+        ("evaluation", "def compare(x):\n    return x", "def compare(x):\n    return -x", False),
+        ("evaluation", "def another(x):\n    return x", "def another(x):\n    return -x", True),
         ("other", "import", "X = 1\nimport", True),
         ("plots", "import", "X = 1\nimport", True),
         ("study", "X = 1", "X = 2", True),
     ],
 )
 def test_change_of_a_module(package, module, old, new, same):
-    before = run_fingerprint({"depth": 1}, CELLS, package)
+    before = fingerprint(CELLS, package)
     path = package / f"{module}.py"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    assert (run_fingerprint({"depth": 1}, CELLS, package) == before) is same
+    assert (fingerprint(CELLS, package) == before) is same
 
 
 def test_change_of_parameters_and_cells(package):
-    before = run_fingerprint({"depth": 1}, CELLS, package)
-    assert run_fingerprint({"depth": 2}, CELLS, package) != before
-    assert run_fingerprint({"depth": 1}, [CELLS[0], "y = f(2)"], package) != before
-    assert run_fingerprint({"depth": 1}, [CELLS[0], "y = f( 1 )  # one"], package) == before
+    before = fingerprint(CELLS, package)
+    assert fingerprint(CELLS, package, depth=2) != before
+    assert fingerprint([CELLS[0], "y = f(2)"], package) != before
+    assert fingerprint([CELLS[0], "y = f( 1 )  # one"], package) == before
 
 
 def test_code_that_is_no_python_counts_as_it_stands():

@@ -43,10 +43,10 @@ def test_record_is_written_and_read_back(tmp_path, monkeypatch):
     text = (tmp_path / "result.json").read_text()
     assert "NaN" not in text and "Infinity" not in text and str(tmp_path) not in text
     content = read_record(tmp_path / "result.json")
-    assert content["rows"]["data"][0] == [0, "max_loss", "exact", 3, 0.123457]
+    assert content["rows"]["data"][0] == [0, "max_loss", "exact", 3, 0.1235]
     assert content["rows"]["data"][2][3] is None and content["rows"]["data"][3][4] is None
     assert content["certificates"] == [{"seed": 0, "grad_norm": 1e-07, "eig_min": None}]
-    assert content["points"] == [{"index": [0, 1], "estimate": {"exact": [0.333333, None]}}]
+    assert content["points"] == [{"index": [0, 1], "estimate": {"exact": [0.3333, None]}}]
     assert content["parameters"] == {"depth": 3} and content["run"]["depth"] == 3
     assert content["fingerprint"] == "abc" and content["seeds"] == [0, 1] and content["status"] == "ok"
     assert content["peak_memory_mb"] > 10 and content["versions"]["python"] and content["finished"].endswith("Z")
