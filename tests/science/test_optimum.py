@@ -1,0 +1,83 @@
+"""Optima by whitened Newton-CG and left-out optima by chord steps, against the dense Newton method."""
+
+import pytest
+import torch
+
+from fragile_lib.data import iris_splits
+from fragile_lib.errors import InputError
+from fragile_lib.influence import leave_one_out
+from fragile_lib.models import MLP
+from fragile_lib.objective import Objective, make_objective
+from fragile_lib.optimum import chord, finish_one
+from fragile_lib.retraining import retrain
+from fragile_lib.solvers import ExactSolver
+from fragile_lib.stationary import newton
+
+
+@pytest.fixture(scope="module")
+def finished() -> tuple[Objective, torch.Tensor]:
+    data, _ = iris_splits([0])
+    train = make_objective(MLP(1, 6, "tanh"), data, 0.01)
+    theta, norm, _ = newton(train, train.model.init(0)[None], train.uniform(1), max_steps=300)
+    assert norm[0] <= 1e-8
+    return train, theta[0]
+
+
+def test_whitened_newton_reaches_the_tolerance(finished) -> None:
+    train, theta = finished
+    moved = theta + 0.02 * torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = finish_one(train, moved, tolerance=1e-7)
+    assert found.grad_norm <= 1e-7 and 0 < found.passes < 1000
+    assert float(train.gradient(found.theta[None], train.uniform(1)).norm()) == pytest.approx(found.grad_norm)
+
+
+def test_nothing_to_do_takes_no_pass(finished) -> None:
+    train, theta = finished
+    found = finish_one(train, theta, tolerance=1e-6)
+    assert found.passes == 0 and torch.equal(found.theta, theta)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan")])
+def test_bad_tolerance(finished, tolerance: float) -> None:
+    train, theta = finished
+    with pytest.raises(InputError, match="tolerance"):
+        finish_one(train, theta, tolerance)
+
+
+def test_chord_finds_the_left_out_optima_of_newton(finished) -> None:
+    train, theta = finished
+    solver = ExactSolver(train, theta, 1e-6)  # the common shift of the output biases has no curvature
+    removals = [leave_one_out(torch.arange(0, 120, 3), 120)]
+
+    def by_chord(start: torch.Tensor, weights: torch.Tensor, dataset: torch.Tensor) -> torch.Tensor:
+        return chord(train, start, weights, dataset, solve=lambda v: solver(v).x, tolerance=1e-9, max_steps=60)
+
+    def by_newton(start: torch.Tensor, weights: torch.Tensor, dataset: torch.Tensor) -> torch.Tensor:
+        return newton(train, start, weights, dataset)
+
+    found, expected = retrain(train, theta[None], removals, by_chord), retrain(train, theta[None], removals, by_newton)
+    reached = found.grad_norm[0] <= 1e-9
+    assert reached.double().mean() > 0.9
+    place = torch.zeros(40, dtype=torch.long)
+    apart = (train.losses(found.theta[0], place) - train.losses(expected.theta[0], place)).abs().amax(1)
+    assert (apart[reached] < 1e-6).double().mean() > 0.9  # the others are optima of their own
+    assert apart[reached].median() > 0  # two methods, not one
+    assert (found.control[0] - theta).norm() < 1e-4
+
+
+def test_chord_tells_the_gradient_norm_where_it_stands(finished) -> None:
+    train, theta = finished
+    solver = ExactSolver(train, theta, 1e-6)  # the common shift of the output biases has no curvature
+    weights = train.uniform(4) + leave_one_out(torch.arange(4), 120)
+    options = {"solve": lambda v: solver(v).x, "tolerance": 1e-30, "max_steps": 2}
+    moved, norm, steps = chord(train, theta.expand(4, -1), weights, **options)
+    torch.testing.assert_close(train.gradient(moved, weights, torch.zeros(4, dtype=torch.long)).norm(dim=1), norm)
+    assert (steps == 2).all()
+
+
+def test_a_wrong_curvature_never_makes_it_worse(finished) -> None:
+    train, theta = finished
+    weights = train.uniform(4) + leave_one_out(torch.arange(4), 120)
+    first = train.gradient(theta.expand(4, -1), weights).norm(dim=1)
+    _, norm, _ = chord(train, theta.expand(4, -1), weights, solve=lambda v: -1e3 * v, tolerance=1e-12)
+    torch.testing.assert_close(norm, first)

@@ -1,0 +1,107 @@
+"""The proximal Bregman response: its derivatives, its minimum, and what it responds to."""
+
+import pytest
+import torch
+from helpers import Regression, SquaredError
+from torch.func import grad, hessian
+
+from fragile_lib.data import iris_splits
+from fragile_lib.errors import InputError
+from fragile_lib.influence import influence, leave_one_out
+from fragile_lib.models import MLP
+from fragile_lib.objective import Objective
+from fragile_lib.optimum import chord
+from fragile_lib.pbrf import ProximalObjective
+from fragile_lib.retraining import loss_changes, retrain
+from fragile_lib.solvers import ExactSolver
+
+DAMPING = 0.02
+
+
+@pytest.fixture(scope="module")
+def setting() -> tuple[Objective, Objective, torch.Tensor]:
+    data, test_data = iris_splits([0])
+    train = Objective(MLP(2, 4, "tanh"), data, 0.01)
+    return train, train.on(test_data), train.model.init(0)  # not trained at all: PBRF does not ask for it
+
+
+def by_hand(train: Objective, start: torch.Tensor, change: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Q(theta; d) as it is defined."""
+    x, y = train.data.x[0], train.data.y[0]
+    fixed, moving = train.model(start, x).log_softmax(1), train.model(theta, x).log_softmax(1)
+    divergence = (fixed.exp() * (fixed - moving)).sum(1).mean()
+    losses = -moving[torch.arange(len(y)), y]
+    return divergence + (change * losses).sum() + 0.5 * ((train.decay + DAMPING) * (theta - start) ** 2).sum()
+
+
+def test_gradient_is_that_of_the_definition(setting) -> None:
+    train, _, start = setting
+    proximal = ProximalObjective(train, start, DAMPING)
+    change = leave_one_out(torch.tensor([7]), 120)
+    moved = start + 0.1 * torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = proximal.gradient(moved[None], train.uniform(1) + change)[0]
+    expected = grad(lambda t: by_hand(train, start, change[0], t))(moved)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_start_is_the_minimum_and_the_curvature_there_the_damped_gauss_newton_matrix(setting) -> None:
+    train, _, start = setting
+    proximal = ProximalObjective(train, start, DAMPING)
+    assert proximal.gradient(start[None], train.uniform(1)).norm() < 1e-15
+    found = hessian(lambda t: by_hand(train, start, torch.zeros(120), t))(start)
+    expected = train.matrices(start[None], train.uniform(1), gauss_newton=True)[0]
+    torch.testing.assert_close(
+        found, expected + DAMPING * torch.eye(len(start), dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_first_gradients_are_the_gradients_at_the_start(setting) -> None:
+    train, _, start = setting
+    proximal, weights = ProximalObjective(train, start, DAMPING), train.uniform(3) + leave_one_out(torch.arange(3), 120)
+    stack = start.expand(3, -1)
+    expected = proximal.gradient(stack, weights)
+    torch.testing.assert_close(proximal.start_gradients(stack, weights), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_damped_gauss_newton_influence_predicts_the_response_with_slope_one(setting) -> None:
+    train, test, start = setting
+    proximal, solver = ProximalObjective(train, start, DAMPING), ExactSolver(train, start, DAMPING, gauss_newton=True)
+    removals, points = 0.1 * leave_one_out(torch.arange(60), 120), torch.arange(30)  # small: first order
+
+    def minimise(theta: torch.Tensor, weights: torch.Tensor, dataset: torch.Tensor) -> tuple:
+        return chord(proximal, theta, weights, dataset, solve=lambda v: solver(v).x, tolerance=1e-10, max_steps=80)
+
+    response = retrain(proximal, start[None], [removals], minimise)
+    assert response.grad_norm[0].max() <= 1e-9
+    true = loss_changes(test, response.theta[0], start, points, 0).flatten()
+    estimate = influence(train, test, start, removals, points, solver).changes.flatten()
+    assert (estimate @ true) / (estimate @ estimate) == pytest.approx(1, abs=0.01)
+    assert torch.corrcoef(torch.stack([estimate, true]))[0, 1] > 0.99
+
+
+class Squared(SquaredError):
+    """Squared error with what the proximal objective asks of a loss that is not cross entropy."""
+
+    def logit_gradients(self, theta: torch.Tensor, dataset: int = 0) -> torch.Tensor:
+        return self.logits(theta[None])[0] - self.data.y[dataset][:, None]
+
+
+def test_for_linear_regression_at_its_optimum_the_response_is_leave_one_out_in_closed_form() -> None:
+    problem = Regression()
+    train = Squared(problem.train.model, problem.train.data, problem.weight_decay)
+    theta = problem.fitted()
+    proximal, solver = ProximalObjective(train, theta, 0.0), ExactSolver(train, theta, 0.0, gauss_newton=True)
+    weights = train.uniform(problem.n) + leave_one_out(torch.arange(problem.n), problem.n)
+    moved, norm, _ = chord(
+        proximal, theta.expand(problem.n, -1), weights, solve=lambda v: solver(v).x, tolerance=1e-13, max_steps=100
+    )
+    assert norm.max() <= 1e-12
+    expected = torch.stack([torch.tensor(problem.optimum(w.numpy())) for w in weights])
+    torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("damping", [-0.1, float("nan")])
+def test_bad_damping(setting, damping: float) -> None:
+    train, _, start = setting
+    with pytest.raises(InputError, match="damping"):
+        ProximalObjective(train, start, damping)
