@@ -39,6 +39,11 @@ def gone(processes):
     return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def at_the_terminal():
+    """Let Ctrl-C arrive: what a shell starts in the background inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def start(toy):
     """Return a call that starts a study and waits until its one held-up run computes."""
@@ -49,6 +54,7 @@ def start(toy):
         process = subprocess.Popen(
             toy.command("run", "--only-runs", "--jobs", "2"),
             **{"env": toy.environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+            preexec_fn=at_the_terminal,
         )
         started.append(process)
         wait_for((toy.run_dir("toy-d1") / "result.json").exists)
