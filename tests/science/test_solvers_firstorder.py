@@ -1,0 +1,274 @@
+"""Gradient products, TracIn and TRAK: sign and scale against descent itself, dense formulas, one exact relation."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import Linear, Regression, iris_subset
+from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
+
+from fragile_lib.data import Data
+from fragile_lib.errors import InputError
+from fragile_lib.influence import influence, leave_one_out
+from fragile_lib.objective import Objective
+from fragile_lib.solvers import ExactSolver, IdentitySolver, tracin, trak
+from fragile_lib.solvers.firstorder import margin_features
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Softmax regression on Iris: (train, test, theta), at its optimum."""
+    return linear_problem()[:3]
+
+
+def everyone(objective):
+    return leave_one_out(torch.arange(objective.n), objective.n), torch.arange(objective.n)
+
+
+# -- gradient product ------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_product_has_the_sign_and_scale_of_one_gradient_step_without_the_example(linear):
+    train, test, theta = linear
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(test.n)
+    found = influence(train, test, theta, d, points, IdentitySolver(train, theta)).changes
+    size, weights = 1e-5, train.uniform(train.n) + d
+    stack = theta.expand(train.n, -1)
+    whole = theta - size * train.gradient(theta[None], train.uniform(1))[0]
+    without = stack - size * train.gradient(stack, weights)
+    steps = (test.losses(without) - test.losses(whole[None])) / size
+    torch.testing.assert_close(found, steps, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_product_is_the_vectors_themselves_and_needs_no_products(linear):
+    train, _, theta = linear
+    v = right_hand_sides(3, 15)
+    solution = IdentitySolver(train, theta, 0.1)(v)
+    assert torch.equal(solution.x, v) and solution.x is not v
+    assert solution.status == "ok" and solution.products == 0
+    damped = ExactSolver(train, theta, 0.1).matrix + 0.1 * torch.eye(15).double()
+    torch.testing.assert_close(solution.residual, (v @ damped - v).norm(dim=1) / v.norm(dim=1))
+
+
+# -- TracIn ----------------------------------------------------------------------------------------------------------
+
+
+def descent(objective, weights, rate, steps, start):
+    """All networks (steps, E, P) at which a step was taken, and where the last one led (E, P)."""
+    theta, seen = start.expand(len(weights), -1), []
+    for _ in range(steps):
+        seen.append(theta)
+        theta = theta - rate * objective.gradient(theta, weights)
+    return torch.stack(seen), theta
+
+
+def test_tracin_has_slope_one_against_leaving_out_from_the_start_in_a_short_run(linear):
+    train, test, _ = linear
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(test.n)
+    start, rate, steps, errors = 0.3 * right_hand_sides(1, 15)[0], 1e-3, 20, []
+    for shrink in (1.0, 0.1):
+        path, end = descent(train, train.uniform(1), shrink * rate, steps, start)
+        without = descent(train, train.uniform(train.n) + d, shrink * rate, steps, start)[1]
+        truth = test.losses(without) - test.losses(end)
+        found = tracin(train, test, path[:, 0], torch.full((steps,), shrink * rate), d, points)
+        assert found.shape == (train.n, test.n)
+        assert np.polyfit(found.ravel(), truth.ravel(), 1)[0] == pytest.approx(1, abs=0.02)
+        errors.append(((found - truth).norm() / truth.norm()).item())
+    assert errors[1] < 0.002
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)  # to first order in the length of the run
+
+
+def test_tracin_is_the_sum_over_checkpoints_of_gradient_products():
+    train, theta, _ = mlp_problem()
+    test = train.on(mlp_problem(n=6, seed=3)[0].data)
+    checkpoints, sizes = torch.stack([theta, 0.5 * theta, theta - 0.1]), torch.tensor([0.3, 0.0, 2.0])
+    d, points = right_hand_sides(4, train.n), torch.tensor([5, 2])
+    expected = torch.zeros(4, 2).double()
+    for checkpoint, size in zip(checkpoints, sizes, strict=True):
+        g, g_test = train.example_gradients(checkpoint[None])[0], test.example_gradients(checkpoint[None])[0]
+        expected -= size * d @ g @ g_test[points].T
+    torch.testing.assert_close(tracin(train, test, checkpoints, sizes, d, points), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_tracin_calls_an_example_helpful_for_itself_and_sees_the_data_set_it_is_told():
+    train, theta, _ = mlp_problem()
+    other = mlp_problem(seed=4)[0]
+    both = Objective(
+        train.model, Data(torch.cat([other.data.x, train.data.x]), torch.cat([other.data.y, train.data.y])), 0.02
+    )
+    d, points = everyone(train)
+    found = tracin(train, train.on(train.data), theta[None], torch.tensor([1.0]), d, points)
+    again = tracin(both, both.on(both.data), theta[None], torch.tensor([1.0]), d, points, dataset=1)
+    assert (found.diagonal() > 0).all()
+    torch.testing.assert_close(found, found.T)
+    torch.testing.assert_close(again, found)
+
+
+# -- TRAK ------------------------------------------------------------------------------------------------------------
+
+
+def trak_by_hand(train, test, checkpoints, points, damping=0.0):
+    """(n, m) by the formula, without projection and with autograd on one example at a time."""
+    products, doubts, test_doubts = [], [], []
+
+    def features(data, theta):
+        rows, doubt = [], []
+        for x, y in zip(data.x[0], data.y[0], strict=True):
+            t = theta.clone().requires_grad_()
+            p = train.model(t, x[None])[0].softmax(0)[y]
+            (p.log() - (1 - p).log()).backward()
+            rows.append(t.grad), doubt.append(1 - p.item())
+        return torch.stack(rows), torch.tensor(doubt, dtype=torch.float64)
+
+    for theta in checkpoints:
+        phi, doubt = features(train.data, theta)
+        phi_test, test_doubt = features(test.data, theta)
+        kernel = phi.T @ phi + train.n * damping * torch.eye(len(theta)).double()
+        products.append(phi @ torch.linalg.solve(kernel, phi_test[points].T))
+        doubts.append(doubt), test_doubts.append(test_doubt[points])
+    mean = [torch.stack(part).mean(0) for part in (products, doubts, test_doubts)]
+    return mean[0] * mean[1][:, None] * mean[2]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("damping", [1e-4, 0.1])
+def test_trak_without_projection_is_its_formula(count, damping):
+    train, theta, _ = mlp_problem()
+    test = train.on(mlp_problem(n=6, seed=3)[0].data)
+    checkpoints, points = torch.stack([theta, 0.5 * theta, theta - 0.1])[:count], torch.tensor([5, 2])
+    expected = trak_by_hand(train, test, checkpoints, points, damping)
+    d = leave_one_out(torch.arange(train.n), train.n)
+    found = trak(train, test, checkpoints, d, points, dim=None, damping=damping)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    group = right_hand_sides(3, train.n)
+    found = trak(train, test, checkpoints, group, points, dim=None, damping=damping)
+    torch.testing.assert_close(found, -train.n * group @ expected, rtol=1e-7, atol=1e-10)
+
+
+def two_classes(n=40, n_features=3, seed=0):
+    rng = np.random.default_rng(seed)
+    data = Data(torch.tensor(rng.standard_normal((1, n, n_features))), torch.tensor(rng.integers(0, 2, (1, n))))
+    return Objective(Linear(n_features, 2), data, 0.0)
+
+
+def test_trak_is_a_quarter_of_influence_where_every_probability_is_one_half():
+    """The matrix of two classes is sum p (1 - p) phi phi^T / n, and TRAK's is without p (1 - p) = 1/4."""
+    train, test, theta = two_classes(), two_classes(5, seed=1), torch.zeros(8).double()
+    d, points = leave_one_out(torch.arange(40), 40), torch.arange(5)
+    found = influence(train, test, theta, d, points, ExactSolver(train, theta, 0.01, True)).changes
+    torch.testing.assert_close(4 * trak(train, test, theta[None], d, points, dim=None, damping=0.04), found)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_projection_to_as_many_numbers_as_there_are_directions_changes_nothing(seed):
+    """Phi (Phi^T Phi)^-1 Phi^T is the same in every basis; two classes of a linear model have half of P directions."""
+    train, test = two_classes(), two_classes(5, seed=1)
+    theta, d, points = right_hand_sides(1, 8)[0], leave_one_out(torch.arange(40), 40), torch.arange(5)
+    projected = trak(train, test, theta[None], d, points, dim=4, seed=seed)
+    free = trak(train, test, theta[None], d, points, dim=None, damping=1e-10)
+    torch.testing.assert_close(projected, free, rtol=1e-4, atol=1e-7)
+
+
+def test_trak_agrees_with_influence_in_sign_and_order(linear):
+    train, test, theta = linear
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(test.n)
+    exact = influence(train, test, theta, d, points, ExactSolver(train, theta, 0.01)).changes
+    found = trak(train, test, theta[None], d, points, dim=None, damping=0.01)
+    each = [np.corrcoef(found[:, t], exact[:, t])[0, 1] for t in range(test.n)]
+    assert np.median(each) > 0.8 and min(each) > 0
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
+    own = trak(train, train.on(train.data), theta[None], *everyone(train), dim=None, damping=0.01)
+    assert (own.diagonal() > 0).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_chunks_and_the_order_of_examples_change_nothing_in_trak(chunk):
+    train, theta, _ = mlp_problem()
+    test = train.on(mlp_problem(n=6, seed=3)[0].data)
+    other, order = shuffled(train)
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(6)
+    options = {"dim": 10, "damping": 1e-3, "seed": 3}
+    whole = trak(train, test, theta[None], d, points, **options)
+    torch.testing.assert_close(trak(train, test, theta[None], d, points, chunk=chunk, **options), whole)
+    torch.testing.assert_close(trak(other, test, theta[None], d, points, chunk=chunk, **options), whole[order])
+
+
+def test_trak_repeats_for_a_seed_differs_for_another_and_projects_each_checkpoint_anew():
+    train, theta, _ = mlp_problem()
+    test = train.on(mlp_problem(n=6, seed=3)[0].data)
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(6)
+    first, again, other = (trak(train, test, theta[None], d, points, 10, 1e-3, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+    twice = trak(train, test, torch.stack([theta, theta]), d, points, 10, 1e-3, 1)
+    assert not torch.allclose(twice, first)
+
+
+def test_more_dimensions_come_to_the_scores_without_projection():
+    train, theta, _ = mlp_problem(n=40)
+    test = train.on(mlp_problem(n=6, seed=3)[0].data)
+    d, points = leave_one_out(torch.arange(40), 40), torch.arange(6)
+    free = trak(train, test, theta[None], d, points, dim=None, damping=0.1)
+    errors = [(trak(train, test, theta[None], d, points, dim, 0.1) - free).norm() / free.norm() for dim in (20, 1500)]
+    assert errors[1] < 0.2 and errors[1] < errors[0] / 3
+
+
+def test_margins_of_certain_networks_stay_finite():
+    train, theta, _ = mlp_problem()
+    features, margins = margin_features(train.model, 60 * theta, train.data.x[0], train.data.y[0], None, 8)
+    assert margins.abs().max() > 40  # 1 - p is zero in floating point
+    assert torch.isfinite(features).all() and torch.isfinite(margins).all()
+    logits = train.model(60 * theta, train.data.x[0])
+    rest = logits.clone().scatter_(1, train.data.y[0][:, None], -torch.inf).logsumexp(1)
+    torch.testing.assert_close(margins, logits.gather(1, train.data.y[0][:, None])[:, 0] - rest)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [([1.0], (2, 15)), ([1.0, -1.0], (2, 15)), ([float("nan")], (1, 15)), ([1.0], (15,))]
+)
+def test_bad_checkpoints_and_step_sizes_are_named(linear, sizes, shape):
+    train, test, theta = linear
+    with pytest.raises(InputError, match="^(step_sizes|checkpoints) = "):
+        tracin(train, test, theta.expand(shape), torch.tensor(sizes), *everyone(train))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dim", {"dim": 0}),
+        ("dim", {"dim": 31}),
+        ("chunk", {"chunk": 0}),
+        ("damping", {"damping": -1.0}),
+        ("damping", {"damping": float("nan")}),
+        ("damping", {"dim": None}),  # softmax regression has directions without a gradient
+    ],
+)
+def test_a_bad_setting_of_trak_is_named(linear, name, options):
+    train, test, theta = linear
+    with pytest.raises(InputError, match=f"^{name} = "):
+        trak(train, test, theta[None], leave_one_out(torch.arange(30), 30), torch.arange(2), **options)
+
+
+def test_trak_takes_no_single_network_without_its_stack(linear):
+    train, test, theta = linear
+    with pytest.raises(InputError, match="^checkpoints = "):
+        trak(train, test, theta, *everyone(train))
+
+
+def test_the_gradient_product_of_linear_regression_is_its_closed_form():
+    problem = Regression()
+    theta = problem.fitted()
+    d, points = leave_one_out(torch.arange(problem.n), problem.n), torch.arange(problem.m)
+    residual, residual_test = (
+        problem.design @ theta.numpy() - problem.y, problem.design_test @ theta.numpy() - problem.y_test
+    )  # fmt: skip
+    expected = residual[:, None] * (problem.design @ problem.design_test.T) * residual_test / problem.n
+    found = influence(problem.train, problem.test, theta, d, points, IdentitySolver(problem.train, theta)).changes
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+    traced = tracin(problem.train, problem.test, theta[None], torch.tensor([1.0]), d, points)
+    torch.testing.assert_close(traced, found)
+
+
+def test_the_number_of_flowers_is_what_these_tests_assume():
+    assert len(iris_subset(10)[0]) == 30
