@@ -1,0 +1,202 @@
+"""Minibatch training of stacks against torch.optim on single models fed the same batches."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fragile_lib.conv import SmallCNN
+from fragile_lib.conv_objective import ConvObjective
+from fragile_lib.data import Data
+from fragile_lib.errors import InputError
+from fragile_lib.influence import leave_one_out
+from fragile_lib.minibatch import Protocol, batches, train
+from fragile_lib.objective import Objective
+
+MODEL, DECAY, N = SmallCNN(2, 3, 21), 0.03, 22
+DROPS = ((0.3, 0.1), (0.6, 0.01))
+
+
+def problem(kind=torch.float64, objective=ConvObjective):
+    """An objective, a stack of a control and two left-out members from one start, and their weights."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(1, N, 1, 21, 21, generator=draw, dtype=torch.float64).to(kind)
+    y = torch.randint(0, 3, (1, N), generator=draw)
+    theta = MODEL.init(0).expand(3, -1).contiguous()
+    weights = torch.full((3, N), 1 / N, dtype=torch.float64)
+    weights[1:] += leave_one_out(torch.tensor([4, 7]), N)
+    return objective(MODEL, Data(x, y), DECAY), theta, weights
+
+
+def by_torch(objective, theta, weights, protocol, make):
+    """One network by torch.optim and autograd, as anyone would write it, on the same batches."""
+    network = MODEL.module(theta.to(objective.data.x.dtype))
+    optimiser = make(
+        [
+            {"params": [p for p in network.parameters() if p.dim() > 1], "weight_decay": DECAY},
+            {"params": [p for p in network.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ]
+    )
+    order = batches(N, protocol.batch, protocol.seed)
+    present = (weights > 0).to(objective.data.x.dtype)
+    for step in range(protocol.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = protocol.rate(step)
+        rows = next(order)
+        optimiser.zero_grad()
+        lost = cross_entropy(network(objective.data.x[0, rows]), objective.data.y[0, rows], reduction="none")
+        ((present[rows] * lost).sum() / protocol.batch).backward()
+        optimiser.step()
+    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
+OPTIMISERS = [
+    ({"optimiser": "adam", "learning_rate": 1e-2}, torch.optim.Adam),
+    ({"optimiser": "sgd", "learning_rate": 0.1}, torch.optim.SGD),
+    ({"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9}, lambda g: torch.optim.SGD(g, momentum=0.9)),
+    (
+        {"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
+        lambda g: torch.optim.SGD(g, momentum=0.9, nesterov=True),
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "make"), OPTIMISERS, ids=["adam", "sgd", "momentum", "nesterov"])
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"])
+def test_every_member_of_a_stack_is_what_torch_optim_makes_of_it_alone(settings, make, kind, tolerance):
+    objective, theta, weights = problem(kind)
+    protocol = Protocol(steps=20, batch=10, drops=DROPS, seed=3, **settings)
+    found = train(objective, theta, weights, protocol).theta
+    assert found.dtype == kind
+    moved = (found - theta.to(kind)).abs().max().item()
+    for e in range(3):
+        expected = by_torch(objective, theta[e], weights[e], protocol, make)
+        torch.testing.assert_close(found[e], expected, rtol=tolerance, atol=tolerance * max(1.0, moved))
+    assert moved > 0.01
+    assert (found[1] - found[0]).abs().max() > 1e-4  # the left-out example was in some batch
+
+
+def test_the_generic_objective_trains_to_the_same_point():
+    ours, theta, weights = problem()
+    reference = problem(objective=Objective)[0]
+    protocol = Protocol(steps=12, batch=10, learning_rate=1e-2)
+    torch.testing.assert_close(
+        train(ours, theta, weights, protocol).theta,
+        train(reference, theta, weights, protocol).theta,
+        rtol=1e-10,
+        atol=1e-12,
+    )
+
+
+def test_a_batch_of_everything_is_gradient_descent_on_the_objective():
+    objective, theta, weights = problem()
+    found = train(objective, theta, weights, Protocol(5, N, 0.2, (), "sgd", momentum=0.8))
+    velocity, expected = torch.zeros_like(theta), theta
+    for _ in range(5):
+        velocity = 0.8 * velocity + objective.gradient(expected, weights)
+        expected = expected - 0.2 * velocity
+    torch.testing.assert_close(found.theta, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_member_does_not_depend_on_its_stack_and_the_start_is_left_alone():
+    objective, theta, weights = problem(torch.float32)
+    kept, protocol = theta.clone(), Protocol(15, 10, 1e-2)
+    stack = train(objective, theta, weights, protocol).theta
+    assert torch.equal(theta, kept)
+    for e in range(3):
+        assert torch.equal(train(objective, theta[e : e + 1], weights[e : e + 1], protocol).theta[0], stack[e])
+
+
+def test_members_with_the_same_weights_stay_equal_to_the_last_bit():
+    objective, theta, weights = problem(torch.float32)
+    found = train(objective, theta, weights[:1].expand(3, -1), Protocol(15, 10, 1e-2)).theta
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimiser": "sgd", "momentum": 0.9}], ids=["adam", "momentum"])
+def test_the_state_carries_the_optimisers_memory(settings):
+    objective, theta, weights = problem()
+    options = {"batch": N, "learning_rate": 1e-2, "drops": (), **settings}
+    whole = train(objective, theta, weights, Protocol(9, **options))
+    half = train(objective, theta, weights, Protocol(4, **options))
+    rest = train(objective, half.theta, weights, Protocol(5, **options), state=half.state)
+    torch.testing.assert_close(rest.theta, whole.theta, rtol=1e-11, atol=1e-12)
+    assert rest.state.steps == whole.state.steps == 9
+    fresh = train(objective, half.theta, weights, Protocol(5, **options)).theta
+    assert (fresh - whole.theta).abs().max() > 1e-6
+    spread = half.state.of([0, 0, 2])
+    assert torch.equal(spread.first, half.state.first[[0, 0, 2]])
+    assert spread.steps == 4
+
+
+def test_checkpoints_are_the_networks_on_the_way_with_the_rates_that_leave_them():
+    objective, theta, weights = problem()
+    protocol = Protocol(10, 10, 1e-2, DROPS)
+    found = train(objective, theta, weights, protocol, checkpoints=(0, 4, 10))
+    assert torch.equal(found.checkpoints[0], theta)
+    assert torch.equal(found.checkpoints[2], found.theta)
+    flat = Protocol(4, 10, 1e-2, ((0.75, 0.1),))  # the same first four steps
+    assert torch.equal(found.checkpoints[1], train(objective, theta, weights, flat).theta)
+    assert found.rates.tolist() == pytest.approx([1e-2, 1e-3, 1e-4], rel=1e-12)
+    assert train(objective, theta, weights, protocol).checkpoints.shape == (0, 3, MODEL.n_params)
+
+
+def test_the_rate_drops_where_koh_and_liang_drop_it():
+    protocol = Protocol(500_000)
+    steps = [0, 109_999, 110_000, 219_999, 220_000, 499_999]
+    assert [protocol.rate(step) for step in steps] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6], rel=1e-12)
+
+
+def test_batches_run_through_every_example_once_an_epoch_in_a_new_order_by_the_seed():
+    drawn = batches(22, 5, seed=1)
+    epochs = [np.concatenate([next(drawn) for _ in range(4)]) for _ in range(3)]
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 20
+    assert not np.array_equal(epochs[0], epochs[1])
+    again, other = batches(22, 5, seed=1), batches(22, 5, seed=2)
+    assert np.array_equal(epochs[0][:5], next(again))
+    assert not np.array_equal(epochs[0][:5], next(other))
+
+
+def test_a_diverged_member_leaves_the_others_alone():
+    objective, theta, weights = problem()
+    protocol = Protocol(6, 10, 1e-2)
+    clean = train(objective, theta, weights, protocol).theta
+    theta[1, 0] = torch.nan
+    found = train(objective, theta, weights, protocol).theta
+    assert torch.isnan(found[1]).any()
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", -1),
+        ("steps", 2.0),
+        ("batch", 0),
+        ("seed", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("epsilon", -1e-8),
+        ("drops", ((0.5, 0.1), (0.2, 0.1))),
+        ("drops", ((1.5, 0.1),)),
+        ("drops", ((0.5, 0.0),)),
+        ("optimiser", "lbfgs"),
+        ("momentum", 1.0),
+        ("betas", (0.9, 1.0)),
+        ("nesterov", True),
+    ],
+)
+def test_a_bad_protocol_is_named(name, value):
+    with pytest.raises(InputError, match=f"^{name} = "):
+        Protocol(**({"steps": 10} | {name: value}))
+
+
+def test_a_batch_beyond_the_data_and_wild_checkpoints_are_refused():
+    objective, theta, weights = problem()
+    with pytest.raises(InputError, match="^batch = "):
+        train(objective, theta, weights, Protocol(1, N + 1))
+    for checkpoints in ((3, 2), (0, 0), (-1,), (6,)):
+        with pytest.raises(InputError, match="^checkpoints = "):
+            train(objective, theta, weights, Protocol(5, 10), checkpoints=checkpoints)
