@@ -135,6 +135,14 @@ def test_the_size_of_a_right_hand_side_does_not_matter(kind, size):
     assert scaled.products == plain.products and scaled.status == "ok"
 
 
+def test_a_block_that_rounding_holds_up_starts_anew_from_the_measured_residual():
+    objective = spread(-6, 1)
+    v = right_hand_sides(10, 60)  # six iterations search the whole space; on from there, without a new run: 18,000
+    solution = BlockCGSolver(objective, objective.theta, 0.0, tolerance=1e-9, max_iterations=20_000)(v)
+    assert solution.status == "ok" and solution.residual.max() <= 1e-9
+    assert solution.products < 2_000
+
+
 # -- dependence and breakdown ----------------------------------------------------------------------------------------
 
 
