@@ -13,14 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fragile_lib import evaluation
 from fragile_lib.errors import bad_input
 
 NAN = float("nan")
-PERCENTILE = "p{}_"  # p30_influence: around the 30th percentile of |influence|
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,3 @@ def pooled(
     pairs = [(estimated[i, j], true[i, j]) for j in places for i in indices[j] if np.isfinite(true[i, j])]
     left, right = np.array(pairs).reshape(-1, 2).T
     return evaluation.compare(left, right)
-
-
-def as_indices(chosen: list[np.ndarray]) -> Tensor:
-    """(m, c) the selections of all test points."""
-    return torch.from_numpy(np.stack(chosen))
