@@ -79,8 +79,8 @@ $(VENV)/.installed: pyproject.toml
 	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
-	@echo "compiling the kernels: about a minute"
-	@$(RUN) -c 'from fragile_lib.mlp_kernels import compile_all; compile_all()'
+	@echo "compiling the kernels: about two minutes"
+	@$(RUN) -c 'from fragile_lib import conv_objective, mlp_kernels; mlp_kernels.compile_all(); conv_objective.compile_all()'
 	@touch $@
 
 active:

@@ -75,7 +75,7 @@ def batch_gradients(net, packed, pixels, y, rows, weights, first, stop, out):
             labels[0, b * lanes + lane] = y[some[lane]]
             for e in range(len(packed)):
                 factors[e, b * lanes + lane] = weights[e, some[lane]]
-    gradients(net, packed, x, labels, np.zeros(len(packed), np.int64), factors, 0, blocks, out)
+    gradients(net, packed, x, labels, np.zeros(len(packed), np.int64), factors, net.first, blocks, out)
 
 
 @compiled

@@ -7,10 +7,7 @@ depend on how many threads there are.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
@@ -23,6 +20,7 @@ from fragile_lib.conv_tiles import LANES
 from fragile_lib.data import Data
 from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
+from fragile_lib.parallel import in_threads, split
 from fragile_lib.progress import progress
 
 PARTS, BLOCKS = 8, 8  # sums over blocks are made in so many parts at most, of so many blocks at least, about
@@ -90,10 +88,12 @@ class ConvObjective(Objective):
         places, packed, w = self.members(theta, dataset).numpy(), self._packed(theta), self._array(weights)
         rows, blocks = np.ascontiguousarray(rows, dtype=np.int64), -(-len(rows) // self._lanes)
         found = np.empty(theta.shape, self._pixels.dtype)
-        for place in np.unique(places):
-            here = places == place
+        kinds = np.unique(places)
+        for place in kinds:
+            here = places == place if len(kinds) > 1 else slice(None)  # a slice copies nothing
             fixed = packed[here], self._pixels[place], self._y[place], rows, w[here]
-            found[here] = self._sum_of_parts(conv_kernels.batch_gradients, (here.sum(),), *fixed, blocks=blocks)
+            shape = packed[here].shape[:1]
+            found[here] = self._sum_of_parts(conv_kernels.batch_gradients, shape, *fixed, blocks=blocks)
         return torch.from_numpy(found) + self.decay * theta
 
     def products(  # noqa: D102
@@ -121,11 +121,13 @@ class ConvObjective(Objective):
     def stochastic_recursion(
         self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
     ) -> Tensor:
-        """As in `Objective`; draws (T,) are single examples, draws (T, B) the batches whose mean curvature is taken."""
+        """As in `Objective`: draws (T,) of single examples or (T, B) of batches; ends early where h is not finite."""
         h, place, packed = v, int(dataset[0]), self._packed(theta[None])
-        for rows in draws.reshape(len(draws), -1):
+        for t, rows in enumerate(draws.reshape(len(draws), -1)):
             curved = self._batch_products(packed, h, rows, place) + (self.decay + damping) * h
             h = v + h - curved / scale
+            if t % 100 == 99 and not torch.isfinite(h).all():
+                break
         return h / scale
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -214,8 +216,8 @@ class ConvObjective(Objective):
         net, columns = self._layout.net, self._layout.columns
         out = np.zeros((len(theta), net.gradients // net.lanes), self._pixels.dtype)
         fixed = self._packed(theta), columns
-        groups = [np.arange(len(theta))[g :: 2 * PARTS] for g in range(min(2 * PARTS, len(theta)))]
-        for first, stop in progress(_split(0, self._blocks, 20), desc="dense Hessian"):
+        groups = [np.arange(g, len(theta), 2 * PARTS) for g in range(min(2 * PARTS, len(theta)))]
+        for first, stop in progress(split(0, self._blocks, 20), desc="dense Hessian"):
             in_threads(
                 lambda chosen, a, b: conv_kernels.hessian_columns(
                     net, *fixed, chosen, self._x[place], self._y[place], w, a, b, out
@@ -225,28 +227,9 @@ class ConvObjective(Objective):
         return torch.from_numpy(_symmetric(out[:, self._layout.unpack], columns))
 
 
-def in_threads(run: Callable[..., None], tasks: list[tuple]) -> None:
-    """run(*task) for each task, on torch's number of threads, denormal numbers counted as zero."""
-    pool = _pool(torch.get_num_threads(), os.getpid())
-    for done in [pool.submit(run, *task) for task in tasks]:
-        done.result()
-
-
-@cache
-def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads are kept from call to call; a forked process has none of its parent's and makes its own."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_flush_denormal, initargs=(True,))
-
-
 def _parts(first: int, stop: int) -> list[tuple[int, int]]:
     """The parts, of at least a few blocks each, that blocks first .. stop are dealt out in."""
-    return _split(first, stop, min(PARTS, -(-(stop - first) // BLOCKS)))
-
-
-def _split(first: int, stop: int, count: int) -> list[tuple[int, int]]:
-    """Up to `count` ranges of about equal length, none empty."""
-    ends = np.unique(np.linspace(first, stop, count + 1).astype(int)).tolist()
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return split(first, stop, min(PARTS, -(-(stop - first) // BLOCKS)))
 
 
 def _symmetric(made: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -288,3 +271,18 @@ def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
         raise bad_input("data.y", (int(data.y.min()), int(data.y.max())), f"give labels 0 to {model.n_classes - 1}")
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise bad_input("chunk", chunk, "give a whole number of at least 1")
+
+
+def compile_all() -> None:
+    """Compile every kernel once, over a minute on one core; numba keeps the result for later processes."""
+    for kind in (torch.float64, torch.float32):
+        data = Data(torch.zeros(1, 1, 1, 21, 21, dtype=kind), torch.zeros(1, 1, dtype=torch.long))
+        objective = ConvObjective(SmallCNN(1, 2, 21), data)
+        theta, weights = objective.model.init(0).to(kind)[None], torch.ones(1, 1, dtype=kind)
+        objective.logits(theta)
+        objective.gradient(theta, weights)
+        objective.batch_gradient(theta, weights, np.zeros(1, np.int64))
+        objective.example_gradients(theta)
+        objective.directional(theta, theta[None])
+        objective.products(theta, theta[None], weights)
+        objective.matrices(theta, weights)

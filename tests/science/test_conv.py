@@ -182,6 +182,15 @@ def test_products_of_the_papers_network_are_those_of_its_dense_matrix(gauss_newt
     close(ours.products(theta, v, weights, gauss_newton=gauss_newton), torch.einsum("epq,ekq->ekp", dense, v), 1e-11)
 
 
+def test_dense_matrices_in_float32_are_those_of_float64_to_its_digits():
+    theta, weights = instance(ODD)[2:4]
+    double, single = instance(ODD)[0], instance(ODD, kind=torch.float32)[0]
+    for gauss_newton in (False, True):
+        found = single.matrices(theta.float(), weights.float(), gauss_newton=gauss_newton)
+        assert found.dtype == torch.float32
+        close(found, double.matrices(theta, weights, gauss_newton=gauss_newton), 1e-5)
+
+
 def test_tanh_is_within_two_units_in_the_last_place_and_keeps_nan():
     @njit
     def apply(values):
@@ -349,6 +358,13 @@ def test_the_recursion_takes_the_mean_curvature_of_batches():
         part = Objective(SMALL, Data(ours.data.x[:1, rows], ours.data.y[:1, rows]), ours.weight_decay)
         h = v[0] + h - (part.products(theta[:1], h[None], part.uniform(1))[0] + 0.1 * h) / 30.0
     close(ours.stochastic_recursion(theta[0], v[0], draws, torch.tensor([0]), 0.1, 30.0), h / 30.0)
+
+
+def test_a_recursion_that_runs_away_ends():
+    ours, _, theta, _, v = instance()
+    draws = np.zeros(3000, int)
+    found = ours.stochastic_recursion(theta[0], v[0], draws, torch.tensor([0]), 10.0, 0.01)
+    assert not torch.isfinite(found).all()
 
 
 def test_a_batch_gradient_sums_the_rows_it_is_given_and_counts_a_row_twice_that_comes_twice():
