@@ -11,6 +11,7 @@ import numpy as np
 
 from fragile_lib.conv_layers import buffer
 from fragile_lib.conv_passes import (
+    add_cotangent,
     backward,
     column,
     curved_deltas,
@@ -41,20 +42,25 @@ def logits(net, packed, x, dataset, first, stop, out):
 
 
 @compiled
-def gradients(net, packed, x, y, dataset, weights, first, stop, out):
-    """out (E, gradients / lanes) += gradient of sum_i w_i loss_i over the blocks; weights (E, blocks * lanes)."""
+def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out):
+    """out (E, gradients / lanes) += gradient of sum_i w_i loss_i + <c_i, logits_i> over the blocks.
+
+    weights (E, blocks * lanes); c, one for all networks, as cotangent (blocks, classes * lanes), or (0, 0) for none.
+    """
     units, deltas = buffer(net.units, packed), buffer(net.units, packed)
     sums, odds = buffer(net.gradients, packed), buffer(net.plan[-1, N_OUT] * net.lanes, packed)
-    none = sums[:0]
+    none, given = sums[:0], len(cotangent) > 0
     for e in range(len(packed)):
         sums[:] = 0
         for b in range(first, stop):
             rows, image = slice(b * net.lanes, (b + 1) * net.lanes), x[dataset[e], b]
-            if not np.any(weights[e][rows]):
+            if not (np.any(weights[e][rows]) or (given and np.any(cotangent[b]))):
                 continue
             forward(net, image, packed[e], units)
             softmax(net, units, odds)
             loss_deltas(net, odds, y[dataset[e]][rows], weights[e][rows], deltas)
+            if given:
+                add_cotangent(net, cotangent[b], deltas)
             backward(net, packed[e], units, deltas, none)
             layer_sums(net, image, units, deltas, sums)
         add_lane_sums(out[e], 0, sums, 0, len(sums) // net.lanes)
@@ -75,7 +81,8 @@ def batch_gradients(net, packed, pixels, y, rows, weights, first, stop, out):
             labels[0, b * lanes + lane] = y[some[lane]]
             for e in range(len(packed)):
                 factors[e, b * lanes + lane] = weights[e, some[lane]]
-    gradients(net, packed, x, labels, np.zeros(len(packed), np.int64), factors, net.first, blocks, out)
+    dataset, none = np.zeros(len(packed), np.int64), np.zeros((0, 0), packed.dtype)
+    gradients(net, packed, x, labels, dataset, factors, none, net.first, blocks, out)
 
 
 @compiled

@@ -79,9 +79,20 @@ class ConvObjective(Objective):
         return torch.from_numpy(out[..., : self.n])
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        places, w = self.members(theta, dataset).numpy(), _filled(self._array(weights), self._lanes)
-        fixed = self._packed(theta), self._x, self._y, places, w
-        return self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed) + self.decay * theta
+        return self._gradient(theta, weights, np.zeros((0, 0), self._pixels.dtype), dataset)
+
+    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """grad of sum_i w_i loss_i + <c_i, logits_i>, plus L2: (E, P) for a constant c (n, classes) of all networks.
+
+        One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
+
+        Raises:
+            InputError: a cotangent that is not (n, classes).
+        """
+        if cotangent.shape != (self.n, self.model.n_classes):
+            remedy = f"give one number for each example and class, ({self.n}, {self.model.n_classes})"
+            raise bad_input("cotangent.shape", tuple(cotangent.shape), remedy)
+        return self._gradient(theta, weights, _blocked(self._array(cotangent)[None], self._lanes)[0], dataset)
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
@@ -137,6 +148,11 @@ class ConvObjective(Objective):
 
     def _packed(self, theta: Tensor) -> np.ndarray:
         return self._layout.packed(self._array(theta))
+
+    def _gradient(self, theta: Tensor, weights: Tensor, cotangent: np.ndarray, dataset: Tensor | None) -> Tensor:
+        places, w = self.members(theta, dataset).numpy(), _filled(self._array(weights), self._lanes)
+        fixed = self._packed(theta), self._x, self._y, places, w, cotangent
+        return self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed) + self.decay * theta
 
     def _each_part(
         self, kernel: Callable, *fixed: object, out: Callable[[int], np.ndarray], blocks: int | None = None

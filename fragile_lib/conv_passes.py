@@ -72,6 +72,14 @@ def loss_deltas(net, odds, y, weights, deltas):
 
 
 @compiled
+def add_cotangent(net, cotangent, deltas):
+    """Add c (classes * lanes,) to the deltas of the logits."""
+    into = net.plan[-1, INTO]
+    for i in range(net.plan[-1, N_OUT] * net.lanes):
+        deltas[into + i] += cotangent[i]
+
+
+@compiled
 def curved_deltas(net, odds, weights, tangent, turned):
     """turned = w (diag(p) - p p^T) tangent at the logits."""
     top = net.plan[-1]

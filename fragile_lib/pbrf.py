@@ -51,11 +51,9 @@ class ProximalObjective:
         self._constant = -logit_gradients(objective, theta, dataset) / objective.n
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """grad Q(theta_e; w_e - 1/n): (E, P)."""
-        base = self.objective
-        losses = base.gradient(theta, weights, dataset) - base.decay * theta
-        pulled = torch.stack([pull_back(base, t, self._constant, int(self._place)) for t in theta])
-        return losses + pulled + self.proximity * (theta - self.start)
+        """grad Q(theta_e; w_e - 1/n): (E, P); always on Q's own data set, whatever `dataset` says."""
+        found = gradient_with(self.objective, theta, weights, self._constant, int(self._place))
+        return found - self.objective.decay * theta + self.proximity * (theta - self.start)
 
     def start_gradients(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """The same at theta_s itself, where only the changes d count: one product with per-example gradients."""
@@ -71,8 +69,15 @@ def logit_gradients(objective: Objective, theta: Tensor, dataset: int = 0) -> Te
     return p - one_hot(objective.data.y[dataset], objective.model.n_classes)
 
 
+def gradient_with(objective: Objective, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
+    """(E, P) grad J(theta_e; w_e) + sum_i J_ei^T c_i for c (n, C); in one pass where the objective can do that."""
+    places = torch.full((len(theta),), dataset)
+    if hasattr(objective, "gradient_with"):
+        return objective.gradient_with(theta, weights, cotangent, places)
+    pulled = torch.stack([pull_back(objective, t, cotangent, dataset) for t in theta])
+    return objective.gradient(theta, weights, places) + pulled
+
+
 def pull_back(objective: Objective, theta: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
     """(P,) sum_i J_i^T c_i, J_i the Jacobian of the logits of example i at theta (P,), for c (n, C)."""
-    if hasattr(objective, "pull_back"):
-        return objective.pull_back(theta, cotangent, dataset)
     return vjp(partial(objective.model, x=objective.data.x[dataset]), theta)[1](cotangent)[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
-from torch.func import hessian, jacrev
+from torch.func import hessian, jacrev, vjp
 from torch.nn.functional import cross_entropy
 
 from fragile_lib import kernel_cache
@@ -140,6 +140,40 @@ def test_kernels_give_the_reference_values_and_derivatives(model, kind, toleranc
     close(
         ours.products(t, u, w, gauss_newton=True), reference.products(theta, v, weights, gauss_newton=True), tolerance
     )
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"])
+@pytest.mark.parametrize("n", [21, 150])  # neither fills its last block; 150 are of several parts
+@pytest.mark.parametrize("model", [SMALL, ODD], ids=["small", "odd"])
+def test_a_cotangent_of_the_logits_is_pulled_back_with_the_losses_and_where_no_weight_is(model, n, kind, tolerance):
+    ours, reference, theta, weights, v = instance(model, n=n, sets=1, kind=kind)
+    theta, weights = torch.cat([theta, theta + 0.1 * v[0]]), weights * torch.tensor([[1.0], [-2.0], [0.0]])
+    weights[0, :16] = 0  # two blocks, or one
+    cotangent = torch.randn(n, model.n_classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / n
+    cotangent[8:16] = 0  # with the weights of the first network: a block of nothing
+    pulled = [vjp(lambda t: model(t, reference.data.x[0]), t)[1](cotangent)[0] for t in theta]
+    expected = reference.gradient(theta, weights) + torch.stack(pulled)
+    found = ours.gradient_with(theta.to(kind), weights.to(kind), cotangent.to(kind))
+    assert found.dtype == kind
+    for e in range(3):
+        close(found[e], expected[e], tolerance)
+
+
+def test_a_cotangent_of_zero_is_none_and_takes_no_other_code():
+    ours, _, theta, weights, _ = instance(n=25)
+    none = torch.zeros(25, 3, dtype=torch.float64)
+    assert torch.equal(ours.gradient_with(theta, weights, none), ours.gradient(theta, weights))
+    places = torch.tensor([1, 0])
+    assert torch.equal(ours.gradient_with(theta, weights, none, places), ours.gradient(theta, weights, places))
+    kinds = {signature[1].dtype for signature in gradients.signatures}
+    assert len(gradients.signatures) == len(kinds)  # so that `compile_all` has compiled it
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (13, 4), (13,), (0, 0)])
+def test_a_cotangent_of_another_shape_is_named(shape):
+    ours, _, theta, weights, _ = instance()
+    with pytest.raises(InputError, match="^cotangent.shape = "):
+        ours.gradient_with(theta, weights, torch.zeros(shape))
 
 
 def written_out(reference, weights):

@@ -5,7 +5,9 @@ import torch
 from helpers import Regression, SquaredError
 from torch.func import grad, hessian
 
-from fragile_lib.data import iris_splits
+from fragile_lib.conv import SmallCNN
+from fragile_lib.conv_objective import ConvObjective
+from fragile_lib.data import Data, iris_splits
 from fragile_lib.errors import InputError
 from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.models import MLP
@@ -98,6 +100,41 @@ def test_for_linear_regression_at_its_optimum_the_response_is_leave_one_out_in_c
     assert norm.max() <= 1e-12
     expected = torch.stack([torch.tensor(problem.optimum(w.numpy())) for w in weights])
     torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def images() -> Data:
+    """Two data sets of 21 images: the last block of the kernels is not full."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 21, 1, 21, 21, generator=draw, dtype=torch.float64)
+    return Data(x, torch.randint(0, 3, (2, 21), generator=draw))
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["64", "32"])
+@pytest.mark.parametrize("dataset", [0, 1])
+def test_compiled_gradients_of_a_convolutional_network_are_those_of_autograd(images, dataset, kind, tolerance) -> None:
+    model = SmallCNN(2, 3, 21)
+    reference = Objective(model, images, 0.01)
+    ours = ConvObjective(model, Data(images.x.to(kind), images.y), 0.01)
+    start, draw = model.init(0), torch.Generator().manual_seed(1)
+    theta = start + 0.1 * torch.randn(3, len(start), generator=draw, dtype=torch.float64)
+    weights = reference.uniform(3) + leave_one_out(torch.arange(3), 21)
+    weights[1, :16] = 0  # blocks without a loss
+    expected = ProximalObjective(reference, start, DAMPING, dataset).gradient(theta, weights)
+    found = ProximalObjective(ours, start.to(kind), DAMPING, dataset).gradient(theta.to(kind), weights.to(kind))
+    assert found.dtype == kind
+    scale = expected.abs().max()
+    torch.testing.assert_close(found.double() / scale, expected / scale, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", [Objective, ConvObjective])
+def test_a_data_set_that_is_not_the_first_is_seen_throughout(images, kind) -> None:
+    model = SmallCNN(2, 3, 21)
+    both, alone = kind(model, images, 0.01), kind(model, Data(images.x[1:], images.y[1:]), 0.01)
+    start, weights = model.init(0), both.uniform(2) + leave_one_out(torch.arange(2), 21)
+    theta, index = torch.stack([0.9 * start, 1.1 * start]), torch.zeros(2, dtype=torch.long)  # retrain's: of the fit
+    found = ProximalObjective(both, start, DAMPING, 1).gradient(theta, weights, index)
+    assert torch.equal(found, ProximalObjective(alone, start, DAMPING).gradient(theta, weights, index))
 
 
 @pytest.mark.parametrize("damping", [-0.1, float("nan")])

@@ -6,6 +6,8 @@ import torch
 from helpers import Linear, Regression, iris_subset
 from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
 
+from fragile_lib.conv import SmallCNN
+from fragile_lib.conv_objective import ConvObjective
 from fragile_lib.data import Data
 from fragile_lib.errors import InputError
 from fragile_lib.influence import influence, leave_one_out
@@ -142,6 +144,26 @@ def test_trak_without_projection_is_its_formula(count, damping):
     group = right_hand_sides(3, train.n)
     found = trak(train, test, checkpoints, group, points, dim=None, damping=damping)
     torch.testing.assert_close(found, -train.n * group @ expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [512, 20, None])
+def test_trak_takes_a_convolutional_network_and_its_compiled_objective(dim):
+    model, draw = SmallCNN(channels=2, side=24), torch.Generator().manual_seed(0)
+
+    def images(n):
+        x = torch.rand(1, n, 1, 24, 24, generator=draw, dtype=torch.float64)
+        return Data(x, torch.randint(0, model.n_classes, (1, n), generator=draw))
+
+    train = ConvObjective(model, images(40), 0.01)
+    test, theta, points = train.on(images(6)), model.init(0)[None], torch.tensor([5, 2])
+    d = leave_one_out(torch.arange(40), 40)
+    found = trak(train, test, theta, d, points, dim, damping=1e-6, seed=0)
+    assert found.shape == (40, 2)
+    if dim is None:
+        torch.testing.assert_close(found, trak_by_hand(train, test, theta, points, 1e-6), rtol=1e-6, atol=1e-9)
+    else:
+        generic = Objective(model, train.data, 0.01)
+        assert torch.equal(found, trak(generic, test, theta, d, points, dim, damping=1e-6, seed=0))
 
 
 def two_classes(n=40, n_features=3, seed=0):
