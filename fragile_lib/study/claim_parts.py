@@ -1,29 +1,27 @@
-"""One part of a claim's rule: select rows, reduce each seed to one number, judge the mean over seeds.
+"""One part of a claim's rule: select rows, reduce them to one number for each seed or test point, judge the mean.
 
-Nothing here knows what a column means. The four kinds (`value`, `trend`, `difference`, `step`) are explained in words
-at the head of params/claims.yaml.
+Nothing here knows what a column means. The kinds (`value`, `range`, `trend`, `difference`, `step`) are explained in
+words at the head of params/claims.yaml.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from fragile_lib.study.bootstrap import MIN_SEEDS, bootstrap_mean
+from fragile_lib.study.claim_rows import Undecidable, cell_table, select
+from fragile_lib.study.claim_units import UNIT, Sample, Seeds, TestPoints, counted, pair_test_points, subtract
 
 TOLERANCE = 0.05
+RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
+MIN_SPREAD = 0.2
 MIN_CHANGE = 0.05
 NOT_DEGENERATE = ("ok", "indefinite")
 SIGNS = {"falls": -1, "grows": 1, "negative": -1, "positive": 1}
-TRANSFORMS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
-    None: lambda x: x,
-    "log": np.log,
-    "abs_log": lambda x: np.abs(np.log(x)),
-}
-SAME = 1e-5  # relative spread below which repeated rows of one network are one number (records round)
+UNITS = ("seed", "test_point")
+Judgement = tuple[str, str, Sample]  # outcome, sentence, what they rest on
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,21 @@ class Part:
     direction: str | None = None
     transform: str | None = None
     paper: float | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
     min_change: float = MIN_CHANGE
     cut: float | None = None
     at_each: bool = False
+    unit: str = "seed"
+    paired: str | None = None  # "seed": the two selections of a difference are averaged over test points first
+    paper_high: float | None = None
+    paper_low: float | None = None
+    min_spread: float = MIN_SPREAD
+
+    @property
+    def margin(self) -> float:
+        """The tolerance, or the default of the kind."""
+        default = RANGE_TOLERANCE if self.kind == "range" else TOLERANCE
+        return default if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,15 @@ class PartVerdict:
     estimate: float | None = None
     interval: tuple[float, float] | None = None
     n_seeds: int = 0
+    n_units: int = 0  # test points, in a part with `unit: test_point`
     n_networks: int = 0
     degenerate: dict[str, int] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
 
-
-class Undecidable(Exception):
-    """The rows do not answer the question; the message says why."""
+    @property
+    def counted(self) -> str:
+        """What the interval is over, in words."""
+        return counted(self.n_seeds, self.n_units)
 
 
 def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
@@ -73,86 +84,59 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     if any(r.empty for r in rows):
         return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", **counts)
     try:
-        tables = [seed_table(r, part) for r in rows]
-        table = tables[0] if part.minus is None else _difference(*tables)
-        outcome, sentence, values = _JUDGES[part.kind](table, part)
+        outcome, sentence, sample = _JUDGES[part.kind](_data(rows, part), part)
     except Undecidable as reason:
         return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
-    return PartVerdict(
-        part.kind, part.label, outcome, sentence, float(values.mean()), bootstrap_mean(values), len(values), **counts
-    )
+    numbers = {"n_seeds": sample.n_seeds, "n_units": sample.n_units}
+    return PartVerdict(part.kind, part.label, outcome, sentence, sample.mean, sample.interval, **numbers, **counts)
 
 
-def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
-    """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included)."""
-    keep = np.full(len(results), True)
-    for column, wanted in where.items():
-        if column not in results:
-            return results.iloc[:0]
-        keep &= _matches(results[column], wanted)
-    return results[keep]
+def _data(selections: list[pd.DataFrame], part: Part) -> Seeds | TestPoints:
+    """Return the numbers of the part, of one selection or of the difference of two."""
+    by = ("seed",) if part.unit == "seed" else UNIT
+    tables = [cell_table(rows, part.statistic, part.transform, part.axis, by) for rows in selections]
+    if part.unit == "seed":
+        return Seeds(tables[0] if part.minus is None else subtract(*tables), part.statistic)
+    if part.minus is not None and part.paired != "seed":
+        tables = [pair_test_points(*tables)]
+    return TestPoints(tables, part.statistic)
 
 
-def _matches(column: pd.Series, wanted: object) -> np.ndarray:
-    if isinstance(wanted, dict):
-        return column.between(wanted.get("min", -np.inf), wanted.get("max", np.inf)).to_numpy()
-    if isinstance(wanted, list):
-        return np.logical_or.reduce([_matches(column, each) for each in wanted])
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float):
-        return (column == wanted).to_numpy()
-    return np.isclose(pd.to_numeric(column, errors="coerce").to_numpy(float), wanted, rtol=1e-9, atol=0.0)
+def _judge_value(data: Seeds | TestPoints, part: Part) -> Judgement:
+    sample = data.sample(lambda table: table.iloc[:, 0])
+    low, high = sample.interval
+    said = f"{_estimate(sample)}; the paper’s {part.paper:g} lies "
+    if low - part.margin <= part.paper <= high + part.margin:
+        return "reproduced", said + f"within the interval widened by {part.margin:g}.", sample
+    smallest, largest = sample.singles.min(), sample.singles.max()
+    single = f"the range of the single {data.noun}, {number(smallest)} to {number(largest)}"
+    if smallest <= part.paper <= largest:
+        return "partly", said + f"outside the interval but within {single}.", sample
+    return "not", said + f"outside {single}, and outside the interval widened by {part.margin:g}.", sample
 
 
-def seed_table(rows: pd.DataFrame, part: Part) -> pd.DataFrame:
-    """Return the transformed statistic, seeds x axis values (one column `0` without an axis); NaN where not finite.
-
-    Raises `Undecidable` where one cell would mix runs or differing numbers: the rule does not say which is meant.
-    """
-    if part.statistic not in rows:
-        raise Undecidable(f"The results have no column “{part.statistic}”.")
-    numbers = pd.to_numeric(rows[part.statistic], errors="coerce").to_numpy(float)
-    with np.errstate(all="ignore"):
-        numbers = TRANSFORMS[part.transform](numbers)
-    axis = 0 if part.axis is None else rows[part.axis].to_numpy()
-    long = pd.DataFrame({"seed": rows["seed"].to_numpy(), "at": axis, "x": numbers, "run": rows["run_id"].to_numpy()})
-    cells = long.groupby(["seed", "at"])
-    if (cells["run"].nunique() > 1).any():
-        raise Undecidable(f"The rule selects several runs for one seed: {_some(long['run'])}.")
-    long = long[np.isfinite(long["x"])]
-    if long.empty:
-        raise Undecidable(f"No finite value of “{part.statistic}”.")
-    spread = long.groupby(["seed", "at"])["x"].agg(["min", "max"])
-    if ((spread["max"] - spread["min"]) > SAME * spread.abs().max(axis=1)).any():
-        raise Undecidable("The rule selects several differing rows of one network.")
-    return spread["max"].unstack("at").sort_index(axis=1)
+def _judge_range(data: TestPoints, part: Part) -> Judgement:
+    """Judge the spread within a seed by its interval, and its ends by their distance from the paper's."""
+    sample, high, low = data.spread()
+    said = f"The spread within a seed is {_estimate(sample)}: "
+    if not sample.interval[0] > part.min_spread:
+        return "not", said + f"the interval is not wholly above {number(part.min_spread)}.", sample
+    said += f"wholly above {number(part.min_spread)}. The largest and smallest are {number(high)} and {number(low)}, "
+    near = max(abs(high - part.paper_high), abs(low - part.paper_low)) <= part.margin
+    said += f"{'both' if near else 'not both'} within {part.margin:g} of the paper’s {part.paper_high:g}"
+    return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
 
 
-def _some(names: pd.Series) -> str:
-    return ", ".join(str(name) for name in sorted(names.unique())[:3])
-
-
-def _difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """First minus second, paired by seed and axis value; what has no partner drops out."""
-    first, second = first.align(second, join="inner")
-    return first - second
-
-
-def _judge_value(table: pd.DataFrame, part: Part) -> tuple[str, str, np.ndarray]:
-    values = _enough(table.iloc[:, 0].dropna().to_numpy(), part)
-    low, high = bootstrap_mean(values)
-    said = f"{_estimate(values)}; the paper’s {part.paper:g} lies "
-    if low - part.tolerance <= part.paper <= high + part.tolerance:
-        return "reproduced", said + f"within the interval widened by {part.tolerance:g}.", values
-    seeds = f"the range of the single seeds, {number(values.min())} to {number(values.max())}"
-    if values.min() <= part.paper <= values.max():
-        return "partly", said + f"outside the interval but within {seeds}.", values
-    return "not", said + f"outside {seeds}, and outside the interval widened by {part.tolerance:g}.", values
-
-
-def _judge_trend(table: pd.DataFrame, part: Part) -> tuple[str, str, np.ndarray]:
-    """Per seed: least-squares slope times the axis range, the end-to-end change."""
-    if table.shape[1] < 2:
+def _judge_trend(data: Seeds | TestPoints, part: Part) -> Judgement:
+    x = data.means.columns
+    if len(x) < 2:
         raise Undecidable(f"Only one value of {part.axis} has results.")
+    sample = data.sample(_end_to_end_change)
+    return *_judge_sign(sample, part, f"from {part.axis} {_span(x)}"), sample
+
+
+def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
+    """Per row: least-squares slope over the columns times their range."""
     x = table.columns.to_numpy(float)
     # A seed with few axis values would be extrapolated over the whole range: it needs half of them, and at least two.
     table = table[table.notna().sum(axis=1) >= max(2, len(x) / 2)]
@@ -161,55 +145,48 @@ def _judge_trend(table: pd.DataFrame, part: Part) -> tuple[str, str, np.ndarray]
     total = weight.sum(axis=1, keepdims=True)
     dx = (x - (weight * x).sum(axis=1, keepdims=True) / np.maximum(total, 1)) * weight
     slopes = (dx * y).sum(axis=1) / np.maximum((dx * dx).sum(axis=1), np.finfo(float).tiny)
-    values = _enough(slopes * (x.max() - x.min()), part)
-    return *_judge_sign(values, part, f"from {part.axis} {x.min():g} to {x.max():g}"), values
+    return pd.Series(slopes * (x.max() - x.min()), index=table.index)
 
 
-def _judge_difference(table: pd.DataFrame, part: Part) -> tuple[str, str, np.ndarray]:
-    table = table.dropna(how="all").dropna(axis=1, how="all")
-    values = _enough(table.mean(axis=1).to_numpy(), part)
+def _judge_difference(data: Seeds | TestPoints, part: Part) -> Judgement:
+    table = data.means.dropna(how="all").dropna(axis=1, how="all")
+    sample = data.sample(lambda means: means[table.columns].mean(axis=1))
     over = f"in the mean over {part.axis} {_span(table.columns)}" if part.axis and table.shape[1] > 1 else ""
-    outcome, sentence = _judge_sign(values, part, over)
+    outcome, sentence = _judge_sign(sample, part, over)
     if not part.at_each:
-        return outcome, sentence, values
-    judged = (table.mean() * SIGNS[part.direction] > 0) & (table.notna().sum() >= MIN_SEEDS)
+        return outcome, sentence, sample
+    judged = (table.mean() * SIGNS[part.direction] > 0) & data.enough_at()[table.columns]
     if judged.all():
-        return outcome, sentence + f" The sign holds at every {part.axis}.", values
+        return outcome, sentence + f" The sign holds at every {part.axis}.", sample
     failing = ", ".join(f"{value:g}" for value in table.columns[~judged])
-    sentence += f" The sign does not hold, or has too few seeds, at {part.axis} {failing}."
-    return ("partly" if outcome == "reproduced" else outcome), sentence, values
+    sentence += f" The sign does not hold, or has too few {data.noun}, at {part.axis} {failing}."
+    return ("partly" if outcome == "reproduced" else outcome), sentence, sample
 
 
-def _judge_step(table: pd.DataFrame, part: Part) -> tuple[str, str, np.ndarray]:
-    beyond = table.columns.to_numpy(float) > part.cut
+def _judge_step(data: Seeds | TestPoints, part: Part) -> Judgement:
+    beyond = data.means.columns.to_numpy(float) > part.cut
     if beyond.all() or not beyond.any():
         raise Undecidable(f"No results on {'this' if beyond.all() else 'the far'} side of {part.axis} {part.cut:g}.")
-    change = table.loc[:, beyond].mean(axis=1) - table.loc[:, ~beyond].mean(axis=1)
-    values = _enough(change.dropna().to_numpy(), part)
-    return *_judge_sign(values, part, f"beyond {part.axis} {part.cut:g}, against up to it"), values
+    sample = data.sample(lambda table: table.loc[:, beyond].mean(axis=1) - table.loc[:, ~beyond].mean(axis=1))
+    return *_judge_sign(sample, part, f"beyond {part.axis} {part.cut:g}, against up to it"), sample
 
 
-def _judge_sign(values: np.ndarray, part: Part, over: str) -> tuple[str, str]:
+def _judge_sign(sample: Sample, part: Part, over: str) -> tuple[str, str]:
     """Reproduced: interval wholly on the claimed side and the mean large enough; partly: on that side but smaller."""
     sign = SIGNS[part.direction]
-    low, high = sorted(sign * end for end in bootstrap_mean(values))
-    said = " ".join(filter(None, [_estimate(values), over]))
+    low, high = sorted(sign * end for end in sample.interval)
+    said = " ".join(filter(None, [_estimate(sample), over]))
     if low <= 0:
         return "not", said + f": the interval is not wholly {'above' if sign > 0 else 'below'} zero, as claimed."
-    if sign * values.mean() < part.min_change:
+    if sign * sample.mean < part.min_change:
         return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}."
     return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}."
 
 
-def _enough(values: np.ndarray, part: Part) -> np.ndarray:
-    if len(values) < MIN_SEEDS:
-        raise Undecidable(f"{len(values)} seeds have a finite “{part.statistic}” here; a judgement needs {MIN_SEEDS}.")
-    return values
-
-
-def _estimate(values: np.ndarray) -> str:
-    low, high = bootstrap_mean(values)
-    return f"{number(values.mean())} (95% interval {number(low)} to {number(high)}, {len(values)} seeds)"
+def _estimate(sample: Sample) -> str:
+    low, high = sample.interval
+    over = counted(sample.n_seeds, sample.n_units)
+    return f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {over})"
 
 
 def number(value: float) -> str:
@@ -234,5 +211,11 @@ def _count(rows: pd.DataFrame) -> dict:
     }
 
 
-_JUDGES = {"value": _judge_value, "trend": _judge_trend, "difference": _judge_difference, "step": _judge_step}
+_JUDGES = {
+    "value": _judge_value,
+    "range": _judge_range,
+    "trend": _judge_trend,
+    "difference": _judge_difference,
+    "step": _judge_step,
+}
 KINDS = tuple(_JUDGES)

@@ -14,13 +14,15 @@ from pathlib import Path
 import pandas as pd
 
 from fragile_lib.errors import bad_input
-from fragile_lib.study.claim_parts import KINDS, SIGNS, TRANSFORMS, Part, PartVerdict, judge_part
+from fragile_lib.study.claim_parts import KINDS, SIGNS, UNITS, Part, PartVerdict, judge_part
+from fragile_lib.study.claim_rows import TRANSFORMS
 from fragile_lib.study.yaml_file import load_yaml
 
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
 _CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}
 _NEEDED = {
     "value": {"paper"},
+    "range": {"paper_high", "paper_low"},
     "trend": {"axis", "direction"},
     "difference": {"minus", "direction"},
     "step": {"axis", "direction", "cut"},
@@ -131,3 +133,16 @@ def _check_part(name: str, raw: dict) -> None:
         raise bad_input(f"{name}: direction", raw["direction"], f"choose one of {', '.join(SIGNS)}")
     if raw.get("transform") not in TRANSFORMS:
         raise bad_input(f"{name}: transform", raw["transform"], "choose log or abs_log, or leave it out")
+    _check_unit(name, raw)
+
+
+def _check_unit(name: str, raw: dict) -> None:
+    unit, paired = raw.get("unit", "seed"), raw.get("paired")
+    if unit not in UNITS:
+        raise bad_input(f"{name}: unit", unit, f"choose one of {', '.join(UNITS)}")
+    if raw["kind"] == "range" and unit != "test_point":
+        raise bad_input(f"{name}: unit", unit, "a part of kind range needs unit: test_point")
+    if paired not in (None, "seed"):
+        raise bad_input(f"{name}: paired", paired, "choose seed, or leave it out")
+    if paired and raw["kind"] != "difference":
+        raise bad_input(f"{name}: paired", paired, f"only for kind difference, not {raw['kind']}; leave it out")

@@ -75,6 +75,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         name="index",
         verdicts=verdicts,
         paragraph=tables.verdict_paragraph(study, verdicts),
+        interval_words=tables.interval_words(verdicts),
         evidence={v.claim.id: _evidence(v, pages) for v in verdicts},
         figures=[(name, f) for name, page in pages.items() for f in page.figures if f.headline],
         groups=tables.run_groups(study),
@@ -195,6 +196,7 @@ def _environment(study: Study, pages: dict[str, Page]) -> Environment:
         generator=GENERATOR,
         rules={
             "tolerance": claim_parts.TOLERANCE,
+            "range_tolerance": claim_parts.RANGE_TOLERANCE,
             "min_change": claim_parts.MIN_CHANGE,
             "min_seeds": MIN_SEEDS,
             "resamples": f"{RESAMPLES:,}",

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from fragile_lib.study.bootstrap import bootstrap_mean
-from fragile_lib.study.claim_parts import number, select
+from fragile_lib.study.claim_parts import number
+from fragile_lib.study.claim_rows import select
 from fragile_lib.study.claims import VERDICTS, Verdict
 from fragile_lib.study.report.source import Run, Study
 
@@ -50,7 +51,7 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
             sentences.append(verdict.claim.say.format(ours=ours))
     sentences += finding_sentences(study)
     if len(sentences) > 1:
-        sentences.append("In brackets stand 95% bootstrap intervals over seeds.")
+        sentences.append(f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}.")
     outcomes = network_outcomes(study.records)
     bad = {name: n for name, n in outcomes.items() if name != "ok"}
     if bad:
@@ -60,6 +61,12 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
             f"({said}); they are counted below, and none was dropped."
         )
     return sentences
+
+
+def interval_words(verdicts: list[Verdict]) -> str:
+    """What the intervals of the verdicts are over: test points are named only where a part counts them."""
+    units = any(part.n_units for verdict in verdicts for part in verdict.parts)
+    return "over seeds (over seeds and their test points where these are counted)" if units else "over seeds"
 
 
 def finding_sentences(study: Study) -> list[str]:
