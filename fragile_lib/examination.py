@@ -43,11 +43,21 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Retrained:
-    """True loss changes (n, m), nan where nothing was retrained or no optimum was certified."""
+    """True loss changes (n, m), nan where nothing was retrained or no optimum was certified.
+
+    control: change (m,) where nothing was removed. left_out: the training points that were really left out; None for
+    all. repeats (R, n, m): repetitions of the truth, nan where it was not repeated, for its noise.
+    """
 
     changes: np.ndarray
     seconds: float = NAN
     control: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    left_out: np.ndarray | None = None
+    repeats: np.ndarray | None = None
+
+    def covers(self, chosen: np.ndarray) -> bool:
+        """Whether all chosen training points were left out."""
+        return self.left_out is None or bool(np.isin(chosen, self.left_out).all())
 
 
 def choose_test_points(losses: Tensor, choices: dict[str, int]) -> Points:
@@ -110,7 +120,7 @@ def rows_of(
     truths: dict[str, Retrained],
     shared: dict,
 ) -> list[dict]:
-    """One row for each test point, choice of training points, estimator and ground truth.
+    """One row for each test point, choice of training points, estimator, and ground truth that covers the choice.
 
     Args:
         points: the examined test points.
@@ -125,8 +135,9 @@ def rows_of(
             place = {"test_point": int(point), "test_choice": test_choice, "train_choice": train_choice}
             for name, estimated in estimates.items():
                 for truth_name, truth in truths.items():
-                    named = {"estimator": name, "ground_truth": truth_name}
-                    rows.append(shared | place | named | _row(j, indices[j], estimated, truth))
+                    if truth.covers(indices[j]):
+                        named = {"estimator": name, "ground_truth": truth_name}
+                        rows.append(shared | place | named | _row(j, indices[j], estimated, truth))
     return rows
 
 
@@ -146,14 +157,53 @@ def _row(j: int, chosen: np.ndarray, estimated: Estimated, truth: Retrained) -> 
         "seconds_estimate": estimated.seconds,
         "seconds_retrain": truth.seconds,
         "products": estimated.products,
+        "memory_mb": estimated.memory_mb,
+        **ceiling(truth, kept, j),
     }
 
 
+def ceiling(truth: Retrained, chosen: np.ndarray, j: int) -> dict[str, float]:
+    """How well two repetitions of the truth agree on the chosen training points: no estimate can be asked for more."""
+    if truth.repeats is None:
+        return {"ceiling_pearson": NAN, "ceiling_spearman": NAN}
+    repeated = chosen[np.isfinite(truth.repeats[:, chosen, j]).all(axis=0)]
+    found = evaluation.noise_ceiling(truth.repeats[:, repeated, j])
+    return {"ceiling_pearson": found.pearson, "ceiling_spearman": found.spearman}
+
+
+def together(
+    points: Points,
+    chosen: dict[str, list[np.ndarray]],
+    estimates: dict[str, Estimated],
+    truths: dict[str, Retrained],
+    shared: dict,
+) -> list[dict]:
+    """Rows over all pairs of the test points of one choice together, `max_loss_together` and so on (claim S5)."""
+    rows = []
+    for train_choice, indices in chosen.items():
+        for test_choice in dict.fromkeys(points.choice):
+            places = [j for j, choice in enumerate(points.choice) if choice == test_choice]
+            place = {"test_point": None, "test_choice": f"{test_choice}_together", "train_choice": train_choice}
+            for name, estimated in estimates.items():
+                for truth_name, truth in truths.items():
+                    if not all(truth.covers(indices[j]) for j in places):
+                        continue
+                    found = pooled(places, indices, estimated.changes, truth.changes)
+                    rows.append(
+                        shared
+                        | place
+                        | {"estimator": name, "ground_truth": truth_name, "n_points": found.n}
+                        | {"pearson": found.pearson, "spearman": found.spearman, "slope": found.slope}
+                        | {"solver_residual": estimated.residual}
+                        | {"status": found.status if found.status != "ok" else estimated.status}
+                    )
+    return rows
+
+
 def pooled(
-    points: Points, test_choice: str, indices: list[np.ndarray], estimated: np.ndarray, true: np.ndarray
+    places: list[int], indices: list[np.ndarray], estimated: np.ndarray, true: np.ndarray
 ) -> evaluation.Agreement:
-    """Agreement over all pairs of the test points of one choice together (claim S5)."""
-    places = [j for j, choice in enumerate(points.choice) if choice == test_choice]
+    """Agreement over the pairs of several test points, columns `places`, together."""
     pairs = [(estimated[i, j], true[i, j]) for j in places for i in indices[j] if np.isfinite(true[i, j])]
     left, right = np.array(pairs).reshape(-1, 2).T
     return evaluation.compare(left, right)

@@ -1,9 +1,10 @@
 """Optima of networks of some thousand parameters: one network to its optimum, then its left-out optima.
 
 `stationary.newton` factors a new Hessian at every step of every network. Here that is too dear, and not needed: the
-optimum is found by Newton-CG in coordinates in which the Gauss-Newton matrix is the identity, and the left-out optima,
-which lie close to it, by steps with the one Hessian of the optimum (the chord method: Newton's with a fixed matrix).
-Each left-out optimum is certified by its own gradient on all examples.
+optimum is approached by L-BFGS (`approach`) and found by Newton-CG (`finish_one`) in coordinates in which the
+Gauss-Newton matrix is the identity, and the left-out optima, which lie close to it, by steps with the one Hessian of
+the optimum (`chord`: Newton's method with a fixed matrix). Each left-out optimum is certified by its own gradient on
+all examples.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Solve = Callable[[Tensor], Tensor]  # (K, P) -> (K, P), the inverse curvature ti
 
 ROUNDS = 10  # Gauss-Newton matrices that `finish_one` computes at most
 SHIFT = 1e-2  # mu as a share of the GGN's mean diagonal: enough for directions that only the rest of H curves
+MEMORY = 60  # pairs that L-BFGS keeps
 TRUST = {"initial_trust_radius": 0.3, "max_trust_radius": 10.0, "gtol": 0.0}  # in whitened coordinates
 
 
@@ -37,7 +39,32 @@ class Optimum:
     passes: int
 
 
-def finish_one(objective: Objective, theta: Tensor, tolerance: float, steps: int = 40, dataset: int = 0) -> Optimum:
+def approach(
+    objective: Objective, theta: Tensor, tolerance: float, rounds: int, steps: int = 60, dataset: int = 0
+) -> Optimum:
+    """Lower J from theta (P,) by L-BFGS in coordinates whitened by the GGN (see `finish_one`), renewed every round.
+
+    For networks far from their optimum, where a gradient goes further than a Hessian-vector product; in the floating
+    type of the objective's data, float32 as a rule. It may end at a saddle: `finish_one` goes on from there.
+
+    Args:
+        objective: J.
+        theta: the start.
+        tolerance: of ||grad J||, at which it ends early.
+        rounds: Gauss-Newton matrices at most.
+        steps: L-BFGS iterations a round.
+        dataset: which of the objective's data sets.
+
+    Raises:
+        InputError: a tolerance that is not above 0.
+    """
+    method = {"method": "L-BFGS-B", "options": {"maxiter": steps, "maxcor": MEMORY, "ftol": 0, "gtol": 0}}
+    return _in_rounds(objective, theta, tolerance, rounds, steps, dataset, method, "towards the optimum")
+
+
+def finish_one(
+    objective: Objective, theta: Tensor, tolerance: float, steps: int = 40, dataset: int = 0, rounds: int = ROUNDS
+) -> Optimum:
     """Minimise J from theta (P,) until ||grad J|| <= tolerance, by Newton-CG in coordinates whitened by the GGN.
 
     With G + mu I = L L^T and theta = theta_0 + L^-T u, the curvature in u is the identity but for what the Gauss-Newton
@@ -49,16 +76,31 @@ def finish_one(objective: Objective, theta: Tensor, tolerance: float, steps: int
     Raises:
         InputError: a tolerance that is not above 0.
     """
+    method = {"method": "trust-ncg", "options": {"maxiter": steps, **TRUST}}
+    return _in_rounds(objective, theta, tolerance, rounds, steps, dataset, method, "to the optimum")
+
+
+def _in_rounds(
+    objective: Objective,
+    theta: Tensor,
+    tolerance: float,
+    rounds: int,
+    steps: int,
+    dataset: int,
+    method: dict,
+    label: str,
+) -> Optimum:
     if not tolerance > 0:
         raise bad_input("tolerance", tolerance, "give a number above 0")
     place = torch.tensor([dataset])
-    passes, norm = 0, float(objective.gradient(theta[None], objective.uniform(1), place).norm())
-    with progress(total=ROUNDS * steps, desc="to the optimum") as bar:
-        for _ in range(ROUNDS):
+    weights = objective.uniform(1)
+    passes, norm = 0, float(objective.gradient(theta[None].to(objective.data.x), weights, place).norm())
+    with progress(total=rounds * steps, desc=label) as bar:
+        for _ in range(rounds):
             if not norm > tolerance:  # reached, or not finite
                 break
             whitened = _Whitened(objective, theta, place, tolerance)
-            theta, norm = whitened.minimised(steps)
+            theta, norm = whitened.minimised(method)
             passes += whitened.passes
             bar.update(steps)
             bar.set_postfix(gradient=f"{norm:.1e}")
@@ -66,45 +108,52 @@ def finish_one(objective: Objective, theta: Tensor, tolerance: float, steps: int
 
 
 class _Whitened:
-    """J as a function of u, theta = theta_0 + L^-T u, for scipy; counts passes."""
+    """J as a function of u, theta = theta_0 + L^-T u, for scipy; counts passes.
+
+    Coordinates are in float64, J in the type of the objective's data.
+    """
 
     def __init__(self, objective: Objective, theta: Tensor, place: Tensor, tolerance: float) -> None:
-        self.objective, self.start, self.place, self.tolerance = objective, theta, place, tolerance
-        self.weights, self.passes = objective.uniform(1), 0
-        matrix = objective.matrices(theta[None], self.weights, place, gauss_newton=True)[0]
+        self.objective, self.start, self.place, self.tolerance = objective, theta.double(), place, tolerance
+        self.weights, self.passes, self.norm = objective.uniform(1), 0, np.inf
+        kind = theta[None].to(objective.data.x)
+        matrix = objective.matrices(kind, self.weights, place, gauss_newton=True)[0].double()
         matrix.diagonal().add_(SHIFT * matrix.diagonal().mean())
         self.factor = torch.linalg.cholesky(matrix)
-        self.norm = np.inf
 
-    def minimised(self, steps: int) -> tuple[Tensor, float]:
-        """(theta (P,), ||grad J||) after up to `steps` steps."""
-        functions = {"fun": self.value, "jac": True, "hessp": self.product, "callback": self.stop}
-        options = {"maxiter": steps, **TRUST}
+    def minimised(self, method: dict) -> tuple[Tensor, float]:
+        """(theta (P,), ||grad J||) after one run of `scipy.optimize.minimize`."""
+        functions = {"fun": self.value, "jac": True, "callback": self.stop}
+        if method["method"] == "trust-ncg":
+            functions["hessp"] = self.product
         with flushed_denormals():
-            found = minimize(x0=np.zeros(len(self.start)), method="trust-ncg", options=options, **functions)
+            found = minimize(x0=np.zeros(len(self.start)), **functions, **method)
         theta = self.start + self.unwhitened(found.x)
-        return theta, float(self.objective.gradient(theta[None], self.weights, self.place).norm())
+        return theta, float(self.objective.gradient(self.kind(theta), self.weights, self.place).norm())
+
+    def kind(self, theta: Tensor) -> Tensor:
+        """A stack of one network in the objective's floating type."""
+        return theta[None].to(self.objective.data.x)
 
     def value(self, u: np.ndarray) -> tuple[float, np.ndarray]:
-        theta = self.start + self.unwhitened(u)
-        value, gradient = _value_and_gradient(self.objective, theta[None], self.weights, self.place)
+        theta = self.kind(self.start + self.unwhitened(u))
+        value, gradient = _value_and_gradient(self.objective, theta, self.weights, self.place)
         self.passes += 1
         self.norm = float(gradient.norm())
         return float(value), self.whitened(gradient[0])
 
     def product(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        theta, direction = self.start + self.unwhitened(u), self.unwhitened(v)
+        theta, direction = self.kind(self.start + self.unwhitened(u)), self.kind(self.unwhitened(v))
         self.passes += 1
-        return self.whitened(
-            self.objective.products(theta[None], direction[None, None], self.weights, self.place)[0, 0]
-        )
+        return self.whitened(self.objective.products(theta, direction[None], self.weights, self.place)[0, 0])
 
     def unwhitened(self, u: np.ndarray) -> Tensor:
         column = torch.from_numpy(u).to(self.start)[:, None]
         return torch.linalg.solve_triangular(self.factor.mT, column, upper=True)[:, 0]
 
     def whitened(self, gradient: Tensor) -> np.ndarray:
-        return torch.linalg.solve_triangular(self.factor, gradient[:, None], upper=False)[:, 0].double().cpu().numpy()
+        column = gradient.double()[:, None]
+        return torch.linalg.solve_triangular(self.factor, column, upper=False)[:, 0].cpu().numpy()
 
     def stop(self, _: np.ndarray) -> None:
         if self.norm <= self.tolerance:
@@ -125,16 +174,14 @@ def chord(
     dataset: Tensor | None = None,
     *,
     solve: Solve,
-    tolerance: float,
-    relative: float = 0.0,
+    tolerance: float | Tensor,
+    first: Tensor | None = None,
     max_steps: int = 25,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise J(.; w_e) near theta (E, P) by theta <- theta - t C^-1 grad J: (theta, ||grad J|| (E,), steps (E,)).
 
-    C is one fixed curvature, given as its `solve`; t = 1, halved for a network whose gradient norm did not fall. Where
-    all networks start from one theta, the first gradients are one product with the per-example gradients, since grad J
-    is linear in the weights. A network stops at `tolerance`, or, if that is less, at `relative` times its first
-    gradient norm (but not below a ten-thousandth of `tolerance`); after `max_steps`; or when t falls below 1e-3.
+    C is one fixed curvature, given as its `solve`; t = 1, halved for a network whose gradient norm did not fall. A
+    network stops at its tolerance, after `max_steps`, or when t falls below 1e-3.
 
     Args:
         objective: J.
@@ -142,16 +189,15 @@ def chord(
         weights: of the examples, one row a network.
         dataset: each network's data set.
         solve: C^-1 for rows (K, P); slightly damped, since a common shift of the output biases changes no loss.
-        tolerance: of ||grad J||, absolute.
-        relative: a removal of small effect needs a smaller gradient than one of large effect; 0 leaves it at that.
+        tolerance: of ||grad J||, one for all or one a network (E,).
+        first: the gradients (E, P) at the starts where they are known: for networks that differ only in their weights
+            they are one product with the per-example gradients.
         max_steps: at most so many gradients of each network.
     """
     dataset = objective.members(theta, dataset)
-    theta, gradient = theta.clone(), _first_gradients(objective, theta, weights, dataset)
+    theta, gradient = theta.clone(), objective.gradient(theta, weights, dataset) if first is None else first.clone()
     norm = gradient.norm(dim=1)
-    goal = torch.full_like(norm, tolerance)
-    if relative > 0:
-        goal = (relative * norm).clamp(min=1e-4 * tolerance, max=tolerance)
+    goal = torch.zeros_like(norm) + tolerance
     length, steps = torch.ones_like(norm), torch.zeros(len(norm), dtype=torch.long, device=norm.device)
     with progress(total=len(theta), desc="left-out optima") as bar:
         for _ in range(max_steps):
@@ -167,12 +213,3 @@ def chord(
             length[rows[~better]] /= 2
             steps[rows] += 1
     return theta, norm, steps
-
-
-def _first_gradients(objective: Objective, theta: Tensor, weights: Tensor, dataset: Tensor) -> Tensor:
-    if hasattr(objective, "start_gradients"):
-        return objective.start_gradients(theta, weights, dataset)
-    same = bool((theta == theta[:1]).all()) and bool((dataset == dataset[:1]).all())
-    if not same or len(theta) < 3:
-        return objective.gradient(theta, weights, dataset)
-    return weights @ objective.example_gradients(theta[:1], dataset[:1])[0] + objective.decay * theta

@@ -10,6 +10,8 @@ D the Bregman divergence of the loss in the logits z: for cross entropy the Kull
 at theta from that at theta_s. Q(.; 0) has its minimum at theta_s, and its Hessian there is the damped Gauss-Newton
 matrix, so the estimate -(G + decay + damping)^-1 sum_i d_i grad loss_i is its response to first order, whether or not
 training had ended.
+
+`TiltedObjective` is the same idea for the Hessian: J itself, made stationary at theta_s by a linear term.
 """
 
 from __future__ import annotations
@@ -43,8 +45,7 @@ class ProximalObjective:
     """
 
     def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
-        if not (np.isfinite(damping) and damping >= 0):
-            raise bad_input("damping", damping, "give a finite number of at least 0")
+        _check_damping(damping)
         self.objective, self.start, self.proximity = objective, theta, objective.decay + damping
         self.n, self.uniform, self.members = objective.n, objective.uniform, objective.members
         self._place = torch.tensor([dataset])
@@ -55,10 +56,42 @@ class ProximalObjective:
         found = gradient_with(self.objective, theta, weights, self._constant, int(self._place))
         return found - self.objective.decay * theta + self.proximity * (theta - self.start)
 
-    def start_gradients(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """The same at theta_s itself, where only the changes d count: one product with per-example gradients."""
-        changes = weights - self.uniform(len(weights))
-        return changes @ self.objective.example_gradients(self.start[None], self._place)[0]
+
+class TiltedObjective:
+    """J made stationary at theta_s by a linear term, with the damping as a proximal term:
+
+        T(theta; w) = J(theta; w) - grad J(theta_s; 1/n) . (theta - theta_s) + damping/2 ||theta - theta_s||^2.
+
+    Its Hessian at theta_s is the damped Hessian of J, so that -(H + damping)^-1 sum_i d_i grad loss_i is the response
+    of its minimum to first order, whether or not training had ended; at an optimum without damping T is J. What an
+    estimate lacks against T is due to its linearisation alone.
+
+    Args:
+        objective: J.
+        theta: theta_s (P,).
+        damping: at least 0; T has a minimum near theta_s only where H + damping is positive.
+        dataset: which of the objective's data sets.
+
+    Raises:
+        InputError: a damping that is negative or not finite.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
+        _check_damping(damping)
+        self.objective, self.start, self.damping = objective, theta, damping
+        self.n, self.uniform, self.members = objective.n, objective.uniform, objective.members
+        self._place = torch.tensor([dataset])
+        self.slope = objective.gradient(theta[None], objective.uniform(1), self._place)[0]
+
+    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """grad T(theta_e; w_e): (E, P); always on T's own data set, whatever `dataset` says."""
+        found = self.objective.gradient(theta, weights, self._place.expand(len(theta)))
+        return found - self.slope + self.damping * (theta - self.start)
+
+
+def _check_damping(damping: float) -> None:
+    if not (np.isfinite(damping) and damping >= 0):
+        raise bad_input("damping", damping, "give a finite number of at least 0")
 
 
 def logit_gradients(objective: Objective, theta: Tensor, dataset: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from fragile_lib.examination import (
     pooled,
     rows_of,
     spread_over,
+    together,
     union,
 )
 
@@ -84,9 +85,35 @@ def test_a_row_with_too_few_certified_truths_says_so() -> None:
 
 def test_pooling_takes_all_pairs_of_a_choice_together() -> None:
     points, chosen, estimates, truths = examined()
-    both = Points(points.index, ["max_loss", "max_loss"])
     true = truths["loo_certified"].changes
-    found = pooled(both, "max_loss", chosen["top_influence"], true * [1, 3], true)
+    found = pooled([0, 1], chosen["top_influence"], true * [1, 3], true)
     pairs = np.concatenate([true[:8, 0], true[4:14, 1]]), np.concatenate([true[:8, 0], 3 * true[4:14, 1]])
     assert found.pearson == pytest.approx(np.corrcoef(*pairs)[0, 1])
-    assert pooled(both, "max_loss", chosen["top_influence"], true, true).pearson == pytest.approx(1)
+    assert pooled([0, 1], chosen["top_influence"], true, true).pearson == pytest.approx(1)
+    both = Points(points.index, ["max_loss", "max_loss"])
+    rows = together(both, chosen, estimates, truths, {"seed": 4})
+    assert [(r["estimator"], r["test_choice"], r["n_points"]) for r in rows] == [
+        ("exact", "max_loss_together", 18),
+        ("bad", "max_loss_together", 18),
+    ]
+    assert rows[0]["spearman"] == pytest.approx(1) and rows[1]["slope"] == pytest.approx(-1)
+
+
+def test_a_truth_makes_no_rows_for_what_it_did_not_leave_out() -> None:
+    points, chosen, estimates, truths = examined()
+    truths["loo_warm"] = Retrained(truths["loo_certified"].changes, left_out=np.arange(0, 10))
+    found = [(r["ground_truth"], r["test_point"]) for r in rows_of(points, chosen, estimates, truths, {})]
+    assert ("loo_warm", 7) in found and ("loo_warm", 3) not in found and ("loo_certified", 3) in found
+    assert all(r["ground_truth"] == "loo_certified" for r in together(points, chosen, estimates, truths, {})[-1:])
+
+
+def test_the_ceiling_is_the_agreement_of_two_repetitions() -> None:
+    points, chosen, estimates, truths = examined()
+    true = truths["loo_certified"].changes
+    again = true + 0.5 * np.random.default_rng(1).standard_normal(true.shape)
+    again[0] = np.nan  # not repeated
+    truth = Retrained(true, repeats=np.stack([true, again]))
+    row = rows_of(points, chosen, estimates, {"loo_certified": truth}, {})[0]
+    assert row["ceiling_pearson"] == pytest.approx(np.corrcoef(true[1:8, 0], again[1:8, 0])[0, 1])
+    without = rows_of(points, chosen, estimates, truths, {})[0]
+    assert np.isnan(without["ceiling_pearson"]) and np.isnan(without["ceiling_spearman"])

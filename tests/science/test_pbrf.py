@@ -13,7 +13,7 @@ from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.models import MLP
 from fragile_lib.objective import Objective
 from fragile_lib.optimum import chord
-from fragile_lib.pbrf import ProximalObjective
+from fragile_lib.pbrf import ProximalObjective, TiltedObjective
 from fragile_lib.retraining import loss_changes, retrain
 from fragile_lib.solvers import ExactSolver
 
@@ -62,7 +62,41 @@ def test_first_gradients_are_the_gradients_at_the_start(setting) -> None:
     proximal, weights = ProximalObjective(train, start, DAMPING), train.uniform(3) + leave_one_out(torch.arange(3), 120)
     stack = start.expand(3, -1)
     expected = proximal.gradient(stack, weights)
-    torch.testing.assert_close(proximal.start_gradients(stack, weights), expected, rtol=1e-9, atol=1e-15)
+    caused = leave_one_out(torch.arange(3), 120) @ train.example_gradients(start[None])[0]  # Q is at rest at theta_s
+    torch.testing.assert_close(caused, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_tilted_objective_is_at_rest_and_has_the_damped_hessian(setting) -> None:
+    train, _, start = setting
+    tilted = TiltedObjective(train, start, DAMPING)
+    weights = train.uniform(1)
+    assert tilted.gradient(start[None], weights).norm() == 0
+    v = torch.randn(len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = 1e-5
+    ends = torch.stack([start + step * v, start - step * v])
+    numeric = tilted.gradient(ends, weights.expand(2, -1))
+    product = train.products(start[None], v[None, None], weights)[0, 0] + DAMPING * v
+    torch.testing.assert_close((numeric[0] - numeric[1]) / (2 * step), product, rtol=1e-6, atol=1e-8)
+
+
+def test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one(setting) -> None:
+    train, test, start = setting
+    curvature = ExactSolver(train, start, 0.0)
+    damping = 0.01 - float(curvature.spectrum[0].clamp(max=0))  # not trained at all: enough to make it positive
+    tilted, solver = TiltedObjective(train, start, damping), ExactSolver(train, start, damping)
+    removals, points = 0.01 * leave_one_out(torch.arange(60), 120), torch.arange(30)  # small: first order
+    theta, norm, _ = chord(
+        tilted,
+        start.expand(60, -1),
+        train.uniform(60) + removals,
+        solve=lambda v: solver(v).x,
+        tolerance=1e-10,
+    )
+    assert (norm <= 1e-10).all()
+    true = loss_changes(test, theta, start, points, 0)
+    estimated = influence(train, test, start, removals, points, solver).changes
+    slope = (true * estimated).sum() / (estimated * estimated).sum()
+    assert slope == pytest.approx(1, abs=0.01)
 
 
 def test_damped_gauss_newton_influence_predicts_the_response_with_slope_one(setting) -> None:

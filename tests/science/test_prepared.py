@@ -1,0 +1,127 @@
+"""A small convolutional network on real digits from training to estimates and truths of every kind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fragile_lib.conv import SmallCNN
+from fragile_lib.data import mnist_digits
+from fragile_lib.errors import InputError
+from fragile_lib.estimators import ESTIMATORS, estimate_by, make_solver
+from fragile_lib.examination import Points, choose_test_points, choose_training_points, rows_of
+from fragile_lib.group_truths import group_rows
+from fragile_lib.minibatch import Protocol
+from fragile_lib.prepared import Prepared, prepare
+from fragile_lib.solvers import ExactSolver
+from fragile_lib.truths import from_scratch, ground_truths, left_out
+
+DAMPING = 0.02
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    train, test = mnist_digits(200, 60, seed=0)
+    return prepare(SmallCNN(channels=4), train, test, 0.001, DAMPING, Protocol(300, 50, 1e-2), rounds=2, checkpoints=3)
+
+
+@pytest.fixture(scope="module")
+def points(prepared: Prepared) -> Points:
+    return choose_test_points(prepared.test.losses(prepared.theta[None])[0], {"max_loss": 2, "p50_loss": 1})
+
+
+def test_it_says_how_far_it_was_driven_and_what_that_cost(prepared: Prepared) -> None:
+    weights = prepared.train.uniform(1)
+    norm = float(prepared.train.gradient(prepared.theta[None], weights).norm())
+    spectrum = torch.linalg.eigvalsh(prepared.train.matrices(prepared.theta[None], weights)[0])
+    certificate = prepared.certificate
+    assert certificate["grad_norm"] == pytest.approx(norm)
+    assert certificate["eig_min"] == pytest.approx(float(spectrum[0]), abs=1e-6)
+    assert certificate["eig_max"] == pytest.approx(float(spectrum[-1]), rel=1e-5)
+    reached = norm <= certificate["tolerance"] and spectrum[0] >= -1e-6
+    assert prepared.certified == bool(reached) and prepared.fit == ("certified" if reached else "finished")
+    assert prepared.checkpoints.shape == (3, prepared.train.model.n_params)
+    assert set(prepared.seconds) == {"minibatch", "optimum", "hessian", "gauss_newton"}
+    trained = prepared.train.value(prepared.checkpoints[-1:], weights)
+    assert certificate["objective"] < float(trained)  # minibatch training had not ended there
+
+
+def test_newton_rounds_certify_where_rounds_alone_do_not(prepared: Prepared) -> None:
+    train, test = mnist_digits(60, 40, seed=0)
+    further = prepare(SmallCNN(channels=2), train, test, 0.3, DAMPING, Protocol(100, 20, 1e-2), 1, newton_rounds=8)
+    assert further.certified and further.certificate["status"] == "ok"
+    found = choose_test_points(further.test.losses(further.theta[None])[0], {"max_loss": 2})
+    truth = left_out(further, found, "loo_certified", np.arange(10))
+    assert np.isfinite(truth.changes[:10]).all()
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+def test_the_dense_solver_is_exact_though_its_matrix_is_single(prepared: Prepared, gauss_newton: bool) -> None:
+    v = torch.randn(3, len(prepared.theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solver = prepared.gauss_newton if gauss_newton else prepared.hessian
+    found, exact = solver(v), ExactSolver(prepared.train, prepared.theta, DAMPING, gauss_newton)(v)
+    torch.testing.assert_close(found.x, exact.x, rtol=1e-5, atol=1e-6)
+    assert found.residual.max() < 1e-6 and found.status == exact.status
+
+
+def test_every_estimator_gives_finite_scores_and_the_solvers_agree(prepared: Prepared, points: Points) -> None:
+    small = {"lissa": {"batch": 10, "depth": 2000}, "nystroem": {"rank": 300}, "arnoldi": {"rank": 100}}
+    found = {name: estimate_by(prepared, points, name, **small.get(name, {})) for name in ESTIMATORS}
+    for name, estimated in found.items():
+        assert estimated.changes.shape == (200, 3) and np.isfinite(estimated.changes).all(), name
+        assert estimated.seconds > 0 and estimated.memory_mb >= 0
+
+    def correlation(name: str, direct: str) -> float:
+        return np.corrcoef(found[name].changes.ravel(), found[direct].changes.ravel())[0, 1]
+
+    if found["exact"].status == "ok":
+        assert correlation("cg", "exact") > 0.99 and correlation("minres", "exact") > 0.99
+    assert correlation("cg_ggn", "exact_ggn") > 0.99 and correlation("nystroem", "exact_ggn") > 0.99
+    assert correlation("ekfac", "exact_ggn") > 0.3 and correlation("identity", "exact_ggn") > 0  # crude, right in sign
+
+
+def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, points: Points) -> None:
+    exact = {name: estimate_by(prepared, points, name) for name in ("exact", "exact_ggn")}
+    chosen = {
+        choice: [choose_training_points(s, choice, 6) for s in exact["exact"].changes.T]
+        for choice in ("top_influence", "p30_influence")
+    }
+    again = Protocol(steps=20, batch=20, learning_rate=1e-4, drops=())
+    kinds = ["loo_certified", "loo_tilted", "pbrf", "loo_warm"]
+    truths = ground_truths(prepared, points, chosen, kinds, again, ["top_influence"], repeat=True)
+    assert set(truths) >= {"loo_tilted", "pbrf", "loo_warm", "loo_warm_minus_control"}
+    assert ("loo_certified" in truths) == prepared.certified
+    rows = rows_of(points, chosen, exact, truths, {})
+    by = {(r["estimator"], r["ground_truth"], r["test_point"], r["train_choice"]): r for r in rows}
+    first = int(points.index[0])
+    assert by["exact", "loo_tilted", first, "top_influence"]["spearman"] > 0.5
+    assert by["exact_ggn", "pbrf", first, "top_influence"]["spearman"] > 0.5
+    assert by["exact_ggn", "pbrf", first, "top_influence"]["ceiling_spearman"] > 0.9
+    assert ("exact", "loo_warm", first, "p30_influence") not in by
+    moved = truths["loo_warm"].changes - truths["loo_warm_minus_control"].changes
+    kept = np.isfinite(moved[:, 0])
+    np.testing.assert_allclose(moved[kept], np.broadcast_to(truths["loo_warm"].control, moved[kept].shape), atol=1e-12)
+
+
+def test_groups_to_second_order(prepared: Prepared, points: Points) -> None:
+    scores = estimate_by(prepared, points, "exact").changes
+    rows = group_rows(prepared, points, scores, count=6, size=4, repeat=True, shared={"seed": 0})
+    assert len(rows) == 3 * 2 * 3 and {r["ground_truth"] for r in rows} == {"group"}
+    assert {r["train_choice"] for r in rows} == {"random_groups", "same_class_groups", "top_influence_groups"}
+    some = [r for r in rows if r["n_points"] >= 3]
+    assert some and all(np.isfinite(r["spearman"]) for r in some)
+
+
+def test_from_scratch_has_its_own_control_and_starts(prepared: Prepared, points: Points) -> None:
+    again = Protocol(steps=30, batch=20, learning_rate=1e-2, drops=())
+    truth = from_scratch(prepared, points, again, np.array([3, 8, 11, 40]), [0, 1])
+    assert truth.repeats.shape == (2, 200, 3) and np.isfinite(truth.changes[[3, 8, 11, 40]]).all()
+    np.testing.assert_allclose(truth.changes[3], truth.repeats[:, 3].mean(axis=0))
+    alone = from_scratch(prepared, points, replace(again, steps=0), np.array([3]), [0])
+    assert (alone.changes[3] == 0).all()  # not trained: no difference to the control
+
+
+def test_unknown_estimator(prepared: Prepared) -> None:
+    with pytest.raises(InputError, match="estimator"):
+        make_solver(prepared, "magic")
