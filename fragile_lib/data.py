@@ -147,6 +147,21 @@ def mnist_digits(n_train: int, n_test: int, seed: int = 0, dtype: torch.dtype = 
     return train, test
 
 
+def small_mnist(source: str, n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
+    """Training and test set of the small-MNIST study: `koh_liang` (`koh_liang_mnist`) or `digits` (`mnist_digits`).
+
+    Raises:
+        InputError: another source; counts that are not 5,500 and 10,000 for koh_liang; and what the two raise.
+    """
+    if source == "digits":
+        return mnist_digits(n_train, n_test, seed)
+    if source != "koh_liang":
+        raise bad_input("source", source, "choose koh_liang or digits")
+    if (n_train, n_test) != (5_500, 10_000):
+        raise bad_input("n_train, n_test", (n_train, n_test), "koh_liang has 5,500 and 10,000; or choose source digits")
+    return koh_liang_mnist()
+
+
 def _check_floating(dtype: torch.dtype) -> None:
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise bad_input("dtype", dtype, "choose a floating type: torch.float64 or torch.float32")

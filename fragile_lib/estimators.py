@@ -48,6 +48,22 @@ def estimate_by(prepared: Prepared, points: Points, name: str, **options: object
     return Estimated(changes.double().cpu().numpy(), residual, seconds, products, peak.mb, status)
 
 
+def budgets(products: int, n: int) -> dict[str, dict[str, object]]:
+    """Options by which each iterative solver spends about `products` products with the whole curvature a test point.
+
+    LiSSA works on minibatches of `LISSA_BATCH` of the n examples, so it may take n / `LISSA_BATCH` times as many steps.
+    Arnoldi's Lanczos runs keep a third of their vectors.
+    """
+    return {
+        "cg": {"max_iterations": products},
+        "cg_ggn": {"max_iterations": products},
+        "minres": {"max_iterations": products},
+        "lissa": {"depth": max(1, products * n // LISSA_BATCH)},
+        "arnoldi": {"rank": max(1, products // 3), "tolerance": 1e-2},
+        "nystroem": {"rank": products},
+    }
+
+
 class _Kept:
     """A solver that keeps its last solution."""
 

@@ -207,3 +207,29 @@ def pooled(
     pairs = [(estimated[i, j], true[i, j]) for j in places for i in indices[j] if np.isfinite(true[i, j])]
     left, right = np.array(pairs).reshape(-1, 2).T
     return evaluation.compare(left, right)
+
+
+def scatter_points(
+    points: Points,
+    chosen: dict[str, list[np.ndarray]],
+    estimates: dict[str, Estimated],
+    truths: dict[str, Retrained],
+    shared: dict,
+) -> list[dict]:
+    """The compared numbers themselves, for each test point and choice of training points: what scatter plots show."""
+    found = []
+    for train_choice, by_point in chosen.items():
+        for j, (point, test_choice) in enumerate(zip(points.index, points.choice, strict=True)):
+            index = by_point[j]
+            place = {"test_point": int(point), "test_choice": test_choice, "train_choice": train_choice}
+            true = {name: t.changes[index, j] for name, t in truths.items() if t.covers(index)}
+            estimated = {name: e.changes[index, j] for name, e in estimates.items()}
+            found.append(shared | place | {"index": index, "estimate": estimated, "truth": true})
+    return found
+
+
+def of_first(points: Points, truths: dict[str, Retrained], count: int) -> tuple[Points, dict[str, Retrained]]:
+    """The first `count` test points with their truths, for comparisons too dear for all of them."""
+    some = Points(points.index[:count], points.choice[:count])
+    cut = {name: Retrained(t.changes[:, :count], t.seconds, t.control[:count], t.left_out) for name, t in truths.items()}
+    return some, cut

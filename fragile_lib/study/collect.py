@@ -89,3 +89,18 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if not place.exists():
         raise bad_input("grid_results", str(path), "no table is there; run a study first, or give '' for no figures")
     return pd.read_csv(place)
+
+
+def read_points(path: str | Path, run_ids: str) -> list[dict[str, Any]]:
+    """Return the single compared points of the records beside a results table, each with its run's facts; "" gives none.
+
+    Args:
+        path: the results table, as in `read_results`; records lie in `records/` beside it or in folders of their own.
+        run_ids: how the names of the wanted runs begin.
+    """
+    if not str(path):
+        return []
+    place = (study_root() / "notebooks" / path).parent
+    place = place / "records" if (place / "records").is_dir() else place
+    records, _ = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
+    return [{"run_id": r["run_id"], **r["run"], **point} for r in records for point in r.get("points", [])]
