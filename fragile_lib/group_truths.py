@@ -17,16 +17,17 @@ from fragile_lib.truths import groups_left_out
 def group_rows(
     prepared: Prepared, points: Points, scores: np.ndarray, count: int, size: int, repeat: bool, shared: dict
 ) -> list[dict]:
-    """Rows for groups left out: ground truth `group`, estimators `exact` (first order) and `second_order`.
+    """Rows for groups left out: ground truth `group`, estimators `exact_ggn` (first order) and `second_order`.
 
     Of each kind of `groups.GROUP_CHOICES`, `count` groups of `size` examples; groups of largest influence are drawn for
-    the test point of highest loss, and all groups are evaluated on all test points. The truth is the certified minimum
-    of the tilted objective (`truths.minima`); it is repeated from a displaced start where `repeat` says so.
+    the test point of highest loss, and all groups are evaluated on all test points. The truth is the proximal Bregman
+    response (`truths.minima`), whose curvature under the changed weights is that of the second-order estimate: the
+    damped Gauss-Newton matrix less the group's own Hessian. It is repeated from a displaced start where `repeat` says so.
 
     Args:
         prepared: the network.
         points: the examined test points (m,).
-        scores: exact estimates (n, m) for single examples.
+        scores: Gauss-Newton estimates (n, m) for single examples.
         count: groups of each kind.
         size: examples in each group.
         repeat: measure the truth's own noise.
@@ -38,10 +39,10 @@ def group_rows(
         groups = choose_groups(choice, count, size, labels, torch.from_numpy(scores[:, 0]), rng)
         removals = group_removals(groups, prepared.train.n)
         estimates = {
-            "exact": -prepared.train.n * removals.numpy() @ scores,
+            "exact_ggn": -prepared.train.n * removals.numpy() @ scores,
             "second_order": _second_order(prepared, points, removals),
         }
-        truth, seconds = groups_left_out(prepared, points, "loo_tilted", removals, repeat)
+        truth, seconds = groups_left_out(prepared, points, "pbrf", removals, repeat)
         rows += [shared | row for row in _rows(points, f"{choice}_groups", estimates, truth, seconds)]
     return rows
 
@@ -50,7 +51,7 @@ def _second_order(prepared: Prepared, points: Points, removals: Tensor) -> np.nd
     """(k, m) by the dense matrix as it is: with this many right-hand sides a refinement would cost minutes."""
 
     def solve(v: Tensor) -> Solution:
-        return Solution(prepared.hessian.shifted(v, prepared.damping), v.new_zeros(len(v)), 0.0, "ok")
+        return Solution(prepared.gauss_newton.shifted(v, prepared.damping), v.new_zeros(len(v)), 0.0, "ok")
 
     test, places = prepared.on_points(points), torch.arange(len(points.index))
     return second_order_influence(prepared.train, test, prepared.theta, removals, places, solve).cpu().numpy()

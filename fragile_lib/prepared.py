@@ -104,7 +104,7 @@ def prepare(
     theta = reached.theta
     hessian = DenseSolver(objective, theta, damping, single=single)
     clock.lap("hessian")
-    ggn = DenseSolver(objective, theta, damping, gauss_newton=True)
+    ggn = DenseSolver(objective, theta, damping, gauss_newton=True, single=single)
     clock.lap("gauss_newton")
     certificate = {"seed": protocol.seed} | _certificate(objective, theta, tolerance, hessian, passes)
     kept = trained.checkpoints[:, 0].double(), trained.rates

@@ -24,6 +24,7 @@ from fragile_lib.retraining import loss_changes
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 NUDGE = 1e-6  # damping of undamped chord steps: a common shift of the output biases has no curvature at all
+STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
 # removals (k, n) and a start (P,) -> networks (k, P), whether each is what it should be (k,)
@@ -59,6 +60,7 @@ def minima(prepared: Prepared, kind: str) -> Respond:
             solve=partial(solver.shifted, shift=shift),
             tolerance=goal,
             first=caused + resting if start is prepared.theta else None,
+            max_steps=STEPS,
         )
         return theta, norm <= goal
 

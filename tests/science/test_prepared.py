@@ -105,7 +105,7 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
 
 
 def test_groups_to_second_order(prepared: Prepared, points: Points) -> None:
-    scores = estimate_by(prepared, points, "exact").changes
+    scores = estimate_by(prepared, points, "exact_ggn").changes
     rows = group_rows(prepared, points, scores, count=6, size=4, repeat=True, shared={"seed": 0})
     assert len(rows) == 3 * 2 * 3 and {r["ground_truth"] for r in rows} == {"group"}
     assert {r["train_choice"] for r in rows} == {"random_groups", "same_class_groups", "top_influence_groups"}
