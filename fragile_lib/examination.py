@@ -231,5 +231,7 @@ def scatter_points(
 def of_first(points: Points, truths: dict[str, Retrained], count: int) -> tuple[Points, dict[str, Retrained]]:
     """The first `count` test points with their truths, for comparisons too dear for all of them."""
     some = Points(points.index[:count], points.choice[:count])
-    cut = {name: Retrained(t.changes[:, :count], t.seconds, t.control[:count], t.left_out) for name, t in truths.items()}
+    cut = {
+        name: Retrained(t.changes[:, :count], t.seconds, t.control[:count], t.left_out) for name, t in truths.items()
+    }
     return some, cut

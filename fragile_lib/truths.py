@@ -25,13 +25,14 @@ from fragile_lib.retraining import loss_changes
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 NUDGE = 1e-6  # damping of undamped chord steps: a common shift of the output biases has no curvature at all
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
+GROUP_STEPS = 40  # the same for a group, which moves the network further
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
 # removals (k, n) and a start (P,) -> networks (k, P), whether each is what it should be (k,)
 Respond = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def minima(prepared: Prepared, kind: str) -> Respond:
+def minima(prepared: Prepared, kind: str, max_steps: int = STEPS) -> Respond:
     """The minima that leaving out leads to, each certified by its own gradient on all examples.
 
     kind: `loo_certified`, of J itself, where theta is a certified optimum; `loo_tilted`, of J made stationary at theta
@@ -60,7 +61,7 @@ def minima(prepared: Prepared, kind: str) -> Respond:
             solve=partial(solver.shifted, shift=shift),
             tolerance=goal,
             first=caused + resting if start is prepared.theta else None,
-            max_steps=STEPS,
+            max_steps=max_steps,
         )
         return theta, norm <= goal
 
@@ -96,7 +97,7 @@ def groups_left_out(
     prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False
 ) -> tuple[Retrained, float]:
     """The truth `kind` of `minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached."""
-    began, respond, outcomes = perf_counter(), minima(prepared, kind), []
+    began, respond, outcomes = perf_counter(), minima(prepared, kind, GROUP_STEPS), []
     for start in (prepared.theta, displaced(prepared)) if repeat else (prepared.theta,):
         networks, kept = respond(removals, start)
         outcomes.append(np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan))

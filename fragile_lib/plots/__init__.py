@@ -9,12 +9,23 @@ text and caption, the two texts computed from the same numbers as the drawing. I
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.correlations import correlation_against, finished_or_not, solver_comparison
 from fragile_lib.plots.outcomes import outcomes
-from fragile_lib.plots.quantities import gradient_norm, parameter_change_norms, smallest_eigenvalue, top_eigenvalue
-from fragile_lib.plots.scatter import scatter_estimate_truth
+from fragile_lib.plots.quantities import (
+    finish_against_decay,
+    gradient_norm,
+    parameter_change_norms,
+    smallest_eigenvalue,
+    top_eigenvalue,
+)
+from fragile_lib.plots.scatter import scatter_estimate_truth, together
+from fragile_lib.plots.small_mnist import against_decay, by_test_point
+from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
 
 __all__ = [
     "Picture",
+    "against_decay",
+    "by_test_point",
     "correlation_against",
+    "finish_against_decay",
     "finished_or_not",
     "gradient_norm",
     "outcomes",
@@ -24,6 +35,9 @@ __all__ = [
     "show",
     "smallest_eigenvalue",
     "solver_comparison",
+    "solver_page",
     "theme",
+    "together",
     "top_eigenvalue",
+    "truth_page",
 ]

@@ -42,8 +42,13 @@ class Curve:
     key: tuple = ()  # the values of hue and style that this curve stands for
 
 
-def select(results: pd.DataFrame, where: Mapping | None = None, free: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows that `DEFAULTS`, overridden by `where`, let through; columns in `free` are not filtered by default.
+def select(
+    results: pd.DataFrame,
+    where: Mapping | None = None,
+    free: Sequence[str] = (),
+    defaults: Mapping = DEFAULTS,
+) -> pd.DataFrame:
+    """The rows that `defaults`, overridden by `where`, let through; columns in `free` are not filtered by default.
 
     A value of `where` is one value, a list of values, or None for "all". Columns that the table does not have cannot
     be filtered by default (certificates have no ground truth); naming one in `where` is an error.
@@ -52,7 +57,7 @@ def select(results: pd.DataFrame, where: Mapping | None = None, free: Sequence[s
     for column in where:
         if column not in results.columns and len(results.columns):
             raise bad_input("where", column, f"no such column; the table has {', '.join(results.columns)}")
-    filters = {k: v for k, v in DEFAULTS.items() if k not in free and k in results.columns} | where
+    filters = {k: v for k, v in defaults.items() if k not in free and k in results.columns} | where
     if "activation" not in where and "activation" in filters and results["activation"].nunique() == 1:
         del filters["activation"]  # a study of one other activation is not empty
     kept = pd.Series(True, index=results.index, dtype=bool)

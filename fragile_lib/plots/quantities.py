@@ -18,6 +18,7 @@ from fragile_lib.plots.curves import (
     describe,
     draw,
     require,
+    select,
     select_axis,
 )
 
@@ -118,6 +119,61 @@ def gradient_norm(
     return _one_panel(rows, axis, "grad_norm", hue, "fit", "norm of the gradient of J")
 
 
+def finish_against_decay(
+    results: pd.DataFrame, damping: float = 0.01, limit: float | None = None, where: Mapping | None = None
+) -> Picture:
+    """How far was training driven, by weight decay? Above the gradient's norm, below the smallest eigenvalue.
+
+    Takes a table of certificates or the results table; each (weight decay, seed, fit) counts once. `limit` is the
+    gradient norm of a certified optimum; without it the table's column `tolerance` is taken, if there is one.
+    """
+    axis, hue = "weight_decay", "fit" if "fit" in results.columns else None
+    require(results, [axis, "seed", "grad_norm", "eig_min"])
+    rows = select(results, where if len(results) else None, defaults={})
+    if rows.empty:
+        return base.empty_picture(words.nothing("grad_norm", axis))
+    rows = rows.dropna(subset=["grad_norm", "eig_min"], how="all").sort_values([axis, "seed", *([hue] if hue else [])])
+    rows = rows.drop_duplicates([axis, "seed", *([hue] if hue else [])])
+    if limit is None and "tolerance" in rows.columns and rows["tolerance"].notna().any():
+        limit = float(rows["tolerance"].max())
+    ticks = axis_values(rows, axis)
+    norms, eigenvalues = (_scale_curves(rows, axis, statistic, hue) for statistic in ("grad_norm", "eig_min"))
+    with base.theme():
+        figure, axes = base.new_figure(6.8, rows=2)
+        upper, lower = axes[:, 0]
+        draw(upper, norms, ticks, axis)
+        _log_axis(upper, norms, "norm of the gradient of J", also=limit)
+        if limit is not None:
+            dots = (0, (1, 1.5))
+            upper.axhline(limit, color="0.2", linestyle=dots, zorder=1, label=f"limit of a certificate, {limit:g}")
+        upper.set_xlabel("")
+        draw(lower, eigenvalues, ticks, axis)
+        _symlog_limits(lower, eigenvalues, damping)
+        lower.axhline(0, color="0.35", linewidth=1.0, zorder=1)
+        lower.axhline(-damping, color="0.35", linestyle="--", zorder=1, label=f"minus damping, {-damping:g}")
+        lower.set_ylabel("smallest eigenvalue of H")
+        figure.align_ylabels()
+        base.legend_below(figure, [upper, lower])
+    told = [_count(rows, "eig_min", -damping, f"smallest eigenvalue below -{damping:g}, damped Hessian indefinite")]
+    if limit is not None:
+        told.append(_count(rows, "grad_norm", limit * (1 + 1e-9), f"gradient norm within the limit {limit:g}"))
+    alt = words.sentences(
+        "Gradient norm against weight decay, log scale",
+        *(describe(c, axis) for c in norms),
+        "Smallest eigenvalue against weight decay",
+        *(describe(c, axis) for c in eigenvalues),
+        *told,
+    )
+    setting = words.setting_sentence(rows, [axis, *CHOICES])
+    seeds = words.seeds_sentence(rows, "Median")
+    return Picture(figure, alt, words.sentences(setting, words.scale_sentence(rows), seeds, *told))
+
+
+def _count(rows: pd.DataFrame, column: str, limit: float, text: str) -> str:
+    values = pd.to_numeric(rows[column], errors="coerce").astype(float)
+    return f"{text}: {int((values < limit).sum())} of {int(np.isfinite(values).sum())} networks"
+
+
 def _certificate_rows(
     table: pd.DataFrame, axis: str, statistic: str, hue: str | None, where: Mapping | None
 ) -> pd.DataFrame:
@@ -155,9 +211,12 @@ def _values(drawn: Sequence[Curve]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _log_axis(ax: Axes, drawn: Sequence[Curve], label: str) -> None:
-    """A log axis that spans at least one decade; what is not positive falls off it, and the caption says so."""
-    values = _values(drawn)
+def _log_axis(ax: Axes, drawn: Sequence[Curve], label: str, also: float | None = None) -> None:
+    """A log axis that spans at least one decade; what is not positive falls off it, and the caption says so.
+
+    `also` is one more value that must lie on it.
+    """
+    values = np.append(_values(drawn), [] if also is None else also)
     values = values[values > 0] if (values > 0).any() else np.ones(1)
     low, high = np.log10(values.min()), np.log10(values.max())
     room = max(0.06 * (high - low), (1 - (high - low)) / 2)

@@ -1,8 +1,9 @@
-"""Figure of single points: estimated against retrained change of the test loss."""
+"""Figures of single points: estimated against retrained change of the test loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import seaborn as sns
@@ -18,7 +19,9 @@ COMBINATIONS = (
     ("descent", "exact", "loo_warm_minus_control"),
     ("certified", "exact", "loo_certified"),
 )
-MOST_IN_LEGEND = 10  # seeds
+MOST_IN_LEGEND = 10  # seeds or test points
+TOGETHER = {"test_choice": "max_loss", "train_choice": "top_influence", "weight_decay": 0.001}
+TOGETHER_TRUTHS = ("loo_warm", "loo_tilted", "pbrf", "loo_certified")
 
 
 def scatter_estimate_truth(
@@ -48,14 +51,15 @@ def scatter_estimate_truth(
     with base.theme():
         figure, axes = base.new_figure(height, rows, columns, layout="compressed")
         for i, (ax, (combination, found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
-            _panel(ax, found, colours, scale, most=5 if columns > 1 else 9)
+            named = {f"seed {seed}": pair for seed, pair in found.items()}
+            _panel(ax, named, [colours[seed] for seed in found], scale, most=5 if columns > 1 else 9)
             numbers = _numbers([compare(e, t) for e, t in found.values()])
             ax.set_title(f"{_title(combination)}\n{numbers}", fontsize=12)
             told.append(f"{_long_title(combination)}: {numbers.replace(chr(10), ', ')}, {_sizes(found)}")
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
         for ax in axes[:, 0]:
             ax.set_ylabel("retrained loss change")
-        _spare_cell(axes, len(panels), colours)
+        _spare_cell(axes, len(panels), len(seeds))
         if axes.size == len(panels) and 1 < len(seeds) <= MOST_IN_LEGEND:
             base.legend_below(figure, list(axes.flat))
     alt = words.sentences("Scatter of retrained against estimated loss change", *told)
@@ -66,6 +70,103 @@ def scatter_estimate_truth(
         "On the dashed line estimate and retraining are equal; above zero the example was helpful."
     )
     return Picture(figure, alt, caption)
+
+
+def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str = "auto") -> Picture:
+    """True against estimated loss change of all test points of one network together, a panel for each ground truth.
+
+    `points` has one entry for each (seed, test point, choice of training points). `where` overrides `TOGETHER`: a key
+    of an entry and its value, None for all; a key that an entry lacks chooses nothing. With several seeds the numbers
+    are computed for each and averaged: a pair of one network says nothing about a pair of another.
+    """
+    chosen = {k: v for k, v in (TOGETHER | dict(where or {})).items() if v is not None}
+    wanted = [p for p in points if all(p.get(k, v) == v for k, v in chosen.items())]
+    panels = {truth: found for truth in TOGETHER_TRUTHS if (found := _pairs(wanted, truth))}
+    if not panels:
+        return base.empty_picture(
+            "No points: the record has no exact estimates beside a ground truth to show together."
+        )
+    keys = sorted({key for found in panels.values() for key in found})
+    seeds, tests = sorted({seed for seed, _ in keys}), _numbered(keys)
+    shades = sns.color_palette("viridis", max(tests.values()) + 2).as_hex()  # without yellow
+    marks = {key: (shades[tests[key]], base.MARKERS[seeds.index(key[0]) % len(base.MARKERS)]) for key in keys}
+    columns = min(2, len(panels))
+    rows, told = -(-len(panels) // columns), []
+    with base.theme():
+        figure, axes = base.new_figure(6.2 if columns == 1 else 0.9 + 3.3 * rows, rows, columns, layout="compressed")
+        for i, (ax, (truth, found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+            named = {_test_label(key, seeds, tests): pair for key, pair in found.items()}
+            colours, markers = zip(*(marks[key] for key in found), strict=True)
+            _panel(ax, named, colours, scale, 5 if columns > 1 else 9, markers, size=18)
+            numbers, words_of = _pooled(found)
+            ax.set_title(f"{words.value_word('', truth)}\n{numbers}", fontsize=12)
+            told.append(f"{words.value_word('', truth)}: {words_of}")
+            ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("true loss change")
+        _spare_cell(axes, len(panels), len(keys))
+        if axes.size == len(panels) and 1 < len(keys) <= MOST_IN_LEGEND:
+            base.legend_below(figure, list(axes.flat))
+    alt = words.sentences("Scatter of true against estimated loss change, all test points together", *told)
+    return Picture(figure, alt, _together_caption(wanted, keys, seeds))
+
+
+def _pairs(points: Sequence[Mapping], truth: str) -> dict:
+    """(seed, test point) -> (estimate, truth), both (k,), where there is a truth; finished training goes first."""
+    found = {}
+    for p in sorted(points, key=lambda p: (p.get("seed", 0), p["test_point"], p.get("fit") != "finished")):
+        pair = (p.get("estimate") or {}).get("exact"), (p.get("truth") or {}).get(truth)
+        key = p.get("seed", 0), p["test_point"]
+        if key not in found and pair[0] is not None and pair[1] is not None:
+            estimate, true = (np.asarray(x, dtype=float) for x in pair)
+            if np.isfinite(true).any():
+                found[key] = estimate[np.isfinite(true)], true[np.isfinite(true)]
+    return found
+
+
+def _numbered(keys: Sequence[tuple]) -> dict:
+    """(seed, test point) -> its place among the test points of its seed."""
+    counts: dict = {}
+    return {key: counts.setdefault(key[0], []).append(key) or len(counts[key[0]]) - 1 for key in keys}
+
+
+def _test_label(key: tuple, seeds: Sequence, tests: Mapping) -> str:
+    return f"test point {key[1]}" + (f", seed {key[0]}" if len(seeds) > 1 else "")
+
+
+def _pooled(found: Mapping) -> tuple[str, str]:
+    """Pearson and Spearman of all pairs of a seed together, for the title (mean over seeds) and in full."""
+    agreements = {}
+    for seed in sorted({seed for seed, _ in found}):
+        of_seed = [pair for key, pair in found.items() if key[0] == seed]
+        agreements[seed] = compare(*(np.concatenate(part) for part in zip(*of_seed, strict=True)))
+    usable = [a for a in agreements.values() if a.status == "ok"]
+    title = "no number"
+    if usable:
+        pearson, spearman = np.mean([a.pearson for a in usable]), np.mean([a.spearman for a in usable])
+        title = f"Pearson {words.number(pearson)}\nSpearman {words.number(spearman)}"
+    each = [
+        f"seed {seed} Pearson {words.number(a.pearson)}, Spearman {words.number(a.spearman)}, {a.n} pairs"
+        for seed, a in agreements.items()
+    ]
+    mean = f"mean over {len(usable)} seeds " if len(usable) > 1 else ""
+    return title, f"{mean}{title.replace(chr(10), ', ')} ({'; '.join(each)})"
+
+
+def _together_caption(points: Sequence[Mapping], keys: Sequence[tuple], seeds: Sequence) -> str:
+    test, train = (
+        words.joined(sorted({words.value_word("", p[c]) for p in points})) for c in ("test_choice", "train_choice")
+    )
+    decays = sorted({p["weight_decay"] for p in points if "weight_decay" in p})
+    profiles = sorted({str(p["profile"]) for p in points if "profile" in p})
+    return words.sentences(
+        ", ".join(words.value_word("weight_decay", d) for d in decays),
+        f"profile {words.joined(profiles)}" if profiles else "",
+        f"Each mark is the removal of one training point ({train}) seen from one test point ({test})",
+        f"{len(keys)} test points by colour, of {len(seeds)} seed{'s by marker' if len(seeds) > 1 else ''}",
+        "numbers are computed over all pairs of a seed together" + (", then averaged" if len(seeds) > 1 else ""),
+        "On the dashed line estimate and truth are equal",
+    )
 
 
 def _vectors(points: Sequence[Mapping], combination: tuple[str, str, str]) -> dict:
@@ -82,18 +183,13 @@ def _vectors(points: Sequence[Mapping], combination: tuple[str, str, str]) -> di
     return found
 
 
-def _panel(ax: Axes, found: dict, colours: dict, scale: str, most: int) -> None:
-    for seed, (estimate, truth) in found.items():
-        ax.scatter(
-            estimate,
-            truth,
-            s=26,
-            color=colours[seed],
-            edgecolors="white",
-            linewidths=0.4,
-            label=f"seed {seed}",
-            zorder=3,
-        )
+def _panel(
+    ax: Axes, found: Mapping, colours: Sequence, scale: str, most: int, markers: Sequence[str] = (), size: float = 26
+) -> None:
+    """Draw each labelled pair (estimate, truth) in its colour, on two axes of one scale, with the diagonal."""
+    for (label, (estimate, truth)), colour, marker in zip_longest(found.items(), colours, markers, fillvalue="o"):
+        mark = {"s": size, "color": colour, "marker": marker, "edgecolors": "white", "linewidths": 0.4}
+        ax.scatter(estimate, truth, label=label, zorder=3, **mark)
     values = np.concatenate([np.concatenate(pair) for pair in found.values()])
     values = values[np.isfinite(values)]
     sizes = np.abs(values[values != 0])
@@ -115,11 +211,11 @@ def _panel(ax: Axes, found: dict, colours: dict, scale: str, most: int) -> None:
     ax.grid(True)
 
 
-def _spare_cell(axes: np.ndarray, used: int, colours: dict) -> None:
-    """Where panels leave a cell free, it holds the legend of the seeds."""
+def _spare_cell(axes: np.ndarray, used: int, entries: int) -> None:
+    """Where panels leave a cell free, it holds the legend of the colours."""
     for ax in list(axes.flat)[used:]:
         ax.set_axis_off()
-        if 1 < len(colours) <= MOST_IN_LEGEND:
+        if 1 < entries <= MOST_IN_LEGEND:
             handles, labels = axes.flat[0].get_legend_handles_labels()
             ax.legend(handles, labels, loc="center", ncols=2)
 

@@ -22,25 +22,49 @@ COLUMNS = {
     "test_choice": "test point",
     "train_choice": "training points",
     "ground_truth": "ground truth",
+    "solver_residual": "relative residual",
+    "seconds_estimate": "seconds for the estimates",
 }
 VALUES = {
     "relu": "ReLU",
     "tanh": "tanh",
     "exact": "exact Hessian",
     "exact_ggn": "exact GGN",
+    "cg": "CG, Hessian",
+    "cg_ggn": "CG, GGN",
+    "minres": "MINRES",
     "lissa": "LiSSA",
+    "arnoldi": "Arnoldi",
+    "nystroem": "Nyström",
+    "kfac": "K-FAC",
+    "ekfac": "EK-FAC",
+    "identity": "gradient product",
+    "tracin": "TracIn",
+    "trak": "TRAK",
+    "second_order": "second order",
     "descent": "gradient descent",
+    "finished": "finished training",
     "certified": "certified optimum",
     "loo_warm": "warm-start LOO",
     "loo_warm_minus_control": "LOO minus control",
+    "loo_tilted": "local LOO",
     "loo_certified": "certified LOO",
+    "pbrf": "PBRF",
+    "loo_scratch": "LOO from scratch",
+    "group": "group removal",
     "max_loss": "of highest loss",
     "p50_loss": "of median loss",
     "top_loss": "of highest loss",
     "top_influence": "of largest |influence|",
+    "p30_influence": "at the 30th percentile of |influence|",
+    "random_groups": "random groups",
+    "same_class_groups": "groups of one class",
+    "top_influence_groups": "groups of largest |influence|",
+    "scratch": "drawn for retraining from scratch",
     "not_certified": "not certified",
     "solver_diverged": "solver diverged",
 }
+OF_RECORD = ("laptop", "paper")  # profiles whose figures need no warning
 TITLES = {
     "iris": "Iris",
     "mnist": "MNIST",
@@ -121,8 +145,37 @@ def setting_sentence(rows: pd.DataFrame, leave_out: list[str]) -> str:
     return sentence(text.lstrip("; "))
 
 
-def outcome_sentence(rows: pd.DataFrame, statistic: str, dots: bool = True) -> str:
-    """How many rows have no number, and of which outcome; which others are flagged."""
+def scale_sentence(rows: pd.DataFrame) -> str:
+    """How large the network and its training set are, and a warning where the profile is a reduced one."""
+    parts = []
+    for column, what in (("n_train", "training examples"), ("n_params", "parameters")):
+        if column in rows.columns and rows[column].nunique() == 1:
+            parts.append(f"{rows[column].dropna().iloc[0]:,.0f} {what}")
+    profiles = set(rows["profile"].dropna().astype(str)) if "profile" in rows.columns else set()
+    small = sorted(profiles - set(OF_RECORD))
+    return sentences(
+        ", ".join(parts), f"Reduced scale: profile {joined(small)}, not a study of record" if small else ""
+    )
+
+
+def units_sentence(rows: pd.DataFrame) -> str:
+    """How many test points of how many seeds there are: "8 test points of highest loss, for each of 2 seeds"."""
+    points = rows.drop_duplicates(["seed", "weight_decay", "test_choice", "test_point"])
+    parts = []
+    for choice, of_choice in points.groupby("test_choice", sort=False):
+        counts = of_choice.groupby(["seed", "weight_decay"]).size()
+        few, most = counts.min(), counts.max()
+        parts.append(f"{few if few == most else f'{few} to {most}'} {value_word('test_choice', choice)}")
+    n = rows["seed"].nunique()
+    networks = f"each of {n} seeds" if n > 1 else "one seed"
+    return f"Test points: {joined(sorted(parts))}, for {networks}."
+
+
+def outcome_sentence(rows: pd.DataFrame, statistic: str, dots: bool = True, counts: bool = True) -> str:
+    """How many rows have no number, and of which outcome; which others are flagged.
+
+    `counts`: the figure has an n below its axis, which the sentence explains.
+    """
     if "status" not in rows.columns:
         return ""
     status = rows["status"].astype(object).where(rows["status"].notna(), "ok")
@@ -130,7 +183,8 @@ def outcome_sentence(rows: pd.DataFrame, statistic: str, dots: bool = True) -> s
     text = ""
     if missing.any():
         text += (
-            f"No number in {missing.sum()} of {len(rows)} rows ({_tally(status[missing])}); n counts seeds with one."
+            f"No number in {missing.sum()} of {len(rows)} rows ({_tally(status[missing])})"
+            f"{'; n counts seeds with one' if counts else ''}."
         )
     flagged = ~missing & (status != "ok")
     if flagged.any():

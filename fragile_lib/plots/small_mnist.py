@@ -1,0 +1,212 @@
+"""Figures of the small-MNIST study over single test points: point by point, and against weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from fragile_lib.plots import base, words
+from fragile_lib.plots.base import Picture
+from fragile_lib.plots.correlations import CORRELATIONS
+from fragile_lib.plots.curves import axis_values, correlation_axis, curves, describe, draw, levels, require, select
+
+DECAY = 0.001  # of the network that most figures show
+TRAIN_CHOICES = ("top_influence", "p30_influence")
+TRUTHS = ("loo_warm", "loo_warm_minus_control", "loo_tilted", "loo_certified", "pbrf", "loo_scratch", "group")
+NEEDED = ("seed", "weight_decay", "test_choice", "train_choice", "test_point", "estimator", "ground_truth", "status")
+CEILING = "agreement of the truth with itself"
+SLOT = 0.19  # distance between marks at one test point
+
+
+def by_test_point(
+    results: pd.DataFrame,
+    where: Mapping | None = None,
+    statistic: str = "spearman",
+    paper: tuple[float, float] | None = (0.92, 0.38),
+) -> Picture:
+    """The correlation at each single test point, from the largest loss down; a panel for each of two ground truths.
+
+    `paper` is the published range of Spearman over the test points of highest loss, drawn where that is the statistic.
+    """
+    truths = ["loo_warm", "loo_tilted"]
+    defaults = {"weight_decay": DECAY, "estimator": "exact", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
+    rows = choose(results, defaults, where, statistic)
+    if rows.empty:
+        return base.empty_picture(words.nothing(statistic, "test_choice"))
+    paper = paper if statistic == "spearman" else None
+    rows, groups = _placed(rows)
+    shown = present(rows, "ground_truth")
+    with base.theme():
+        figure, axes = base.new_figure(1.7 + 2.5 * len(shown), rows=len(shown))
+        for ax, truth in zip(axes[:, 0], shown, strict=True):
+            part = rows[rows["ground_truth"] == truth]
+            if paper:
+                ax.axhspan(min(paper), max(paper), color="0.92", zorder=0, label="the paper's range")
+            _draw_points(ax, part, statistic, present(rows, "train_choice"), sorted(rows["seed"].unique()))
+            _points_axis(ax, part, groups, statistic)
+            ax.set_title(words.value_word("", truth))
+        axes[-1, 0].set_xlabel("test points in order of loss, largest first")
+        base.legend_below(figure, list(axes[:, 0]))
+    keys = [(truth, train, test) for truth in shown for train in present(rows, "train_choice") for test in groups]
+    told = [_spread(rows, statistic, paper, *key) for key in keys]
+    head = f"{words.short_word(statistic)} at single test points"
+    caption = words.sentences(
+        words.setting_sentence(rows, ["test_choice", "train_choice"]),
+        words.scale_sentence(rows),
+        words.units_sentence(rows),
+        "Each mark is one test point of one seed",
+        words.outcome_sentence(rows, statistic, dots=False, counts=False),
+    )
+    return Picture(figure, words.sentences(head, *told), caption)
+
+
+def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Mapping | None = None) -> Picture:
+    """The correlation against weight decay, a panel for each ground truth: mean over test points and seeds."""
+    truths = ["loo_warm", "loo_tilted", "loo_certified", "pbrf"]
+    defaults = {"estimator": "exact", "test_choice": "max_loss", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
+    rows = choose(results, defaults, where, statistic)
+    if rows.empty:
+        return base.empty_picture(words.nothing(statistic, "weight_decay"))
+    shown, ticks = present(rows, "ground_truth"), axis_values(rows, "weight_decay")
+    units = rows.assign(network=rows["seed"], seed=_unit(rows, ["weight_decay"]))  # what is resampled: a test point
+    columns = min(2, len(shown))
+    told, everything = [], []
+    with base.theme():
+        height = 1.9 + 2.6 * -(-len(shown) // columns)
+        figure, axes = base.new_figure(height, -(-len(shown) // columns), columns, share_y=True)
+        for i, (ax, truth) in enumerate(zip(axes.flat, shown, strict=False)):
+            drawn = curves(units[units["ground_truth"] == truth], "weight_decay", statistic, hue="train_choice")
+            draw(ax, drawn, ticks, "weight_decay")
+            _upright_ticks(ax, ticks, last=i + columns >= len(shown))
+            ax.set_title(words.value_word("", truth))
+            everything += drawn
+            told += [f"{words.value_word('', truth)}, {describe(c, 'weight_decay', intervals=True)}" for c in drawn]
+        for ax in list(axes.flat)[len(shown) :]:
+            ax.set_axis_off()
+        for ax in list(axes.flat)[: len(shown)]:
+            label = words.column_word(statistic) if ax in axes[:, 0] else ""
+            correlation_axis(ax, everything, label) if statistic in CORRELATIONS else ax.set_ylabel(label)
+        base.legend_below(figure, list(axes.flat))
+    caption = words.sentences(
+        words.setting_sentence(rows, ["weight_decay", "train_choice"]),
+        words.scale_sentence(rows),
+        words.units_sentence(rows),
+        "Mean over test points and seeds with 95% bootstrap intervals over them; faint dots are single test points",
+        words.outcome_sentence(rows, statistic, counts=False),
+    )
+    return Picture(figure, words.sentences(f"{words.short_word(statistic)} against weight decay", *told), caption)
+
+
+def choose(results: pd.DataFrame, defaults: Mapping, where: Mapping | None, statistic: str) -> pd.DataFrame:
+    """The chosen rows of single test points, sorted; of a truth known after two fits, that of finished training."""
+    require(results, [*NEEDED, statistic])
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+    rows = select(results, where if len(results) else None, defaults=given)
+    if rows.empty:
+        return rows
+    rows = rows[rows["test_point"].notna() & ~rows["test_choice"].astype(str).str.endswith("_together")]
+    keys = ["weight_decay", "seed", "ground_truth", "train_choice"]
+    if "fit" in rows.columns:
+        later = (rows["fit"] != "finished").astype(int)
+        rows = rows[later == later.groupby([rows[k] for k in keys]).transform("min")]
+    ceilings = {c: np.nan for c in ("ceiling_spearman", "ceiling_pearson", "test_loss") if c not in rows.columns}
+    return rows.assign(**ceilings).sort_values([*keys, "test_choice", "test_point"], kind="stable", ignore_index=True)
+
+
+def present(rows: pd.DataFrame, column: str) -> list:
+    """The values that the rows have, ground truths in the order of the study."""
+    found = levels(rows, column)
+    return sorted(found, key=lambda v: TRUTHS.index(v) if v in TRUTHS else len(TRUTHS))
+
+
+def _unit(rows: pd.DataFrame, within: Sequence[str]) -> pd.Series:
+    """A number for each (seed, test point), counted anew within each value of `within`."""
+    keys = ["seed", "test_point"]
+    points = rows[[*within, *keys]].drop_duplicates().sort_values([*within, *keys])
+    points["unit"] = points.groupby(list(within)).cumcount()
+    return rows[[*within, *keys]].merge(points, how="left")["unit"].set_axis(rows.index)
+
+
+def _placed(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
+    """Rows with a place x on the axis: the rank by loss within choice and seed; and choice -> its (first, last) x."""
+    keys = ["test_choice", "seed", "test_point"]
+    points = rows.drop_duplicates(keys).sort_values(["test_loss", "test_point"], ascending=[False, True])[keys]
+    points["x"] = points.groupby(keys[:2]).cumcount().astype(float)
+    groups, start = {}, 0.0
+    for choice in levels(rows, "test_choice"):
+        of_choice = points["test_choice"] == choice
+        points.loc[of_choice, "x"] += start
+        groups[choice] = start, points.loc[of_choice, "x"].max()
+        start = groups[choice][1] + 2
+    return rows.merge(points, on=keys, how="left"), groups
+
+
+def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, seeds: list) -> None:
+    """A mark for each row, side by side by choice of training points and seed, and its truth's ceiling as a bar."""
+    slots = len(trains) * len(seeds)
+    for i, train in enumerate(trains):
+        colour, marker = base.CYCLE[i], base.MARKERS[i]
+        ax.plot([], [], marker, color=colour, label=f"training points {words.value_word('', train)}")
+        for j, seed in enumerate(seeds):
+            rows = part[(part["train_choice"] == train) & (part["seed"] == seed)]
+            x = rows["x"].to_numpy() + SLOT * (i * len(seeds) + j - (slots - 1) / 2)
+            fill = colour if j == 0 else "white"
+            ax.plot(x, rows[statistic].to_numpy(), marker, color=colour, markerfacecolor=fill, markersize=5.5, zorder=3)
+            ceiling = rows.get(f"ceiling_{statistic}", pd.Series(np.nan, rows.index)).to_numpy(dtype=float)
+            ax.hlines(ceiling, x - SLOT * 0.6, x + SLOT * 0.6, color="0.45", linewidth=2.0, zorder=2)
+            if np.isfinite(ceiling).any():
+                ax.plot([], [], color="0.45", linewidth=2.0, label=CEILING)
+    if len(seeds) > 1:
+        ax.plot([], [], "o", color="0.3", label=f"seed {seeds[0]}")
+        others = words.joined([str(s) for s in seeds[1:]])
+        ax.plot([], [], "o", color="0.3", markerfacecolor="white", label=f"seed{'s' * (len(seeds) > 2)} {others}")
+
+
+def _points_axis(ax: Axes, part: pd.DataFrame, groups: Mapping, statistic: str) -> None:
+    """Ranks as ticks, each group's name below them; the correlation from below its smallest value to 1."""
+    if statistic in CORRELATIONS:
+        ax.set_ylim(np.nanmin([0.0, *part[statistic]]) - 0.05, 1.05)
+    ax.axhline(0, color="0.35", linewidth=1.0, zorder=1)
+    ax.set_ylabel(words.column_word(statistic))
+    ranks = {first + k: str(k + 1) for first, last in groups.values() for k in _few(int(last - first) + 1)}
+    ax.set_xticks(list(ranks), list(ranks.values()))
+    centres = [(first + last) / 2 for first, last in groups.values()]
+    ax.xaxis.remove_overlapping_locs = False
+    ax.set_xticks(centres, [words.value_word("", choice) for choice in groups], minor=True)
+    ax.tick_params(axis="x", which="minor", length=0, pad=21)
+    for _, last in list(groups.values())[:-1]:
+        ax.axvline(last + 1, color="0.6", linewidth=1.0, zorder=1)
+    ax.set_xlim(-0.7, max(last for _, last in groups.values()) + 0.7)
+
+
+def _few(n: int) -> list[int]:
+    """The first, the middle and the last of n ranks."""
+    return sorted({0, (n - 1) // 2, n - 1})
+
+
+def _spread(rows: pd.DataFrame, statistic: str, paper: tuple | None, truth: str, train: str, test: str) -> str:
+    """Mean and range of a statistic over the test points in words, and how many lie in the paper's range."""
+    part = rows[(rows["ground_truth"] == truth) & (rows["train_choice"] == train) & (rows["test_choice"] == test)]
+    values = part[statistic].astype(float).dropna()
+    names = [
+        words.value_word("", truth),
+        *(f"{w} points {words.value_word('', v)}" for w, v in (("training", train), ("test", test))),
+    ]
+    if values.empty:
+        return f"{', '.join(names)}: no number"
+    text = f"mean {words.number(values.mean())}, from {words.number(values.min())} to {words.number(values.max())}"
+    text += f" over {len(values)} test points"
+    if paper:
+        text += f", {values.between(min(paper), max(paper)).sum()} of them in the paper's range"
+    return f"{', '.join(names)}: {text}"
+
+
+def _upright_ticks(ax: Axes, ticks: list, last: bool) -> None:
+    """Weight decays as upright labels below the lowest panel of each column; the caption counts what is missing."""
+    ax.set_xticks([], minor=True)
+    ax.set_xticks(range(len(ticks)), [words.tick(value) for value in ticks], rotation=90)
+    ax.tick_params(axis="x", labelbottom=last)
+    ax.set_xlabel("weight decay" if last else "")

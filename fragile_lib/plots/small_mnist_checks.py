@@ -1,0 +1,228 @@
+"""Figures of the small-MNIST study over ground truths and solvers, for one network each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from fragile_lib.evaluation import bootstrap_interval
+from fragile_lib.plots import base, words
+from fragile_lib.plots.base import Picture
+from fragile_lib.plots.curves import require
+from fragile_lib.plots.small_mnist import CEILING, DECAY, choose, present
+
+GROUPS = ("random_groups", "same_class_groups", "top_influence_groups")
+# Solvers that work alike share a colour; markers tell them apart.
+FAMILIES = (
+    ("exact", "exact_ggn"),
+    ("cg", "cg_ggn", "minres"),
+    ("kfac", "ekfac"),
+    ("arnoldi", "nystroem"),
+    ("lissa",),
+    ("identity", "tracin", "trak"),
+)
+SOLVERS = [name for family in FAMILIES for name in family]
+ROUNDING = 1e-16  # relative residuals below this are drawn here
+
+
+class Solver(NamedTuple):
+    """One solver: its mark, median residual (NaN where it has none) and seconds, and whether an outcome is flagged."""
+
+    name: str
+    colour: str
+    marker: str
+    residual: float
+    seconds: float
+    flagged: bool
+
+
+def truth_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
+    """Spearman of the exact estimate with each ground truth of one network, beside each truth's agreement with itself.
+
+    Removals of groups have one row for each way of choosing them, with the estimates to first and to second order.
+    """
+    defaults = {"weight_decay": DECAY, "test_choice": "max_loss", "estimator": ["exact", "second_order"]}
+    defaults["train_choice"] = ["top_influence", "scratch", *GROUPS]
+    rows = choose(results, defaults, where, "spearman")
+    if rows.empty:
+        return base.empty_picture(words.nothing("spearman", "ground_truth"))
+    lines = [
+        (truth, train, rows[(rows["ground_truth"] == truth) & (rows["train_choice"] == train)])
+        for truth in present(rows, "ground_truth")
+        for train in present(rows, "train_choice")
+    ]
+    lines = [(truth, train, _orders(truth, part)) for truth, train, part in lines if len(part)]
+    with base.theme():
+        figure, axes = base.new_figure(1.9 + 0.62 * len(lines))
+        ax = axes[0, 0]
+        told = [text for y, line in enumerate(lines) for text in _draw_truth(ax, y, *line)]
+        ax.set_yticks(range(len(lines)), [_line_label(truth, train) for truth, train, _ in lines])
+        ax.set_ylim(len(lines) - 0.5, -0.5)
+        lowest = np.nanmin([0.0, *rows["spearman"], *rows["ceiling_spearman"]])
+        ax.set_xlim(lowest - 0.05, 1.05)
+        ax.axvline(0, color="0.35", linewidth=1.0, zorder=1)
+        ax.grid(True, axis="x")
+        ax.set_xlabel("Spearman correlation")
+        base.legend_below(figure, [ax])
+    caption = words.sentences(
+        words.setting_sentence(rows, ["train_choice"]),
+        words.scale_sentence(rows),
+        words.units_sentence(rows),
+        "Faint dots are single test points of one seed, marks their mean with a 95% bootstrap interval over them",
+        f"Black ticks: {CEILING} when it is repeated" if rows["ceiling_spearman"].notna().any() else "",
+        words.outcome_sentence(rows, "spearman", dots=False, counts=False),
+    )
+    return Picture(figure, words.sentences("Spearman by ground truth", *told), caption)
+
+
+def _line_label(truth: str, train: str) -> str:
+    words_of = {"loo_warm_minus_control": "LOO minus\ncontrol", "loo_scratch": "LOO from\nscratch"}
+    words_of |= {"random_groups": "random\ngroups", "same_class_groups": "groups of\none class"}
+    words_of |= {"top_influence_groups": "groups of\nlargest |infl.|"}
+    return words_of.get(train if truth == "group" else truth, words.value_word("", truth))
+
+
+def _orders(truth: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The second-order estimate is of groups; a single removal has the first-order one alone."""
+    return rows if truth == "group" else rows[rows["estimator"] == "exact"]
+
+
+def _draw_truth(ax: Axes, y: int, truth: str, train: str, rows: pd.DataFrame) -> list[str]:
+    """Dots, mean and interval of each estimate in one line of the page, and the truth's ceiling; what they say."""
+    place = words.value_word("", truth) + (f", {words.value_word('', train)}" if truth == "group" else "")
+    present_orders = [e for e in ("exact", "second_order") if (rows["estimator"] == e).any()]
+    told = []
+    for i, estimator in enumerate(present_orders):
+        values = rows.loc[rows["estimator"] == estimator, "spearman"].to_numpy(dtype=float)
+        name = "first order, exact Hessian" if estimator == "exact" else "second order"
+        at = y + 0.4 * (i - (len(present_orders) - 1) / 2)
+        text = _draw_mean(ax, at, values[np.isfinite(values)], name, int(estimator != "exact"))
+        told.append(f"{place}{f', {name}' if truth == 'group' else ''}: {text}")
+    ceiling = rows["ceiling_spearman"].astype(float).mean()
+    if told and np.isfinite(ceiling):
+        ax.plot([ceiling, ceiling], [y - 0.38, y + 0.38], color="black", linewidth=2.4, zorder=3, label=CEILING)
+        told[-1] += f"; {CEILING} {words.number(ceiling)}"
+    return told
+
+
+def _draw_mean(ax: Axes, y: float, values: np.ndarray, name: str, i: int) -> str:
+    """The values as faint dots, their mean with its interval; both in words."""
+    if not values.size:
+        return "no number"
+    colour, mean, interval = base.CYCLE[i], float(values.mean()), bootstrap_interval(values)
+    spread = np.linspace(-0.08, 0.08, values.size)
+    ax.scatter(values, y + spread, s=16, color=base.tint(colour), edgecolors="white", linewidths=0.4, zorder=2)
+    error = [[max(0.0, mean - interval.low)], [max(0.0, interval.high - mean)]] if values.size > 1 else None
+    mark = {"color": colour, "marker": base.MARKERS[i], "linestyle": "none", "capsize": 3, "elinewidth": 1.6}
+    ax.errorbar([mean], [y], xerr=error, label=name, zorder=4, **mark)
+    between = (
+        f" (95% interval {words.number(interval.low)} to {words.number(interval.high)})" if values.size > 1 else ""
+    )
+    return f"mean {words.number(mean)}{between} over {values.size} test point{'s' if values.size > 1 else ''}"
+
+
+def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
+    """Solver error against cost, and below what solver error does to the correlation with each of two truths."""
+    defaults = {"weight_decay": DECAY, "test_choice": "max_loss", "train_choice": "top_influence"}
+    defaults |= {"estimator": SOLVERS, "ground_truth": ["loo_tilted", "pbrf"]}
+    require(results, ["solver_residual", "seconds_estimate"])
+    rows = choose(results, defaults, where, "spearman")
+    if rows.empty:
+        return base.empty_picture(words.nothing("solver_residual", "seconds_estimate"))
+    solvers, truths = _solvers(rows), present(rows, "ground_truth")
+    with base.theme():
+        figure, axes = base.new_figure(3.0 + 2.6 * len(truths), rows=1 + len(truths))
+        upper, *lower = axes[:, 0]
+        place = _residual_axis(upper, "y", [s.residual for s in solvers])
+        for s in solvers:
+            _mark(upper, s, s.seconds, place(s.residual))
+        upper.set_xscale("log")
+        upper.set_xlabel(words.column_word("seconds_estimate"))
+        told = [_cost(s) for s in solvers]
+        for ax, truth in zip(lower, truths, strict=True):
+            told += _draw_effect(ax, rows[rows["ground_truth"] == truth], solvers, truth)
+        for ax in lower[:-1]:
+            ax.set_xlabel("")
+        figure.align_ylabels()
+        base.legend_below(figure, [upper])
+    flagged = words.joined([words.value_word("", s.name) for s in solvers if s.flagged])
+    caption = words.sentences(
+        words.setting_sentence(rows, []),
+        words.scale_sentence(rows),
+        words.units_sentence(rows),
+        "Residual and seconds are medians, correlations means over test points and seeds",
+        f"Hollow: flagged by the solver ({flagged})" if flagged else "",
+        words.outcome_sentence(rows, "spearman", dots=False, counts=False),
+    )
+    return Picture(
+        figure, words.sentences("Solver error against cost, and correlation against solver error", *told), caption
+    )
+
+
+def _solvers(rows: pd.DataFrame) -> list[Solver]:
+    """The solvers that the rows have, in the order of their families."""
+    found = []
+    for colour, family in zip(base.CYCLE, FAMILIES, strict=True):
+        for name, marker in zip(family, base.MARKERS, strict=False):
+            part = rows[rows["estimator"] == name]
+            if len(part):
+                sizes = [float(part[c].astype(float).median()) for c in ("solver_residual", "seconds_estimate")]
+                outcome = part["status"].astype(object).where(part["status"].notna(), "ok")
+                found.append(Solver(name, colour, marker, *sizes, bool((~outcome.isin(["ok", "indefinite"])).any())))
+    return found
+
+
+def _mark(ax: Axes, s: Solver, x: float, y: float) -> None:
+    fill = "white" if s.flagged else s.colour
+    mark = {"color": s.colour, "markerfacecolor": fill, "markeredgewidth": 1.6, "markersize": 8, "linestyle": "none"}
+    ax.plot([x], [y], marker=s.marker, label=words.value_word("", s.name), zorder=3, **mark)
+
+
+def _residual_axis(ax: Axes, which: str, residuals: list[float]) -> Callable[[float], float]:
+    """Make axis "x" or "y" logarithmic, with a strip at its upper end for solvers without a residual.
+
+    Returns the function that gives a residual its place there.
+    """
+    finite = np.log10(np.maximum([r for r in residuals if np.isfinite(r)] or [1.0], ROUNDING))
+    low, high, bare = np.floor(finite.min()), np.ceil(finite.max()), len(finite) < len(residuals)
+    step = max(1, -(-int(high - low) // 5))
+    exponents = np.arange(high, low - 0.5, -step)[::-1]
+    room = 0.05 * max(1.0, high - low)
+    strip = high + 4 * room
+    ticks = [*10.0**exponents, *([10.0**strip] if bare else [])]
+    labels = [f"$10^{{{e:.0f}}}$" for e in exponents] + ["no\nresidual"] * bare
+    getattr(ax, f"set_{which}scale")("log")
+    getattr(ax, f"set_{which}lim")(10 ** (low - room), 10 ** (strip + 2 * room if bare else high + room))
+    axis = getattr(ax, f"{which}axis")
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(ticks, labels)
+    axis.set_label_text("relative residual")
+    if bare:
+        (ax.axvline if which == "x" else ax.axhline)(10 ** (high + 2 * room), color="0.6", linewidth=1.0)
+    return lambda residual: max(residual, ROUNDING) if np.isfinite(residual) else 10.0**strip
+
+
+def _draw_effect(ax: Axes, rows: pd.DataFrame, solvers: list[Solver], truth: str) -> list[str]:
+    """Mean Spearman with one truth against the residual, a mark for each solver; what they say."""
+    place, means = _residual_axis(ax, "x", [s.residual for s in solvers]), {}
+    for s in solvers:
+        mean = rows.loc[rows["estimator"] == s.name, "spearman"].astype(float).mean()
+        if np.isfinite(mean):
+            means[s.name] = mean
+            _mark(ax, s, place(s.residual), mean)
+    ax.set_ylim(min([0.0, *means.values()]) - 0.05, 1.05)
+    ax.axhline(0, color="0.35", linewidth=1.0, zorder=1)
+    ax.set_ylabel("Spearman")
+    ax.set_title(f"with {words.value_word('', truth)}")
+    each = [f"{words.value_word('', name)} {words.number(mean)}" for name, mean in means.items()]
+    return [f"Mean Spearman with {words.value_word('', truth)}: {', '.join(each) or 'no number'}"]
+
+
+def _cost(s: Solver) -> str:
+    residual = f"relative residual {words.number(s.residual)}" if np.isfinite(s.residual) else "no residual"
+    return f"{words.value_word('', s.name)}: {residual}, {words.number(s.seconds)} seconds"
