@@ -21,9 +21,10 @@ class Solution:
     """x (K, P) with the relative residual (K,) of each row, the seconds and products spent, and a named outcome.
 
     products counts the vectors that the curvature of the whole training set was multiplied with, in parts of it for
-    stochastic solvers; zero for a solver that works on the dense matrix. seconds include what was spent on setting up.
-    status is `ok`; `indefinite`: C + damping I has an eigenvalue at or below zero, so that x is the exact inverse but
-    of no minimum; `solver_diverged`: x is not finite.
+    stochastic solvers; zero for a solver that works on the dense matrix. seconds include what was spent on setting up;
+    measuring the residual may be left out of them. status is `ok`; `indefinite`: C + damping I has an eigenvalue at or
+    below zero, so that x is the exact inverse but of no minimum; `not_converged`: an iteration ended above its
+    tolerance; `solver_diverged`: x is not finite.
     """
 
     x: Tensor

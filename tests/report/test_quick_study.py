@@ -1,4 +1,4 @@
-"""The quick profile of Iris, really run, from parameters to the report; and the committed study of record."""
+"""The quick profile of Iris and small MNIST, really run, from parameters to the report; and the committed study of record."""
 
 from __future__ import annotations
 
@@ -53,6 +53,26 @@ def test_every_run_is_recorded_with_certificates(quick):
         assert found["orchestration_seconds"] >= 0
 
 
+def test_small_mnist_is_recorded_with_every_truth_and_its_noise(quick):
+    records = [read_record(path) for path in sorted(quick.out.glob("small_mnist-*/result.json"))]
+    assert {found["run"]["weight_decay"] for found in records} == {0.0, 0.001}
+    for found in records:
+        table = rows_frame(found)
+        assert found["status"] == "ok" and found["certificates"][0]["status"] in ("ok", "not_certified", "separable")
+        assert {"loo_warm", "loo_warm_minus_control", "pbrf"} <= set(table.ground_truth)
+        warm = table[(table.ground_truth == "loo_warm") & (table.train_choice == "top_influence")]
+        assert warm.spearman.notna().all() and warm.test_choice.isin(["max_loss", "max_loss_together"]).all()
+        assert (table.solver_residual.dropna() < 1e-3).all()
+        assert table.ceiling_spearman.notna().any()
+        assert {p["test_choice"] for p in found["points"]} == {"max_loss"}
+
+
+def test_damped_gauss_newton_estimates_follow_the_response_that_they_linearise(quick):
+    table = rows_frame(read_record(quick.out / "small_mnist-wd0.001-s0" / "result.json"))
+    little = table[(table.train_choice == "p30_influence") & (table.ground_truth == "pbrf") & (table.n_points >= 8)]
+    assert little[little.estimator == "exact_ggn"].spearman.mean() > 0.8  # small removals: nearly linear
+
+
 def test_numbers_of_the_shallow_decayed_network(quick):
     table = rows_frame(read_record(quick.out / "iris-relu-d1-w5-wd0.005" / "result.json"))
     descent = {"fit": "descent", "estimator": "exact", "ground_truth": "loo_warm"}
@@ -101,8 +121,8 @@ def test_the_flat_file_reruns_a_run_to_the_same_numbers(quick, tmp_path):
 
 def test_the_results_table_is_all_records_together(quick):
     table = pd.read_csv(quick.out / "results.csv")
-    assert table.run_id.nunique() == 4
-    assert set(table.status) <= {"ok", "indefinite", "separable", "not_certified", "constant"}
+    assert table.run_id.nunique() == 6
+    assert set(table.status) <= {"ok", "indefinite", "separable", "not_certified", "constant", "too_few"}
 
 
 def test_the_report_judges_the_claims_and_links_to_nothing_missing(quick):
@@ -117,7 +137,7 @@ def test_the_report_judges_the_claims_and_links_to_nothing_missing(quick):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "summary.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "summary.html"])
 def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
     context = chromium.new_context(viewport={"width": 360, "height": 800})
     tab, asked = context.new_page(), []
@@ -129,7 +149,7 @@ def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "summary.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "summary.html"])
 def test_the_study_of_record_is_accessible(chromium, page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
