@@ -107,16 +107,26 @@ def tint(colour: str, share: float = 0.5) -> tuple[float, ...]:
     return tuple(1 - share * (1 - channel) for channel in mpl.colors.to_rgb(colour))
 
 
-def symlog_axis(ax: Axes, which: str, low: float, high: float, threshold: float, most: int = 7) -> None:
-    """Make axis "x" or "y" linear within +- threshold and logarithmic outside; about `most` ticks, zero among them."""
+def symlog_axis(
+    ax: Axes, which: str, low: float, high: float, threshold: float, most: int = 7, gap: float = 0.0
+) -> None:
+    """Make axis "x" or "y" linear within +- threshold and logarithmic outside; about `most` ticks, zero among them.
+
+    With a `gap`, a share of the axis, there are as many ticks as lie that far from zero and from outer ones.
+    """
     getattr(ax, f"set_{which}scale")("symlog", linthresh=threshold, linscale=0.6)
     exponents = [
         np.arange(np.ceil(np.log10(threshold)), np.floor(np.log10(max(side, threshold))) + 1) for side in (-low, high)
     ]
-    step = -(-sum(map(len, exponents)) // (most - 1)) or 1
+    step = 1 if gap else -(-sum(map(len, exponents)) // (most - 1)) or 1
     negative, positive = (10.0 ** e[::-1][::step] for e in exponents)
     axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(FixedLocator(sorted([*-negative, 0.0, *positive])))
+    place = axis.get_transform().transform
+    length, kept = np.ptp(place(np.array([low, high]))), [0.0]
+    for value in sorted([*-negative, *positive], key=abs, reverse=True):
+        if np.abs(place(np.array(kept)) - place(np.array([value]))).min() >= gap * length:
+            kept.append(value)
+    axis.set_major_locator(FixedLocator(sorted(kept)))
     axis.set_minor_locator(NullLocator())
     getattr(ax, f"set_{which}lim")(low, high)
 

@@ -130,9 +130,12 @@ def finish_against_decay(
     axis, hue = "weight_decay", "fit" if "fit" in results.columns else None
     require(results, [axis, "seed", "grad_norm", "eig_min"])
     rows = select(results, where if len(results) else None, defaults={})
+    rows = rows.dropna(subset=["grad_norm", "eig_min"], how="all") if len(rows) else rows
     if rows.empty:
         return base.empty_picture(words.nothing("grad_norm", axis))
-    rows = rows.dropna(subset=["grad_norm", "eig_min"], how="all").sort_values([axis, "seed", *([hue] if hue else [])])
+    if "estimator" in rows.columns:  # the outcomes there are of estimates, not of training
+        rows = rows.drop(columns="status", errors="ignore")
+    rows = rows.sort_values([axis, "seed", *([hue] if hue else [])])
     rows = rows.drop_duplicates([axis, "seed", *([hue] if hue else [])])
     if limit is None and "tolerance" in rows.columns and rows["tolerance"].notna().any():
         limit = float(rows["tolerance"].max())
@@ -145,7 +148,9 @@ def finish_against_decay(
         _log_axis(upper, norms, "norm of the gradient of J", also=limit)
         if limit is not None:
             dots = (0, (1, 1.5))
-            upper.axhline(limit, color="0.2", linestyle=dots, zorder=1, label=f"limit of a certificate, {limit:g}")
+            upper.axhline(
+                limit, color="0.2", linestyle=dots, zorder=1, label=f"limit of a certificate, {words.number(limit)}"
+            )
         upper.set_xlabel("")
         draw(lower, eigenvalues, ticks, axis)
         _symlog_limits(lower, eigenvalues, damping)
@@ -156,7 +161,9 @@ def finish_against_decay(
         base.legend_below(figure, [upper, lower])
     told = [_count(rows, "eig_min", -damping, f"smallest eigenvalue below -{damping:g}, damped Hessian indefinite")]
     if limit is not None:
-        told.append(_count(rows, "grad_norm", limit * (1 + 1e-9), f"gradient norm within the limit {limit:g}"))
+        told.append(
+            _count(rows, "grad_norm", limit * (1 + 1e-9), f"gradient norm within the limit {words.number(limit)}")
+        )
     alt = words.sentences(
         "Gradient norm against weight decay, log scale",
         *(describe(c, axis) for c in norms),

@@ -90,12 +90,13 @@ def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str
     seeds, tests = sorted({seed for seed, _ in keys}), _numbered(keys)
     shades = sns.color_palette("viridis", max(tests.values()) + 2).as_hex()  # without yellow
     marks = {key: (shades[tests[key]], base.MARKERS[seeds.index(key[0]) % len(base.MARKERS)]) for key in keys}
+    entries = len(keys) if len(keys) <= MOST_IN_LEGEND else len(seeds)
     columns = min(2, len(panels))
     rows, told = -(-len(panels) // columns), []
     with base.theme():
         figure, axes = base.new_figure(6.2 if columns == 1 else 0.9 + 3.3 * rows, rows, columns, layout="compressed")
         for i, (ax, (truth, found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
-            named = {_test_label(key, seeds, tests): pair for key, pair in found.items()}
+            named = {_test_label(key, seeds, entries): pair for key, pair in found.items()}
             colours, markers = zip(*(marks[key] for key in found), strict=True)
             _panel(ax, named, colours, scale, 5 if columns > 1 else 9, markers, size=18)
             numbers, words_of = _pooled(found)
@@ -104,11 +105,17 @@ def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
         for ax in axes[:, 0]:
             ax.set_ylabel("true loss change")
-        _spare_cell(axes, len(panels), len(keys))
-        if axes.size == len(panels) and 1 < len(keys) <= MOST_IN_LEGEND:
+        if entries == len(seeds) > 1:  # too many test points for a legend: of the seeds' markers alone
+            for seed in seeds:
+                mark = base.MARKERS[seeds.index(seed) % len(base.MARKERS)]
+                axes[0, 0].plot([], [], mark, color="0.3", label=f"seed {seed}")
+        _spare_cell(axes, len(panels), entries, columns=1)
+        if axes.size == len(panels) and 1 < entries <= MOST_IN_LEGEND:
             base.legend_below(figure, list(axes.flat))
     alt = words.sentences("Scatter of true against estimated loss change, all test points together", *told)
-    return Picture(figure, alt, _together_caption(wanted, keys, seeds))
+    bent = any(ax.get_xscale() == "symlog" for ax in axes.flat)
+    scales = "axes are linear near zero and logarithmic outwards" if bent else ""
+    return Picture(figure, alt, words.sentences(_together_caption(wanted, keys, seeds), scales))
 
 
 def _pairs(points: Sequence[Mapping], truth: str) -> dict:
@@ -130,8 +137,9 @@ def _numbered(keys: Sequence[tuple]) -> dict:
     return {key: counts.setdefault(key[0], []).append(key) or len(counts[key[0]]) - 1 for key in keys}
 
 
-def _test_label(key: tuple, seeds: Sequence, tests: Mapping) -> str:
-    return f"test point {key[1]}" + (f", seed {key[0]}" if len(seeds) > 1 else "")
+def _test_label(key: tuple, seeds: Sequence, entries: int) -> str:
+    text = f"test point {key[1]}" + (f", seed {key[0]}" if len(seeds) > 1 else "")
+    return text if entries > len(seeds) else f"_{text}"  # not in the legend
 
 
 def _pooled(found: Mapping) -> tuple[str, str]:
@@ -199,7 +207,7 @@ def _panel(
         threshold = 10 ** np.floor(np.log10(max(typical, 1e-6 * largest)))
         low, high = min(2 * values.min(), -threshold), max(2 * values.max(), threshold)
         for which in "xy":
-            base.symlog_axis(ax, which, low, high, threshold, most)
+            base.symlog_axis(ax, which, low, high, threshold, most, gap=1.1 / most)
     else:
         low, high = (min(values.min(), 0.0), max(values.max(), 0.0)) if values.size else (-1.0, 1.0)
         room = 0.06 * (high - low) or largest
@@ -211,13 +219,13 @@ def _panel(
     ax.grid(True)
 
 
-def _spare_cell(axes: np.ndarray, used: int, entries: int) -> None:
+def _spare_cell(axes: np.ndarray, used: int, entries: int, columns: int = 2) -> None:
     """Where panels leave a cell free, it holds the legend of the colours."""
     for ax in list(axes.flat)[used:]:
         ax.set_axis_off()
         if 1 < entries <= MOST_IN_LEGEND:
             handles, labels = axes.flat[0].get_legend_handles_labels()
-            ax.legend(handles, labels, loc="center", ncols=2)
+            ax.legend(handles, labels, loc="center", ncols=columns)
 
 
 def _numbers(agreements: list[Agreement]) -> str:

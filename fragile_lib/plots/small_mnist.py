@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,8 @@ def by_test_point(
 ) -> Picture:
     """The correlation at each single test point, from the largest loss down; a panel for each of two ground truths.
 
-    `paper` is the published range of Spearman over the test points of highest loss, drawn where that is the statistic.
+    `paper` is the published range of Spearman for training points of largest |influence|, drawn where that is the
+    statistic.
     """
     truths = ["loo_warm", "loo_tilted"]
     defaults = {"weight_decay": DECAY, "estimator": "exact", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
@@ -43,10 +45,10 @@ def by_test_point(
         figure, axes = base.new_figure(1.7 + 2.5 * len(shown), rows=len(shown))
         for ax, truth in zip(axes[:, 0], shown, strict=True):
             part = rows[rows["ground_truth"] == truth]
+            _draw_points(ax, part, statistic, present(rows, "train_choice"), sorted(rows["seed"].unique()))
             if paper:
                 ax.axhspan(min(paper), max(paper), color="0.92", zorder=0, label="the paper's range")
-            _draw_points(ax, part, statistic, present(rows, "train_choice"), sorted(rows["seed"].unique()))
-            _points_axis(ax, part, groups, statistic)
+            _points_axis(ax, rows, groups, statistic)
             ax.set_title(words.value_word("", truth))
         axes[-1, 0].set_xlabel("test points in order of loss, largest first")
         base.legend_below(figure, list(axes[:, 0]))
@@ -57,7 +59,7 @@ def by_test_point(
         words.setting_sentence(rows, ["test_choice", "train_choice"]),
         words.scale_sentence(rows),
         words.units_sentence(rows),
-        "Each mark is one test point of one seed",
+        "Each mark is one test point of one seed, its colour the choice of training points",
         words.outcome_sentence(rows, statistic, dots=False, counts=False),
     )
     return Picture(figure, words.sentences(head, *told), caption)
@@ -79,6 +81,7 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
         figure, axes = base.new_figure(height, -(-len(shown) // columns), columns, share_y=True)
         for i, (ax, truth) in enumerate(zip(axes.flat, shown, strict=False)):
             drawn = curves(units[units["ground_truth"] == truth], "weight_decay", statistic, hue="train_choice")
+            drawn = [replace(c, label=f"training points {c.label}") for c in drawn]
             draw(ax, drawn, ticks, "weight_decay")
             _upright_ticks(ax, ticks, last=i + columns >= len(shown))
             ax.set_title(words.value_word("", truth))
@@ -94,7 +97,8 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
         words.setting_sentence(rows, ["weight_decay", "train_choice"]),
         words.scale_sentence(rows),
         words.units_sentence(rows),
-        "Mean over test points and seeds with 95% bootstrap intervals over them; faint dots are single test points",
+        "Mean over test points and seeds with 95% bootstrap intervals over them, which speak for these networks; "
+        "faint dots are single test points",
         words.outcome_sentence(rows, statistic, counts=False),
     )
     return Picture(figure, words.sentences(f"{words.short_word(statistic)} against weight decay", *told), caption)
@@ -149,7 +153,7 @@ def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, see
     slots = len(trains) * len(seeds)
     for i, train in enumerate(trains):
         colour, marker = base.CYCLE[i], base.MARKERS[i]
-        ax.plot([], [], marker, color=colour, label=f"training points {words.value_word('', train)}")
+        ax.plot([], [], marker, color=colour, label=words.value_word("", train))
         for j, seed in enumerate(seeds):
             rows = part[(part["train_choice"] == train) & (part["seed"] == seed)]
             x = rows["x"].to_numpy() + SLOT * (i * len(seeds) + j - (slots - 1) / 2)
@@ -157,25 +161,25 @@ def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, see
             ax.plot(x, rows[statistic].to_numpy(), marker, color=colour, markerfacecolor=fill, markersize=5.5, zorder=3)
             ceiling = rows.get(f"ceiling_{statistic}", pd.Series(np.nan, rows.index)).to_numpy(dtype=float)
             ax.hlines(ceiling, x - SLOT * 0.6, x + SLOT * 0.6, color="0.45", linewidth=2.0, zorder=2)
-            if np.isfinite(ceiling).any():
-                ax.plot([], [], color="0.45", linewidth=2.0, label=CEILING)
+    if f"ceiling_{statistic}" in part.columns and part[f"ceiling_{statistic}"].notna().any():
+        ax.plot([], [], color="0.45", linewidth=2.0, label=CEILING)
     if len(seeds) > 1:
         ax.plot([], [], "o", color="0.3", label=f"seed {seeds[0]}")
         others = words.joined([str(s) for s in seeds[1:]])
         ax.plot([], [], "o", color="0.3", markerfacecolor="white", label=f"seed{'s' * (len(seeds) > 2)} {others}")
 
 
-def _points_axis(ax: Axes, part: pd.DataFrame, groups: Mapping, statistic: str) -> None:
+def _points_axis(ax: Axes, rows: pd.DataFrame, groups: Mapping, statistic: str) -> None:
     """Ranks as ticks, each group's name below them; the correlation from below its smallest value to 1."""
     if statistic in CORRELATIONS:
-        ax.set_ylim(np.nanmin([0.0, *part[statistic]]) - 0.05, 1.05)
+        ax.set_ylim(np.nanmin([0.0, *rows[statistic]]) - 0.05, 1.05)
     ax.axhline(0, color="0.35", linewidth=1.0, zorder=1)
     ax.set_ylabel(words.column_word(statistic))
     ranks = {first + k: str(k + 1) for first, last in groups.values() for k in _few(int(last - first) + 1)}
     ax.set_xticks(list(ranks), list(ranks.values()))
     centres = [(first + last) / 2 for first, last in groups.values()]
     ax.xaxis.remove_overlapping_locs = False
-    ax.set_xticks(centres, [words.value_word("", choice) for choice in groups], minor=True)
+    ax.set_xticks(centres, [words.value_word("", choice).removeprefix("of ") for choice in groups], minor=True)
     ax.tick_params(axis="x", which="minor", length=0, pad=21)
     for _, last in list(groups.values())[:-1]:
         ax.axvline(last + 1, color="0.6", linewidth=1.0, zorder=1)
@@ -199,7 +203,7 @@ def _spread(rows: pd.DataFrame, statistic: str, paper: tuple | None, truth: str,
         return f"{', '.join(names)}: no number"
     text = f"mean {words.number(values.mean())}, from {words.number(values.min())} to {words.number(values.max())}"
     text += f" over {len(values)} test points"
-    if paper:
+    if paper and train == "top_influence":
         text += f", {values.between(min(paper), max(paper)).sum()} of them in the paper's range"
     return f"{', '.join(names)}: {text}"
 

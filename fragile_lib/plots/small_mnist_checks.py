@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ FAMILIES = (
     ("identity", "tracin", "trak"),
 )
 SOLVERS = [name for family in FAMILIES for name in family]
-ROUNDING = 1e-16  # relative residuals below this are drawn here
+FLOOR = 1e-8  # relative residuals below this are drawn here
 
 
 class Solver(NamedTuple):
@@ -58,7 +58,7 @@ def truth_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
     ]
     lines = [(truth, train, _orders(truth, part)) for truth, train, part in lines if len(part)]
     with base.theme():
-        figure, axes = base.new_figure(1.9 + 0.62 * len(lines))
+        figure, axes = base.new_figure(1.9 + 0.55 * len(lines))
         ax = axes[0, 0]
         told = [text for y, line in enumerate(lines) for text in _draw_truth(ax, y, *line)]
         ax.set_yticks(range(len(lines)), [_line_label(truth, train) for truth, train, _ in lines])
@@ -136,11 +136,10 @@ def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         return base.empty_picture(words.nothing("solver_residual", "seconds_estimate"))
     solvers, truths = _solvers(rows), present(rows, "ground_truth")
     with base.theme():
-        figure, axes = base.new_figure(3.0 + 2.6 * len(truths), rows=1 + len(truths))
+        figure, axes = base.new_figure(4.2 + 2.6 * len(truths), rows=1 + len(truths))
         upper, *lower = axes[:, 0]
-        place = _residual_axis(upper, "y", [s.residual for s in solvers])
-        for s in solvers:
-            _mark(upper, s, s.seconds, place(s.residual))
+        for s, y in zip(solvers, _residual_axis(upper, "y", solvers), strict=True):
+            _mark(upper, s, s.seconds, y)
         upper.set_xscale("log")
         upper.set_xlabel(words.column_word("seconds_estimate"))
         told = [_cost(s) for s in solvers]
@@ -179,42 +178,49 @@ def _solvers(rows: pd.DataFrame) -> list[Solver]:
 
 def _mark(ax: Axes, s: Solver, x: float, y: float) -> None:
     fill = "white" if s.flagged else s.colour
-    mark = {"color": s.colour, "markerfacecolor": fill, "markeredgewidth": 1.6, "markersize": 8, "linestyle": "none"}
+    mark = {"color": s.colour, "markerfacecolor": fill, "linestyle": "none", "clip_on": False}
+    mark["markersize"] = 12 if s.name in FAMILIES[0] else 8.5  # an iteration to the same solution lies on top of it
+    mark |= {"markeredgewidth": 1.6} if s.flagged else {"markeredgecolor": "white", "markeredgewidth": 0.8}
     ax.plot([x], [y], marker=s.marker, label=words.value_word("", s.name), zorder=3, **mark)
 
 
-def _residual_axis(ax: Axes, which: str, residuals: list[float]) -> Callable[[float], float]:
+def _residual_axis(ax: Axes, which: str, solvers: list[Solver]) -> np.ndarray:
     """Make axis "x" or "y" logarithmic, with a strip at its upper end for solvers without a residual.
 
-    Returns the function that gives a residual its place there.
+    Returns the solvers' places on it; in a strip of "x" they lie side by side.
     """
-    finite = np.log10(np.maximum([r for r in residuals if np.isfinite(r)] or [1.0], ROUNDING))
-    low, high, bare = np.floor(finite.min()), np.ceil(finite.max()), len(finite) < len(residuals)
-    step = max(1, -(-int(high - low) // 5))
-    exponents = np.arange(high, low - 0.5, -step)[::-1]
+    residuals = np.array([s.residual for s in solvers])
+    bare = ~np.isfinite(residuals)
+    exponents = np.log10(np.maximum(residuals, FLOOR))
+    low, high = (np.floor(exponents[~bare].min()), np.ceil(exponents[~bare].max())) if (~bare).any() else (-1.0, 0.0)
     room = 0.05 * max(1.0, high - low)
-    strip = high + 4 * room
-    ticks = [*10.0**exponents, *([10.0**strip] if bare else [])]
-    labels = [f"$10^{{{e:.0f}}}$" for e in exponents] + ["no\nresidual"] * bare
+    strip = high + 4.5 * room
+    exponents[bare] = strip
+    if which == "x" and bare.sum() > 1:
+        exponents[bare] += room * np.linspace(-1, 1, bare.sum())
+    ticks = np.arange(low, high + 0.5, max(1, -(-int(high - low) // 5)))
+    below = bool((residuals[~bare] < FLOOR).any())
+    labels = [rf"$\leq 10^{{{e:.0f}}}$" if below and e == low else f"$10^{{{e:.0f}}}$" for e in ticks]
+    if bare.any():
+        (ax.axvline if which == "x" else ax.axhline)(10 ** (high + 2 * room), color="0.6", linewidth=1.0)
+        ticks, labels = np.append(ticks, strip), [*labels, "no\nresidual"]
     getattr(ax, f"set_{which}scale")("log")
-    getattr(ax, f"set_{which}lim")(10 ** (low - room), 10 ** (strip + 2 * room if bare else high + room))
+    getattr(ax, f"set_{which}lim")(10 ** (low - room), 10 ** (strip + 2.5 * room if bare.any() else high + room))
     axis = getattr(ax, f"{which}axis")
     axis.set_minor_locator(NullLocator())
-    axis.set_ticks(ticks, labels)
+    axis.set_ticks(10.0**ticks, labels)
     axis.set_label_text("relative residual")
-    if bare:
-        (ax.axvline if which == "x" else ax.axhline)(10 ** (high + 2 * room), color="0.6", linewidth=1.0)
-    return lambda residual: max(residual, ROUNDING) if np.isfinite(residual) else 10.0**strip
+    return 10.0**exponents
 
 
 def _draw_effect(ax: Axes, rows: pd.DataFrame, solvers: list[Solver], truth: str) -> list[str]:
     """Mean Spearman with one truth against the residual, a mark for each solver; what they say."""
-    place, means = _residual_axis(ax, "x", [s.residual for s in solvers]), {}
-    for s in solvers:
+    means = {}
+    for s, x in zip(solvers, _residual_axis(ax, "x", solvers), strict=True):
         mean = rows.loc[rows["estimator"] == s.name, "spearman"].astype(float).mean()
         if np.isfinite(mean):
             means[s.name] = mean
-            _mark(ax, s, place(s.residual), mean)
+            _mark(ax, s, x, mean)
     ax.set_ylim(min([0.0, *means.values()]) - 0.05, 1.05)
     ax.axhline(0, color="0.35", linewidth=1.0, zorder=1)
     ax.set_ylabel("Spearman")
