@@ -92,7 +92,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 def read_points(path: str | Path, run_ids: str) -> list[dict[str, Any]]:
-    """Return the single compared points of the records beside a results table, each with its run's facts; "" gives none.
+    """Return the compared points in the records beside a results table, each with its run's facts; "" gives none.
 
     Args:
         path: the results table, as in `read_results`; records lie in `records/` beside it or in folders of their own.

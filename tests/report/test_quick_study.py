@@ -1,4 +1,4 @@
-"""The quick profile of Iris and small MNIST, really run, from parameters to the report; and the committed study of record."""
+"""The quick profile, really run, from parameters to the report; and the committed study of record."""
 
 from __future__ import annotations
 
