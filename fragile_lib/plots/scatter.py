@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from fragile_lib.evaluation import Agreement, compare
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
+from fragile_lib.plots.curves import OWN
 
 COMBINATIONS = (
     ("descent", "exact", "loo_warm"),
@@ -21,7 +22,7 @@ COMBINATIONS = (
 )
 MOST_IN_LEGEND = 10  # seeds or test points
 TOGETHER = {"test_choice": "max_loss", "train_choice": "top_influence", "weight_decay": 0.001}
-TOGETHER_TRUTHS = ("loo_warm", "loo_tilted", "pbrf", "loo_certified")
+TOGETHER_TRUTHS = ("loo_warm", "loo_warm_minus_control", "loo_tilted", "pbrf", "loo_certified")
 
 
 def scatter_estimate_truth(
@@ -122,7 +123,7 @@ def _pairs(points: Sequence[Mapping], truth: str) -> dict:
     """(seed, test point) -> (estimate, truth), both (k,), where there is a truth; finished training goes first."""
     found = {}
     for p in sorted(points, key=lambda p: (p.get("seed", 0), p["test_point"], p.get("fit") != "finished")):
-        pair = (p.get("estimate") or {}).get("exact"), (p.get("truth") or {}).get(truth)
+        pair = (p.get("estimate") or {}).get(OWN.get(truth, "exact")), (p.get("truth") or {}).get(truth)
         key = p.get("seed", 0), p["test_point"]
         if key not in found and pair[0] is not None and pair[1] is not None:
             estimate, true = (np.asarray(x, dtype=float) for x in pair)

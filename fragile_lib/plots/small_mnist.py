@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.correlations import CORRELATIONS
-from fragile_lib.plots.curves import axis_values, correlation_axis, curves, describe, draw, levels, require, select
+from fragile_lib.plots.curves import OWN, axis_values, correlation_axis, curves, describe, draw, levels, require, select
 
 DECAY = 0.001  # of the network that most figures show
 TRAIN_CHOICES = ("top_influence", "p30_influence")
@@ -33,9 +33,9 @@ def by_test_point(
     `paper` is the published range of Spearman for training points of largest |influence|, drawn where that is the
     statistic.
     """
-    truths = ["loo_warm", "loo_tilted"]
-    defaults = {"weight_decay": DECAY, "estimator": "exact", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
-    rows = choose(results, defaults, where, statistic)
+    truths = ["loo_warm", "loo_tilted", "pbrf"]
+    defaults = {"weight_decay": DECAY, "train_choice": TRAIN_CHOICES, "ground_truth": truths}
+    rows = own_estimates(choose(results, defaults, where, statistic), where)
     if rows.empty:
         return base.empty_picture(words.nothing(statistic, "test_choice"))
     paper = paper if statistic == "spearman" else None
@@ -46,10 +46,10 @@ def by_test_point(
         for ax, truth in zip(axes[:, 0], shown, strict=True):
             part = rows[rows["ground_truth"] == truth]
             _draw_points(ax, part, statistic, present(rows, "train_choice"), sorted(rows["seed"].unique()))
-            if paper:
+            if paper and truth.startswith("loo_warm"):
                 ax.axhspan(min(paper), max(paper), color="0.92", zorder=0, label="the paper's range")
             _points_axis(ax, rows, groups, statistic)
-            ax.set_title(words.value_word("", truth))
+            ax.set_title(_panel_title(truth, part))
         axes[-1, 0].set_xlabel("test points in order of loss, largest first")
         base.legend_below(figure, list(axes[:, 0]))
     keys = [(truth, train, test) for truth in shown for train in present(rows, "train_choice") for test in groups]
@@ -68,8 +68,8 @@ def by_test_point(
 def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Mapping | None = None) -> Picture:
     """The correlation against weight decay, a panel for each ground truth: mean over test points and seeds."""
     truths = ["loo_warm", "loo_tilted", "loo_certified", "pbrf"]
-    defaults = {"estimator": "exact", "test_choice": "max_loss", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
-    rows = choose(results, defaults, where, statistic)
+    defaults = {"test_choice": "max_loss", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
+    rows = own_estimates(choose(results, defaults, where, statistic), where)
     if rows.empty:
         return base.empty_picture(words.nothing(statistic, "weight_decay"))
     shown, ticks = present(rows, "ground_truth"), axis_values(rows, "weight_decay")
@@ -84,7 +84,7 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
             drawn = [replace(c, label=f"training points {c.label}") for c in drawn]
             draw(ax, drawn, ticks, "weight_decay")
             _upright_ticks(ax, ticks, last=i + columns >= len(shown))
-            ax.set_title(words.value_word("", truth))
+            ax.set_title(_panel_title(truth, rows[rows["ground_truth"] == truth]).replace(", ", "\n"), fontsize=12)
             everything += drawn
             told += [f"{words.value_word('', truth)}, {describe(c, 'weight_decay', intervals=True)}" for c in drawn]
         for ax in list(axes.flat)[len(shown) :]:
@@ -118,6 +118,21 @@ def choose(results: pd.DataFrame, defaults: Mapping, where: Mapping | None, stat
         rows = rows[later == later.groupby([rows[k] for k in keys]).transform("min")]
     ceilings = {c: np.nan for c in ("ceiling_spearman", "ceiling_pearson", "test_loss") if c not in rows.columns}
     return rows.assign(**ceilings).sort_values([*keys, "test_choice", "test_point"], kind="stable", ignore_index=True)
+
+
+def own_estimates(rows: pd.DataFrame, where: Mapping | None = None) -> pd.DataFrame:
+    """Of each ground truth the rows with the estimate that belongs to it (`OWN`), unless `where` names another."""
+    if rows.empty or "estimator" in (where or {}):
+        return rows
+    kept = rows["estimator"] == rows["ground_truth"].map(lambda truth: OWN.get(truth, "exact"))
+    return rows[kept].reset_index(drop=True)
+
+
+def _panel_title(truth: str, rows: pd.DataFrame) -> str:
+    """The truth, and the curvature of the estimates that it is compared with."""
+    names = {"exact": "Hessian", "exact_ggn": "Gauss-Newton"}
+    by = words.joined([names.get(e, words.value_word("", e)) for e in levels(rows, "estimator")])
+    return f"{words.value_word('', truth)}, estimate by {by}"
 
 
 def present(rows: pd.DataFrame, column: str) -> list:
