@@ -142,7 +142,8 @@ def _check_units(tables: list[pd.DataFrame], n_seeds: int, statistic: str) -> No
     """Ask for `MIN_UNITS` test points; behind each mean where the seeds are kept, as nothing else varies then."""
     _enough(sum(len(table) for table in tables), MIN_UNITS, TestPoints.noun, statistic)
     if n_seeds < MIN_SEEDS:
-        fewest = min(int(table.notna().sum().min()) for table in tables)
+        counts = [count for table in tables for count in table.notna().sum() if count]  # an axis value may have no run
+        fewest = int(min(counts, default=0))
         _enough(fewest, MIN_UNITS, TestPoints.noun, statistic)
 
 

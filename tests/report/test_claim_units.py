@@ -127,6 +127,15 @@ def test_each_network_is_in_every_resample():
     assert part.interval == pytest.approx((part.estimate, part.estimate))
 
 
+def test_one_seed_may_lack_an_axis_value_that_others_have():
+    rows = table(noisy, 3, 6, (0.1, 0.2, 0.3))
+    rows = rows[((rows.seed == 0) & (rows.weight_decay > 0.1)) | ((rows.seed > 0) & (rows.weight_decay == 0.1))]
+    part = judge(rows, "step", axis="weight_decay", cut=0.2, direction="falls")
+    beyond, before = (np.mean([noisy(0, p, decay) for p in range(6)]) for decay in (0.3, 0.2))
+    assert part.estimate == pytest.approx(beyond - before)
+    assert "of 1 seed; the interval covers test points only" in part.sentence
+
+
 def test_step_uses_the_means_of_both_sides():
     part = judge(table(noisy, 4, 6, DECAYS), "step", axis="weight_decay", cut=0.2, direction="falls")
     seeds = [[np.array([noisy(s, p, d) for p in range(6)]) for d in DECAYS] for s in range(4)]
