@@ -19,7 +19,7 @@ TRAIN_CHOICES = ("top_influence", "p30_influence")
 TRUTHS = ("loo_warm", "loo_warm_minus_control", "loo_tilted", "loo_certified", "pbrf", "loo_scratch", "group")
 NEEDED = ("seed", "weight_decay", "test_choice", "train_choice", "test_point", "estimator", "ground_truth", "status")
 CEILING = "agreement of the truth with itself"
-SLOT = 0.19  # distance between marks at one test point
+SLOT = 0.19  # distance between marks at one test point, unless there are too many for the room of one
 
 
 def by_test_point(
@@ -166,16 +166,17 @@ def _placed(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
 def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, seeds: list) -> None:
     """A mark for each row, side by side by choice of training points and seed, and its truth's ceiling as a bar."""
     slots = len(trains) * len(seeds)
+    slot = min(SLOT, 0.84 / slots)
     for i, train in enumerate(trains):
         colour, marker = base.CYCLE[i], base.MARKERS[i]
         ax.plot([], [], marker, color=colour, label=words.value_word("", train))
         for j, seed in enumerate(seeds):
             rows = part[(part["train_choice"] == train) & (part["seed"] == seed)]
-            x = rows["x"].to_numpy() + SLOT * (i * len(seeds) + j - (slots - 1) / 2)
+            x = rows["x"].to_numpy() + slot * (i * len(seeds) + j - (slots - 1) / 2)
             fill = colour if j == 0 else "white"
             ax.plot(x, rows[statistic].to_numpy(), marker, color=colour, markerfacecolor=fill, markersize=5.5, zorder=3)
             ceiling = rows.get(f"ceiling_{statistic}", pd.Series(np.nan, rows.index)).to_numpy(dtype=float)
-            ax.hlines(ceiling, x - SLOT * 0.6, x + SLOT * 0.6, color="0.45", linewidth=2.0, zorder=2)
+            ax.hlines(ceiling, x - slot * 0.6, x + slot * 0.6, color="0.45", linewidth=2.0, zorder=2)
     if f"ceiling_{statistic}" in part.columns and part[f"ceiling_{statistic}"].notna().any():
         ax.plot([], [], color="0.45", linewidth=2.0, label=CEILING)
     if len(seeds) > 1:
