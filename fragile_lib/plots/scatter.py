@@ -94,8 +94,10 @@ def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str
     entries = len(keys) if len(keys) <= MOST_IN_LEGEND else len(seeds)
     columns = min(2, len(panels))
     rows, told = -(-len(panels) // columns), []
+    below = 0.25 * -(-entries // 3) if rows * columns == len(panels) and 1 < entries <= MOST_IN_LEGEND else 0.0  # legend
+    height = (6.2 if columns == 1 else 0.9 + 3.3 * rows) + below
     with base.theme():
-        figure, axes = base.new_figure(6.2 if columns == 1 else 0.9 + 3.3 * rows, rows, columns, layout="compressed")
+        figure, axes = base.new_figure(height, rows, columns, layout="compressed")
         for i, (ax, (truth, found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             named = {_test_label(key, seeds, entries): pair for key, pair in found.items()}
             colours, markers = zip(*(marks[key] for key in found), strict=True)
