@@ -94,7 +94,8 @@ def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str
     entries = len(keys) if len(keys) <= MOST_IN_LEGEND else len(seeds)
     columns = min(2, len(panels))
     rows, told = -(-len(panels) // columns), []
-    below = 0.25 * -(-entries // 3) if rows * columns == len(panels) and 1 < entries <= MOST_IN_LEGEND else 0.0  # legend
+    legend = rows * columns == len(panels) and 1 < entries <= MOST_IN_LEGEND
+    below = 0.25 * -(-entries // 3) if legend else 0.0
     height = (6.2 if columns == 1 else 0.9 + 3.3 * rows) + below
     with base.theme():
         figure, axes = base.new_figure(height, rows, columns, layout="compressed")
