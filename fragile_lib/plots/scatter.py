@@ -73,16 +73,19 @@ def scatter_estimate_truth(
     return Picture(figure, alt, caption)
 
 
-def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str = "auto") -> Picture:
+def together(
+    points: Sequence[Mapping], where: Mapping | None = None, scale: str = "auto", estimator: str | None = None
+) -> Picture:
     """True against estimated loss change of all test points of one network together, a panel for each ground truth.
 
     `points` has one entry for each (seed, test point, choice of training points). `where` overrides `TOGETHER`: a key
     of an entry and its value, None for all; a key that an entry lacks chooses nothing. With several seeds the numbers
-    are computed for each and averaged: a pair of one network says nothing about a pair of another.
+    are computed for each and averaged: a pair of one network says nothing about a pair of another. `estimator`: whose
+    estimates; by default those that belong to each truth.
     """
     chosen = {k: v for k, v in (TOGETHER | dict(where or {})).items() if v is not None}
     wanted = [p for p in points if all(p.get(k, v) == v for k, v in chosen.items())]
-    panels = {truth: found for truth in TOGETHER_TRUTHS if (found := _pairs(wanted, truth))}
+    panels = {truth: found for truth in TOGETHER_TRUTHS if (found := _pairs(wanted, truth, estimator))}
     if not panels:
         return base.empty_picture(
             "No points: the record has no exact estimates beside a ground truth to show together."
@@ -122,11 +125,11 @@ def together(points: Sequence[Mapping], where: Mapping | None = None, scale: str
     return Picture(figure, alt, words.sentences(_together_caption(wanted, keys, seeds), scales))
 
 
-def _pairs(points: Sequence[Mapping], truth: str) -> dict:
+def _pairs(points: Sequence[Mapping], truth: str, estimator: str | None = None) -> dict:
     """(seed, test point) -> (estimate, truth), both (k,), where there is a truth; finished training goes first."""
     found = {}
     for p in sorted(points, key=lambda p: (p.get("seed", 0), p["test_point"], p.get("fit") != "finished")):
-        pair = (p.get("estimate") or {}).get(OWN.get(truth, "exact")), (p.get("truth") or {}).get(truth)
+        pair = (p.get("estimate") or {}).get(estimator or OWN.get(truth, "exact")), (p.get("truth") or {}).get(truth)
         key = p.get("seed", 0), p["test_point"]
         if key not in found and pair[0] is not None and pair[1] is not None:
             estimate, true = (np.asarray(x, dtype=float) for x in pair)

@@ -24,6 +24,7 @@ COLUMNS = {
     "ground_truth": "ground truth",
     "solver_residual": "relative residual",
     "seconds_estimate": "seconds for the estimates",
+    "n_params": "parameters",
 }
 VALUES = {
     "relu": "ReLU",
@@ -63,6 +64,17 @@ VALUES = {
     "scratch": "drawn for retraining from scratch",
     "not_certified": "not certified",
     "solver_diverged": "solver diverged",
+    "random": "drawn at random",
+    "small_cnn": "small CNN",
+    "lenet": "LeNet",
+    "vgg13": "VGG13",
+    "vgg14": "VGG14",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "adam": "Adam",
+    "sgd": "gradient descent",
+    "nesterov": "Nesterov",
+    "rmsprop": "RMSProp",
 }
 OF_RECORD = ("laptop", "paper")  # profiles whose figures need no warning
 TITLES = {

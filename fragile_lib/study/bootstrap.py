@@ -31,6 +31,14 @@ def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
     return percentiles(values[_draws(values.size)].mean(axis=1))
 
 
+def bootstrap_deviation(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% percentile interval of the standard deviation (ddof 1) of `values`, one finite number per seed.
+
+    A resample repeats values, so that its deviation is too small on average: the interval lies low where seeds are few.
+    """
+    return percentiles(np.asarray(values, dtype=float)[_draws(len(values))].std(axis=1, ddof=1))
+
+
 def percentiles(resampled: np.ndarray) -> tuple[float, float]:
     """Return the ends of the 95% interval from the statistic of each resample, shape (RESAMPLES,)."""
     tail = 50.0 * (1.0 - LEVEL)

@@ -1,7 +1,7 @@
 """One part of a claim's rule: select rows, reduce them to one number for each seed or test point, judge the mean.
 
-Nothing here knows what a column means. The kinds (`value`, `range`, `trend`, `difference`, `step`) are explained in
-words at the head of params/claims.yaml.
+Nothing here knows what a column means. The kinds (`value`, `range`, `steady`, `trend`, `difference`, `step`) are
+explained in words at the head of params/claims.yaml.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from fragile_lib.study.claim_rows import Undecidable, cell_table, select
-from fragile_lib.study.claim_units import UNIT, Sample, Seeds, TestPoints, counted, pair_test_points, subtract
+from fragile_lib.study.claim_units import (
+    UNIT,
+    Sample,
+    Seeds,
+    TestPoints,
+    counted,
+    deviation,
+    pair_test_points,
+    subtract,
+)
 
 TOLERANCE = 0.05
 RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
@@ -46,6 +55,7 @@ class Part:
     paper_high: float | None = None
     paper_low: float | None = None
     min_spread: float = MIN_SPREAD
+    max_spread: float | None = None  # of a number that is steady over seeds
 
     @property
     def margin(self) -> float:
@@ -125,6 +135,18 @@ def _judge_range(data: TestPoints, part: Part) -> Judgement:
     near = max(abs(high - part.paper_high), abs(low - part.paper_low)) <= part.margin
     said += f"{'both' if near else 'not both'} within {part.margin:g} of the paper’s {part.paper_high:g}"
     return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
+
+
+def _judge_steady(data: Seeds | TestPoints, part: Part) -> Judgement:
+    """Judge the standard deviation over seeds against the largest that still counts as steady."""
+    sample = deviation(data)
+    low, high = sample.interval
+    said = f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {sample.n_seeds} seeds)"
+    if high < part.max_spread:
+        return "reproduced", said + f": the interval is wholly below {number(part.max_spread)}.", sample
+    inside = sample.mean < part.max_spread
+    said += f": {'below' if inside else 'not below'} {number(part.max_spread)}"
+    return ("partly", said + ", but its interval is not.", sample) if inside else ("not", said + ".", sample)
 
 
 def _judge_trend(data: Seeds | TestPoints, part: Part) -> Judgement:
@@ -214,6 +236,7 @@ def _count(rows: pd.DataFrame) -> dict:
 _JUDGES = {
     "value": _judge_value,
     "range": _judge_range,
+    "steady": _judge_steady,
     "trend": _judge_trend,
     "difference": _judge_difference,
     "step": _judge_step,

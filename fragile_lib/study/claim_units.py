@@ -13,7 +13,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from fragile_lib.study.bootstrap import MIN_SEEDS, bootstrap_mean, percentiles, times_drawn, two_level
+from fragile_lib.study.bootstrap import (
+    MIN_SEEDS,
+    bootstrap_deviation,
+    bootstrap_mean,
+    percentiles,
+    times_drawn,
+    two_level,
+)
 from fragile_lib.study.claim_rows import Undecidable
 
 MIN_UNITS = 3
@@ -117,6 +124,14 @@ class TestPoints:
         interval = percentiles(two_level(seeds, _draw_spread).mean(axis=1))
         sample = Sample(float((high - low).mean()), interval, high - low, len(seeds), n_units)
         return sample, float(high.mean()), float(low.mean())
+
+
+def deviation(data: Seeds | TestPoints) -> Sample:
+    """Sample the standard deviation over seeds of the seeds' means; the interval resamples seeds."""
+    values = data.means.iloc[:, 0].dropna().to_numpy()
+    _enough(len(values), MIN_SEEDS, Seeds.noun, data.statistic)
+    n_units = sum(len(table) for table in data.tables) if isinstance(data, TestPoints) else 0
+    return Sample(float(values.std(ddof=1)), bootstrap_deviation(values), values, len(values), n_units)
 
 
 def subtract(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

@@ -23,6 +23,7 @@ _CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}
 _NEEDED = {
     "value": {"paper"},
     "range": {"paper_high", "paper_low"},
+    "steady": {"max_spread"},
     "trend": {"axis", "direction"},
     "difference": {"minus", "direction"},
     "step": {"axis", "direction", "cut"},

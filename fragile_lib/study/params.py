@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fragile_lib.errors import bad_input
+from fragile_lib.sources import data_root
 from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
 from fragile_lib.study.files import study_root
 from fragile_lib.study.yaml_file import load_yaml
@@ -60,6 +61,8 @@ class Spec:
             return ()
         found: dict[str, Run] = {}
         for grid, axes in self._profile(profile).get("grids", {}).items():
+            if not _is_there(axes.get("needs")):
+                continue
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
                 values = {**self.base, **self._profile(profile).get("set", {}), **point}
@@ -103,7 +106,7 @@ class Spec:
 def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
     """Yield the points of a grid: the product of its axes, on top of its own `set`."""
     fixed = axes.get("set", {})
-    axes = {name: values for name, values in axes.items() if name != "set"}
+    axes = {name: values for name, values in axes.items() if name not in ("set", "needs")}
     if not isinstance(fixed, dict):
         raise bad_input("set", fixed, f"give `name: value` pairs [{where}]")
     for name, values in axes.items():
@@ -113,6 +116,11 @@ def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
             raise bad_input(name, values, f"is both an axis and in `set`; remove one [{where}]")
     for combination in itertools.product(*axes.values()):
         yield {**fixed, **dict(zip(axes, combination, strict=True))}
+
+
+def _is_there(needed: str | None) -> bool:
+    """Whether what a grid `needs` is in the data root; a grid that needs nothing is always run."""
+    return needed is None or (data_root() / needed).exists()
 
 
 def load_spec(path: Path, source: str | None = None) -> Spec:
@@ -174,6 +182,8 @@ def _check_profile(profile: str, content: Any, wrong: Any) -> None:
     for grid, axes in content.get("grids", {}).items():
         if not isinstance(axes, dict) or not axes:
             wrong(f"profiles.{profile}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
+        if not isinstance(axes.get("needs", ""), str):
+            wrong(f"profiles.{profile}.grids.{grid}.needs", axes["needs"], "give a path in the data root")
 
 
 def _limits(given: dict[str, Any], wrong: Any) -> dict[str, int]:

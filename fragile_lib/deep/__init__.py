@@ -1,0 +1,1 @@
+"""Networks too large for stacks: one at a time, in chunks of images."""

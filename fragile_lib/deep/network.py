@@ -1,0 +1,162 @@
+"""One large network made ready for examination: trained, its batch statistics frozen, its certificate in hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fragile_lib.adapter import ModuleModel
+from fragile_lib.data import Data
+from fragile_lib.deep.architectures import check_batch, frozen_statistics
+from fragile_lib.deep.streamed import StreamedObjective
+from fragile_lib.deep.training import Continued, Schedule, Trained, train
+from fragile_lib.examination import Estimated, Points
+from fragile_lib.objective import resolve_device
+
+POWER_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network with frozen batch statistics, as module and as a function of theta (P,).
+
+    trained: module in eval mode, with the optimiser's memory. train, test: J and the test losses, in float32.
+    flops_per_image: of a forward pass.
+    """
+
+    seed: int
+    trained: Trained
+    model: ModuleModel
+    theta: Tensor
+    train: StreamedObjective
+    test: StreamedObjective
+    weight_decay: float
+    damping: float
+    schedule: Schedule
+    certificate: dict
+    flops_per_image: int
+
+    def on_points(self, points: Points) -> StreamedObjective:
+        """The losses of the examined test points alone."""
+        return self.test.of(points.index)
+
+    def work(self, estimates: dict[str, Estimated], retraining: Continued) -> dict:
+        """What was computed and how long it took, for the prediction of other runs' cost.
+
+        images: those that went through a training step; products: of the curvature of all training images with one
+        vector.
+        """
+        m = len(retraining.control)
+        return {
+            "flops_per_image": self.flops_per_image,
+            "n_params": len(self.theta),
+            "train": {"images": self.trained.images, "seconds": self.trained.seconds},
+            "retrain": {"images": retraining.images, "seconds": retraining.seconds},
+            **{name: {"products": m * e.products, "seconds": e.seconds} for name, e in estimates.items()},
+        }
+
+    @property
+    def train_images(self) -> tuple[Tensor, Tensor]:
+        """Training images (n, C, H, W) and labels (n,)."""
+        return self.train.data.x[0], self.train.data.y[0]
+
+
+def prepare(
+    module: nn.Module,
+    n_classes: int,
+    train_data: Data,
+    test_data: Data,
+    weight_decay: float,
+    damping: float,
+    schedule: Schedule,
+    norm: str,
+    chunk: int = 50,
+    device: str = "auto",
+) -> Network:
+    """Train the module, freeze its batch statistics on the training set, and measure how far training came.
+
+    Training uses the statistics of each batch; afterwards every example's loss depends on that example alone, in
+    estimates and in retraining alike. The certificate holds ||grad J|| there and at the start of training, both with
+    statistics frozen, and the largest eigenvalue of the Gauss-Newton matrix by power iteration. Without weight decay a
+    network that has every training label right has no optimum: `separable`; else `not_certified`.
+    """
+    device = resolve_device(device)
+    check_batch(norm, schedule.batch)
+    train_data, test_data = (_placed(data, device) for data in (train_data, test_data))
+    x, y = train_data.x[0], train_data.y[0]
+    module = module.to(device=device, memory_format=torch.channels_last)
+    trained = train(module, x, y, schedule, weight_decay)
+    frozen = frozen_statistics(trained.module, x, schedule.batch)
+    model = ModuleModel(frozen, n_classes)
+    objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
+    test, theta = objective.on(test_data), model.theta
+    start = ModuleModel(frozen_statistics(module, x, schedule.batch), n_classes)
+    at_start = StreamedObjective(start, train_data, weight_decay, device, chunk)
+    certificate = {"seed": schedule.seed, "fit": "trained"} | _certificate(objective, test, theta, schedule, at_start)
+    trained = replace(trained, module=frozen)
+    return Network(
+        schedule.seed,
+        trained,
+        model,
+        theta,
+        objective,
+        test,
+        weight_decay,
+        damping,
+        schedule,
+        certificate,
+        flops_per_image(frozen, x[:1]),
+    )
+
+
+def _placed(data: Data, device: str) -> Data:
+    """The same images with channels last, which convolutions on CPUs and GPUs alike are fastest with."""
+    x = data.x[0].to(device=device, memory_format=torch.channels_last)
+    return Data(x[None], data.y.to(device))
+
+
+def _certificate(
+    objective: StreamedObjective,
+    test: StreamedObjective,
+    theta: Tensor,
+    schedule: Schedule,
+    at_start: StreamedObjective,
+) -> dict:
+    weights = objective.uniform(1)
+    train_accuracy, test_accuracy = accuracy(objective, theta), accuracy(test, theta)
+    separable = objective.weight_decay == 0 and train_accuracy == 1
+    return {
+        "status": "separable" if separable else "not_certified",
+        "grad_norm": float(objective.gradient(theta[None], weights).norm()),
+        "grad_norm_start": float(at_start.gradient(at_start.model.theta[None], weights).norm()),
+        "steps": schedule.steps,
+        "objective": float(objective.value(theta[None], weights)),
+        "train_accuracy": train_accuracy,
+        "test_accuracy": test_accuracy,
+        "eig_max": largest_eigenvalue(objective, theta),
+    }
+
+
+def accuracy(objective: StreamedObjective, theta: Tensor) -> float:
+    """The share of examples whose label has the largest logit."""
+    return float((objective.logits(theta[None])[0].argmax(1) == objective.data.y[0]).double().mean())
+
+
+def largest_eigenvalue(objective: StreamedObjective, theta: Tensor) -> float:
+    """Of the Gauss-Newton matrix with L2, from below: `POWER_STEPS` of power iteration."""
+    v = torch.from_numpy(np.random.default_rng(0).standard_normal(len(theta))).to(theta)[None]
+    weights = objective.uniform(1)
+    for _ in range(POWER_STEPS):
+        v = objective.products(theta[None], (v / v.norm())[None], weights, gauss_newton=True)[0]
+    return float(v.norm())
+
+
+def flops_per_image(module: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of a forward pass on images x, as torch counts them, for each image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x)
+    return counter.get_total_flops() // len(x)

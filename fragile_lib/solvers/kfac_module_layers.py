@@ -1,0 +1,107 @@
+"""What K-FAC knows of deep networks' layers: `kfac_layers` and normalisation, and that the network is understood."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm, group_norm, layer_norm
+
+from fragile_lib.adapter import _check as check_constant
+from fragile_lib.errors import bad_input
+from fragile_lib.objective import Objective
+from fragile_lib.solvers.kfac_layers import Layer
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """A layer scale * xhat + shift, xhat (n, ...) normalised by its own or by frozen statistics.
+
+    place: where its scale and then its shift lie in the flat parameter vector.
+    """
+
+    module: nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
+    place: slice
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """xhat of the layer's input x, both (n, ...)."""
+        m = self.module
+        if isinstance(m, nn.LayerNorm):
+            return layer_norm(x, m.normalized_shape, eps=m.eps)
+        if isinstance(m, nn.GroupNorm):
+            return group_norm(x, m.num_groups, eps=m.eps)
+        return batch_norm(x, m.running_mean, m.running_var, eps=m.eps)
+
+    def gradients(self, x: Tensor, g: Tensor) -> Tensor:
+        """Each example's own gradient (n, p), of its input x and the gradient g at its output."""
+        products = {"weight": lambda: g * self.normalised(x), "bias": lambda: g}
+        own = self.module.named_parameters(recurse=False)
+        return torch.cat([self._sum_places(products[name](), p.numel()) for name, p in own], dim=1)
+
+    def _sum_places(self, g: Tensor, size: int) -> Tensor:
+        """(n, size): the sum over what shares a parameter, places before a LayerNorm's features or after channels."""
+        if isinstance(self.module, nn.LayerNorm):
+            return g.reshape(len(g), -1, size).sum(1)
+        return g.reshape(len(g), size, -1).sum(2)
+
+
+def find_module_layers(module: nn.Module) -> list[Layer | NormLayer]:
+    """All layers with parameters, in the order of the flat vector.
+
+    Raises:
+        InputError: parameters outside the known layers or in two of them; a subclass that computes something else; a
+            convolution with groups or with a padding other than zeros by number; random layers in training mode.
+    """
+    layers, at = [], 0
+    for name, part in module.named_modules():
+        check_constant(name, part)
+        own = dict(part.named_parameters(recurse=False))
+        if not own:
+            continue
+        known = any(isinstance(part, k) and type(part).forward is k.forward for k in (nn.Linear, nn.Conv2d, *NORMS))
+        if not known or not own.keys() <= {"weight", "bias"}:
+            remedy = "parameters have to be those of Linear, Conv2d, BatchNorm, GroupNorm or LayerNorm"
+            raise bad_input("module", f"{name}: {type(part).__name__}", remedy)
+        if isinstance(part, nn.Conv2d) and not (
+            part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+        ):
+            raise bad_input("module", f"{name}: {part}", "K-FAC knows convolutions of one group, zero-padded by number")
+        size = sum(p.numel() for p in own.values())
+        layers.append((NormLayer if isinstance(part, NORMS) else Layer)(part, slice(at, at + size)))
+        at += size
+    if at != sum(p.numel() for p in module.parameters()):
+        raise bad_input("module", type(module).__name__, "no two layers may share parameters")
+    return layers
+
+
+def own_copy(module: nn.Module, layers: list) -> tuple[nn.Module, list]:
+    """The module and its layers in a copy where no parameter is frozen: gradients have to reach every output."""
+    memo: dict = {}
+    copied = deepcopy(module, memo).requires_grad_(True)
+    return copied, [type(layer)(memo[id(layer.module)], layer.place) for layer in layers]
+
+
+def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers: list, x: Tensor) -> None:
+    """Raise InputError where the module is not the model at theta, or a layer is not used exactly once."""
+    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    if flat.dtype != theta.dtype or not torch.equal(flat, theta.to(flat.device)):
+        remedy = f"its parameters in order have to be theta ({len(theta)},), in {theta.dtype}"
+        raise bad_input("module", f"{type(module).__name__} of {len(flat)} parameters", remedy)
+    used: Counter = Counter()
+    hooks = [layer.module.register_forward_hook(lambda part, *_: used.update([part])) for layer in layers]
+    with torch.no_grad():
+        logits = module(x[:2])
+        expected = objective.model(theta, x[:2]) if hasattr(objective, "model") else logits
+    for hook in hooks:
+        hook.remove()
+    for layer in layers:
+        if used[layer.module] != 1:
+            raise bad_input("module", str(layer.module), f"a layer has to be used once, not {used[layer.module]} times")
+    # rounding as large as the largest logit leaves, since single precision in deep networks leaves no more
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        raise bad_input("module", type(module).__name__, "its logits have to be the model's at theta")
