@@ -61,13 +61,12 @@ class Spec:
             return ()
         found: dict[str, Run] = {}
         for grid, axes in self._profile(profile).get("grids", {}).items():
-            if not _is_there(axes.get("needs")):
-                continue
+            there = _is_there(axes.get("needs"))
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
                 values = {**self.base, **self._profile(profile).get("set", {}), **point}
                 run = self._run(profile, check_values(self.declarations, values, where), where)
-                if found.setdefault(run.run_id, run) != run:
+                if there and found.setdefault(run.run_id, run) != run:
                     differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
                     remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
                     raise bad_input("run_id", run.run_id, f"{remedy} [{where}]")

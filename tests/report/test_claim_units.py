@@ -280,6 +280,25 @@ def test_range_interval_against_loops_and_with_one_seed():
     assert "covers test points only" in judge(spread_over(0.35, 0.95, seeds=1), "range", **RANGE).sentence
 
 
+def test_steady_is_judged_on_the_deviation_of_the_seeds_means():
+    narrow = table(lambda seed, point, *_: 0.5 + 0.01 * seed + 0.2 * (-1) ** point, seeds=4)
+    part = judge(narrow, "steady", max_spread=0.1)
+    assert part.outcome == "reproduced" and (part.n_seeds, part.n_units) == (4, 32)
+    assert part.estimate == pytest.approx(np.std([0.5, 0.51, 0.52, 0.53], ddof=1))
+    one_off = table(lambda seed, point, *_: 0.5 + 0.17 * (seed == 3) + 0.2 * (-1) ** point, seeds=4)
+    assert judge(one_off, "steady", max_spread=0.09).outcome == "partly"
+    assert judge(one_off, "steady", max_spread=0.05).outcome == "not"
+    assert judge(table(noisy, seeds=2), "steady", max_spread=0.1).outcome == "undecided"
+    assert judge(narrow[narrow["test_point"] == 0], "steady", unit="seed", max_spread=0.1).n_units == 0
+
+
+def test_steady_interval_against_loops():
+    seeds = [table(noisy, seeds=9).query("seed == @s")["spearman"].mean() for s in range(9)]
+    rng = np.random.default_rng(0)
+    draws = [np.std(np.array(seeds)[rng.integers(0, 9, 9)], ddof=1) for _ in range(4000)]
+    assert_near(judge(table(noisy, seeds=9), "steady", max_spread=0.1), np.percentile(draws, [2.5, 97.5]))
+
+
 def test_the_report_names_test_points_only_where_they_are_counted():
     claim = Claim("X", "text", "0.6", "A", "small_mnist")
     verdicts = [Verdict(claim, "reproduced", (judge(table(noisy), "value", unit, paper=0.6),)) for unit in UNITS]
@@ -303,6 +322,7 @@ def load(path, rule: str) -> Part:
     [
         ("kind: value, paper: 1, unit: network", "unit = 'network': choose one of seed, test_point"),
         ("kind: range, unit: test_point, paper_low: 1", r"\['paper_high'\]: a part of kind range needs these keys"),
+        ("kind: steady", r"\['max_spread'\]: a part of kind steady needs these keys"),
         ("kind: range, unit: test_point", r"\['paper_high', 'paper_low'\]"),
         ("kind: range, paper_high: 1, paper_low: 0", "unit = 'seed': a part of kind range needs unit: test_point"),
         (

@@ -49,6 +49,15 @@ def test_a_changed_parameter_makes_only_its_run_outdated(toy):
     assert (toy.run_dir("toy-d2") / "result.json").exists(), "the older result stays until the new one is complete"
 
 
+def test_a_grid_that_needs_data_is_planned_where_it_is_in_the_data_root(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRAGILE_DATA", str(tmp_path / "data"))
+    toy.edit("{depths: {depth: [1, 2]}}\n  laptop", "{a: {depth: [1]}, b: {needs: set/train, depth: [2]}}\n  laptop")
+    assert set(states(toy)) == {"toy-d1"}
+    (tmp_path / "data/set").mkdir(parents=True)
+    (tmp_path / "data/set/train").touch()
+    assert set(states(toy)) == {"toy-d1", "toy-d2"}
+
+
 def test_prose_and_outputs_make_nothing_outdated(toy):
     toy.finish()
     content = json.loads(toy.notebook.read_text())
