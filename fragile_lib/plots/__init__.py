@@ -1,11 +1,11 @@
-"""Every figure of the reports, and the one table that is made like them.
+"""Every figure of the reports, and the tables that are made like them.
 
 Each function takes a table (or the points of a record), changes nothing, and returns a `Picture`: figure, alternative
 text and caption, the two texts computed from the same numbers as the drawing. In a notebook:
 
     show(*correlation_against(results, "depth"))
 
-`architecture_table` alone returns a table (a pandas Styler) with its caption.
+`architecture_table` and `predicted_costs` return a table (a pandas Styler) with its caption.
 """
 
 from fragile_lib.plots.architectures import over_architectures
@@ -14,7 +14,16 @@ from fragile_lib.plots.architectures_further import further_axes, groups_and_scr
 from fragile_lib.plots.architectures_table import architecture_table
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.correlations import correlation_against, finished_or_not, solver_comparison
+from fragile_lib.plots.imagenet import (
+    PHOTOGRAPHS,
+    dataset_word,
+    imagenet_cost_table,
+    influential_pictures,
+    photographs_table,
+    show_photographs,
+)
 from fragile_lib.plots.outcomes import outcomes
+from fragile_lib.plots.predicted_costs import predicted_costs
 from fragile_lib.plots.quantities import (
     finish_against_decay,
     gradient_norm,
@@ -27,24 +36,31 @@ from fragile_lib.plots.small_mnist import against_decay, by_test_point
 from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
 
 __all__ = [
+    "PHOTOGRAPHS",
     "Picture",
     "against_decay",
     "architecture_table",
     "by_test_point",
     "correlation_against",
     "costs",
+    "dataset_word",
     "estimators_by_architecture",
     "finish_against_decay",
     "finished_or_not",
     "further_axes",
     "gradient_norm",
     "groups_and_scratch",
+    "imagenet_cost_table",
+    "influential_pictures",
     "outcomes",
     "over_architectures",
     "parameter_change_norms",
+    "photographs_table",
     "png_bytes",
+    "predicted_costs",
     "scatter_estimate_truth",
     "show",
+    "show_photographs",
     "smallest_eigenvalue",
     "solver_comparison",
     "solver_page",
