@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data, iris_splits, mnist_digits
+from fragile_lib.data import Data, image_subset, iris_splits, mnist_digits
 
 
 def at_once(run, repeats=1):
@@ -27,7 +29,7 @@ def benchmark(monkeypatch):
     def load(name):
         module = importlib.import_module(name)
         monkeypatch.setattr(module, "best", at_once)
-        monkeypatch.setattr(module, "matrix_product_rate", lambda *_: 1e9)
+        monkeypatch.setattr(module, "matrix_product_rate", lambda *_: 1e9, raising=False)
         return module
 
     usual = torch.get_default_dtype()
@@ -87,3 +89,76 @@ def test_operations_are_counted_from_the_stages(benchmark):
     model = SmallCNN()
     forward = [9 * 8 * 26**2] + [9 * 64 * side**2 for side in (12, 10, 4, 2)] + [8 * 10 * 4, 100]
     assert benchmark("small_mnist").gradient_flops(model) == 2 * (3 * sum(forward) - forward[0])
+
+
+# -- the large networks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(benchmark, monkeypatch):
+    """The benchmark on large networks and torch's switches on them, and tiny networks with few images for both."""
+    shared = benchmark("deep_case")
+    sizes = replace(shared.SMALL, training=4, forward=3, reverse=2, removals=2, curved=2, backend="eager")
+    case = shared.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
+    module, switches = (importlib.import_module(name) for name in ("architectures", "switches"))
+    # The memory of a process that ran other tests says nothing.
+    monkeypatch.setattr(module, "in_fresh_process", lambda run, *arguments: 0 * run(*arguments))
+    return module, switches, case
+
+
+def test_both_ways_on_large_networks_agree(large, capsys):
+    module, _, tiny = large
+    module.report(tiny)
+    out = capsys.readouterr().out
+    gaps = [float(gap) for gap in re.findall(r"relative difference (\S+)", out)]
+    assert len(gaps) == 12
+    assert max(gaps) < 1e-3
+    assert "control: 1.0 s\n  full runs: 1.0 s: 1.00 times faster; relative difference 0e+00" in out
+    assert "the same 5 on top): " in out and "one chunk's activations are 2." in out
+
+
+@pytest.mark.parametrize("name, part", [("slopes_by_loop", "scores"), ("plain_hessian", "products")])
+def test_large_networks_that_differ_end_the_run(large, monkeypatch, name, part):
+    module, _, tiny = large
+    right = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments: 1.002 * right(*arguments))
+    with pytest.raises(module.DisagreementError, match="relative difference 2.0e-03"):
+        getattr(module, part)(tiny)
+
+
+def test_retraining_must_agree_in_every_bit(large, monkeypatch):
+    module, _, tiny = large
+    right = module.full_run
+    monkeypatch.setattr(module, "full_run", lambda *arguments: (1 + 1e-12) * right(*arguments))
+    with pytest.raises(module.DisagreementError, match="retraining"):
+        module.retraining(tiny)
+
+
+def test_memory_may_grow_by_images_and_one_chunk(large):
+    module = large[0]
+    assert module.check_growth(9.0, 4.0, 5.0).startswith("9.0 MB more for 4.0 MB")
+    with pytest.raises(module.DisagreementError, match="9.1 MB more"):
+        module.check_growth(9.1, 4.0, 5.0)
+
+
+def test_activations_are_what_a_backward_pass_needs(large):
+    """The convolution keeps its input, the ReLU its output."""
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+    images = torch.zeros(2, 1, 6, 6)
+    assert large[0].activations(network.to(images), images) == images.nbytes / 1e6 * (1 + 3 * 16 / 36)
+
+
+def test_rankings_are_compared_at_the_worst_test_point(large):
+    single = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.5], [4.0, -3.0, 2.0, 1.0, 0.5]])
+    half = torch.tensor([[4.0, -3.3, 2.0, 1.0, 0.5], [0.5, -3.0, 2.0, 1.0, 4.0]])
+    assert large[1].compare_rankings(single, half, 3) == pytest.approx((0.1, 2, 0.875))
+    assert large[1].compare_rankings(single[:1], half[:1], 3) == pytest.approx((1.0, 3, 0.1))
+
+
+def test_where_nothing_compiles_it_is_said(large, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise RuntimeError("no C++ compiler\nmore of it")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    large[1].compilation(large[2])
+    assert capsys.readouterr().out == "torch.compile: skipped, it does not work here (no C++ compiler)\n"

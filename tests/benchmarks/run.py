@@ -1,8 +1,9 @@
 """The hot paths against the obvious alternative, both timed in this run: `make bench`.
 
-Iris on one core, then small MNIST (`small_mnist`) on all; the word `iris` or `small_mnist` runs one of them alone, and
-`--small` shrinks small MNIST to 300 images, to see whether it runs. Every ratio comes with a check that both ways give
-the same numbers. Where the alternative would take minutes, it is timed on a stated part of the work and scaled up.
+Iris on one core, then small MNIST (`small_mnist`) on all, then the large networks (`architectures`) on one core or the
+GPU; the word `iris`, `small_mnist` or `architectures` runs one of them alone, and `--small` shrinks the last two, to
+see whether they run. Every ratio comes with a check that both ways give the same numbers. Where the alternative would
+take minutes, it is timed on a stated part of the work and scaled up.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import resource
 import warnings
 from argparse import ArgumentParser
 
+import architectures
+import deep_case
 import small_mnist
 import torch
 from clock import best, matrix_product_rate
@@ -19,11 +22,11 @@ from threadpoolctl import threadpool_limits
 
 from fragile_lib import conv_objective
 from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data, iris_splits, koh_liang_mnist
+from fragile_lib.data import Data, image_subset, iris_splits, koh_liang_mnist
 from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.mlp_kernels import compile_all
 from fragile_lib.models import MLP
-from fragile_lib.objective import Objective, make_objective
+from fragile_lib.objective import Objective, make_objective, resolve_device
 from fragile_lib.solvers import ExactSolver
 
 SEEDS, LEFT_OUT, STEPS = 10, 25, 200
@@ -162,19 +165,29 @@ def mnist(small: bool) -> None:
         small_mnist.report(small_mnist.trained(*koh_liang_mnist(), SmallCNN(), sizes))
 
 
+def large_networks(small: bool) -> None:
+    """Time the part on the networks of the study over architectures, on one core or the GPU, and print the ratios."""
+    torch.set_num_threads(1)
+    sizes = deep_case.SMALL if small else deep_case.Sizes()
+    with threadpool_limits(1):
+        images = image_subset(sizes.dataset, sizes.source, sizes.images, sizes.tests)
+        architectures.report(deep_case.placed(*images, sizes, resolve_device("auto")))
+
+
 def main() -> None:
-    """Time both parts, or the one that the command line names."""
+    """Time all parts, or the one that the command line names."""
+    parts = {"iris": lambda _: iris(), "small_mnist": mnist, "architectures": large_networks}
     parser = ArgumentParser(description="Time the hot paths against plain loops and print the ratios.")
-    parser.add_argument("part", nargs="?", choices=["iris", "small_mnist"], help="one part alone; default: both")
-    parser.add_argument("--small", action="store_true", help="small MNIST with 300 images: a trial, not a measurement")
+    parser.add_argument("part", nargs="?", choices=list(parts), help="one part alone; default: all")
+    parser.add_argument("--small", action="store_true", help="all but Iris much smaller: a trial, not a measurement")
     chosen = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of processes that a part starts
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", "There is a performance drop", module="torch")  # pools under vmap, in all ways
     torch.set_default_dtype(torch.float64)
-    if chosen.part != "small_mnist":
-        iris()
-    if chosen.part != "iris":
-        mnist(chosen.small)
+    for name in [chosen.part] if chosen.part else parts:
+        parts[name](chosen.small)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, torch included")
 
 
