@@ -19,6 +19,11 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
+# What libraries say to their own developers: torch.compile in the place of torch.jit, a batching rule that is missing.
+LIBRARY_WARNINGS = (
+    "ignore:`torch.jit.script` is deprecated:FutureWarning",
+    "ignore:There is a performance drop:UserWarning",
+)
 START_ERRORS = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -55,9 +60,11 @@ def execute_notebook(
 
 
 def prepare_environment(threads: int) -> None:
-    """Set what the kernel inherits: its number of threads, no progress bars, no start-up chatter."""
+    """Set what the kernel inherits: its number of threads, no progress bars, no start-up or library chatter."""
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0")
+    given = [w for w in os.environ.get("PYTHONWARNINGS", "").split(",") if w and w not in LIBRARY_WARNINGS]
+    os.environ["PYTHONWARNINGS"] = ",".join([*given, *LIBRARY_WARNINGS])
 
 
 def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
