@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 
@@ -17,7 +19,8 @@ from fragile_lib.plots import base, words
 from fragile_lib.plots.architectures_table import LEFT
 from fragile_lib.plots.base import Picture
 
-COLUMNS = 8  # photographs side by side
+GRIDS = ((4, 2), (9, 3), (16, 4), (25, 5), (math.inf, 7))  # up to so many photographs, so many side by side
+TEST_WIDTH = 2.0  # inches, of the test photograph
 DPI = 110  # of pages of photographs: 700 pixels
 TITLES = {
     "imagenet": "ImageNet",
@@ -59,19 +62,19 @@ def influential_pictures(
         return base.empty_picture("No training photographs were chosen.")
     order = np.argsort(-np.abs(scores), kind="stable")
     exponent = int(np.floor(np.log10(np.abs(scores).max()))) if np.abs(scores).max() > 0 else 0
-    rows = 2 + -(-len(order) // COLUMNS)
+    columns = next(columns for most, columns in GRIDS if len(order) <= most)
+    rows = -(-len(order) // columns)
+    side = (base.WIDTH - TEST_WIDTH) / columns
     with base.theme():
-        figure, axes = base.new_figure(0.98 * rows, rows, COLUMNS)
+        figure = Figure(figsize=(base.WIDTH, max((side + 0.3) * rows, TEST_WIDTH + 0.3) + 0.4), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=(TEST_WIDTH, base.WIDTH - TEST_WIDTH))
+        _photograph(left.subplots(), test, f"test: {test_class}")
+        right.suptitle(f"scores in units of $10^{{{exponent}}}$" if exponent else "scores", fontsize=12)
+        axes = right.subplots(rows, columns, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        large = figure.add_subplot(axes[0, 0].get_gridspec()[:2, :2])
-        _photograph(large, test, "")
-        beside = axes[0, 2]
-        text = f"test photograph: {test_class}\nbelow: training photographs\nand their scores"
-        text += f" in units of $10^{{{exponent}}}$" if exponent else ""
-        beside.text(0.1, 0.9, text, ha="left", va="top", transform=beside.transAxes)
-        for ax, place in zip(axes[2:].flat, order, strict=False):
-            label = f"{scores[place] / 10.0**exponent:+.2f}".replace("-", "−")
+        for ax, place in zip(axes.flat, order, strict=False):
+            label = f"{scores[place] / 10.0**exponent:+.1f}".replace("-", "−")
             _photograph(ax, train[place], label, base.BLUE if scores[place] > 0 else base.VERMILLION)
     counts = Counter(train_classes).most_common()
     shown = words.joined([f"{count} of {name}" for name, count in counts[:4]])
@@ -81,7 +84,8 @@ def influential_pictures(
     told += f"to {words.number(scores.max())}"
     name = words.value_word("", estimator)
     alt = words.sentences(
-        f"Photograph of a test image, {test_class}, above those of its most influential training images", told
+        f"{dataset_word(dataset)}: a test photograph, {test_class}, beside its most influential training photographs",
+        told,
     )
     caption = words.sentences(
         dataset_word(dataset)[0].upper() + dataset_word(dataset)[1:],
@@ -93,7 +97,7 @@ def influential_pictures(
     return Picture(figure, alt, caption)
 
 
-def show_photographs(figure, alt: str, caption: str = "") -> None:
+def show_photographs(figure: Figure, alt: str, caption: str = "") -> None:
     """`plots.show` for photographs: with 256 dithered colours, which they need and drawings do not."""
     raw = io.BytesIO()
     with base.theme():

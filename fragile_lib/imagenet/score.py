@@ -1,0 +1,113 @@
+"""The scoring pass as a command, on one process or on many by torchrun.
+
+    python -m fragile_lib.imagenet.score CHECKPOINT
+    torchrun --nproc-per-node 8 -m fragile_lib.imagenet.score CHECKPOINT
+
+CHECKPOINT is a folder into which the notebook has written its job. Every process takes shards by its number, writes
+them there as they are finished, and uses the GPU of its local number where there is one. With several machines the
+folder and the images lie where all of them see both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from fragile_lib.errors import InputError, bad_input
+from fragile_lib.imagenet.loading import ON_BAD
+from fragile_lib.imagenet.scores import Loading, Scoring, Slopes, read_job
+from fragile_lib.objective import resolve_device
+from fragile_lib.solvers.operator import check_count
+
+PATIENCE = timedelta(days=14)  # that a process which has finished its share waits for the others
+
+
+def score(scoring: Scoring, loading: Loading) -> Slopes:
+    """All scores, by this process alone, under the lock of the folder.
+
+    Raises:
+        InputError: the folder is in use or another run's, or an image is broken and broken ones are not skipped.
+    """
+    with scoring.checkpoint.locked():
+        scoring.run(loading)
+        return scoring.gathered()
+
+
+def score_by(scoring: Scoring, loading: Loading, processes: int = 1) -> Slopes:
+    """All scores, by this process or by several on this machine, which torchrun starts; on a GPU each has its own.
+
+    Raises:
+        InputError: a number of processes below 1; what `score` raises; the processes did not come to their end.
+    """
+    check_count("processes", processes)
+    if processes == 1:
+        return score(scoring, loading)
+    scoring.save_job()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "fragile_lib.imagenet.score", str(scoring.folder), f"--workers={loading.workers}"]
+    command += [f"--device={loading.device}", f"--on-bad-image={loading.on_bad}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        reason = told[0].removeprefix("error: ") if told else done.stderr.strip()[-500:]
+        raise bad_input("processes", processes, f"the scoring processes ended early: {reason}")
+    return scoring.gathered()
+
+
+def score_together(scoring: Scoring, loading: Loading) -> Slopes | None:
+    """All scores, by all processes of torch.distributed's group; the first one has the lock and gathers them.
+
+    Every process has to call it. The result is the first one's; the others return None when all are finished.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    with scoring.checkpoint.locked() if rank == 0 else nullcontext():
+        dist.barrier()  # nobody begins before the folder is held
+        scoring.run(loading, rank, world)
+        dist.barrier()
+        return scoring.gathered() if rank == 0 else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the pass of a checkpoint folder; 0 when all scores are there, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m fragile_lib.imagenet.score", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="folder that the notebook has written its job into")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each process")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--on-bad-image", default="error", choices=ON_BAD, help="what to do about broken files")
+    given = parser.parse_args(arguments)
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        loading = Loading(given.workers, given.on_bad_image, _own_device(given.device))
+        scoring = read_job(given.checkpoint)
+        if together:
+            dist.init_process_group("gloo", timeout=PATIENCE)  # only barriers: no number travels between processes
+        found = score_together(scoring, loading) if together else score(scoring, loading)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if found is not None:
+        rate = found.images / max(found.seconds, 1e-9)
+        print(f"{found.images} images scored, {len(found.notes.bad)} left out, {rate:.1f} images a second a process")
+    if together:
+        dist.destroy_process_group()
+    return 0
+
+
+def _own_device(device: str) -> str:
+    device = resolve_device(device)
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and number >= torch.cuda.device_count():
+        remedy = f"this machine has {torch.cuda.device_count()} GPUs; start as many processes"
+        raise bad_input("nproc-per-node", number + 1, remedy)
+    return f"cuda:{number}" if device == "cuda" else device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,507 @@
+"""Photographs in folders: streamed scores and retraining against those in memory, kills, shards, and bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fragile_lib.adapter import ModuleModel
+from fragile_lib.data import Data
+from fragile_lib.deep.streamed import StreamedObjective
+from fragile_lib.deep.training import Schedule, go_on_without
+from fragile_lib.errors import InputError
+from fragile_lib.imagenet import cost, estimates, examined, leave_out, standin, weights
+from fragile_lib.imagenet.checkpoint import Checkpoint
+from fragile_lib.imagenet.folder import find_sets, list_folder
+from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.imagenet.model import SplitModel
+from fragile_lib.imagenet.score import main, score, score_by
+from fragile_lib.imagenet.scores import Loading, Scoring, read_job
+
+HERE = Loading()
+SIZE, CLASSES, N = 16, 3, 21
+
+
+def draw(path: Path, rng: np.random.Generator, mode: str = "RGB", side: int = 20) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (side, side + 3, 3), dtype=np.uint8)).convert(mode).save(path)
+
+
+def tree(root: Path, per_class: int = N // CLASSES, side: int = 20) -> Path:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", per_class), ("val", 2)):
+        for name in ("ant", "bee", "cow"):
+            for number in range(count):
+                draw(root / part / name / f"{number:03d}.png", rng, side=side)
+    return root
+
+
+def narrow(seed: int = 0, outputs: int = CLASSES) -> torch.nn.Module:
+    """ResNet-50 at a sixteenth of its width, in double precision, with statistics that are not those of its start."""
+    network = weights.make_network(outputs, SIZE, 0.0625, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.copy_(0.1 * torch.randn(part.num_features, generator=generator))
+            part.running_var.copy_(0.5 + torch.rand(part.num_features, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tree(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def photos(folder):
+    return PhotoSet(find_sets(folder)[0], SIZE, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return narrow()
+
+
+@pytest.fixture(scope="module")
+def directions(network):
+    count = sum(p.numel() for p in network.parameters())
+    return torch.randn(3, count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def scoring(place, network, directions, photos, batch=4, shard=8):
+    return Scoring(place, network, directions, photos, batch, shard, vectors=2)
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_listed_by_class_and_name_with_the_labels_of_the_training_set(folder, tmp_path):
+    train, test = find_sets(folder)
+    assert (len(train), len(test)) == (N, 6) and train.classes == ("ant", "bee", "cow")
+    assert train.name(0) == "ant/000.png" and train.path(N - 1) == folder / "train" / "cow" / "006.png"
+    assert train.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7 and train.dataset == "imagefolder"
+    rng = np.random.default_rng(0)
+    draw(tmp_path / "cow" / "inner" / "é.png", rng)
+    draw(tmp_path / "cow" / ".hidden.png", rng)
+    other = list_folder(tmp_path).labelled_by(train.classes)
+    assert other.labels.tolist() == [2] and other.path(0).exists() and other.digest != train.digest
+    assert find_sets(folder / "train", folder / "val")[0].digest == train.digest
+
+
+def test_folders_that_are_none_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        list_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no images"):
+        list_folder(tmp_path)
+    draw(tmp_path / "val" / "flat.png", np.random.default_rng(0))
+    with pytest.raises(InputError, match=r"without classes.*split='val'"):
+        list_folder(tmp_path / "val")
+    with pytest.raises(InputError, match="^folder = ''"):
+        find_sets("")
+    (tmp_path / "classes" / "empty").mkdir(parents=True)
+    with pytest.raises(InputError, match="class folders without an image: empty"):
+        list_folder(tmp_path / "classes")
+    draw(tmp_path / "strange" / "dodo" / "0.png", np.random.default_rng(0))
+    with pytest.raises(InputError, match="training set lacks, such as dodo"):
+        find_sets(folder / "train", tmp_path / "strange")
+    with pytest.raises(InputError, match="has no train/ and val/"):
+        find_sets(folder / "train")
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_order_and_pixels_do_not_depend_on_the_number_of_workers(photos):
+    rows = np.random.default_rng(0).permutation(N)
+    state = torch.random.get_rng_state()
+    found = [list(stream(photos, batches_of(rows, 4), Notes(), workers=workers)) for workers in (0, 2)]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        torch.testing.assert_close(one.x, other.x, rtol=0, atol=0)
+        torch.testing.assert_close(one.y, other.y, rtol=0, atol=0)
+    assert np.concatenate([batch.rows for batch in found[0]]).tolist() == rows.tolist()
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_images_of_other_modes_are_converted_and_told_and_no_photographs_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for at, mode in enumerate(("RGB", "L", "P", "RGBA", "CMYK", "I;16")):
+        draw(tmp_path / "a" / f"{at}.{'jpg' if mode == 'CMYK' else 'png'}", rng, "RGB" if mode == "I;16" else mode)
+    grey = np.zeros((20, 20), np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a" / "5.png")
+    draw(tmp_path / "b" / "0.png", rng)
+    photos, notes = PhotoSet(list_folder(tmp_path), SIZE), Notes()
+    rows = np.concatenate([batch.rows for batch in stream(photos, batches_of(np.arange(7), 3), notes, "skip")])
+    assert rows.tolist() == [0, 1, 2, 3, 4, 6]
+    assert notes.converted == {1: "L", 2: "P", 3: "RGBA", 4: "CMYK"} and list(notes.bad) == [5]
+    with pytest.raises(InputError, match=r"a/5.png'.*mode I;16.*skip"):
+        list(stream(photos, batches_of(np.arange(7), 3), Notes()))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Rows 0 and 5 cannot be read: cut off, and no image at all."""
+    listing = find_sets(tree(tmp_path))[0]
+    content = listing.path(0).read_bytes()
+    listing.path(0).write_bytes(content[: len(content) // 2])
+    listing.path(5).write_text("no image")
+    return PhotoSet(listing, SIZE, torch.float64)
+
+
+def test_broken_images_are_an_error_or_named_counted_and_without_a_score(broken, tmp_path, network, directions):
+    whole = scoring(tmp_path / "scores", network, directions, broken)
+    with pytest.raises(InputError, match=r"ant/000.png'.*cannot be decoded"):
+        score(whole, Loading(on_bad="error", workers=1))
+    found = score(whole, Loading(on_bad="skip"))
+    assert sorted(found.notes.bad) == [0, 5] and found.images == N - 2
+    assert np.isnan(found.values).all(axis=1).nonzero()[0].tolist() == [0, 5]
+    assert estimates.usable_rows(found).tolist() == [row for row in range(N) if row not in (0, 5)]
+    some = {"identity": estimates.Direction(directions[:2], 0.0, 1.0, 0.0, 0.0, "ok")}
+    estimate = estimates.estimates_of(some, found)["identity"]
+    np.testing.assert_allclose(estimate.changes, found.values[:, :2] / (N - 2))
+    assert not {0, 5} & set(np.concatenate(estimates.chosen_rows(estimate, N - 2)).tolist())
+    with pytest.raises(InputError, match="3 to 19"):
+        estimates.chosen_rows(estimate, N)
+    assert examined.random_points(broken, N - 2, 0, on_bad="skip").size == N - 2
+    with pytest.raises(InputError, match="skip"):
+        examined.random_points(broken, N, 0)
+
+
+# -- the scoring pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, network, directions, photos):
+    return score(scoring(tmp_path_factory.mktemp("whole") / "scores", network, directions, photos), HERE)
+
+
+def test_streamed_scores_are_the_directional_derivatives_in_memory(reference, network, directions, photos):
+    data, _ = in_memory(photos, np.arange(N), Notes())
+    model = ModuleModel(network, CLASSES)
+    expected = StreamedObjective(model, data, 0.0, chunk=N).directional(model.theta[None], directions[None])[0].T
+    np.testing.assert_allclose(reference.values, expected, rtol=1e-9, atol=1e-12)
+    assert reference.images == N and not reference.notes.bad
+
+
+def test_taking_theta_apart_at_once_changes_no_derivative(network, directions, photos):
+    data, _ = in_memory(photos, np.arange(5), Notes())
+    both = [StreamedObjective(kind(network, CLASSES), data, 0.01) for kind in (ModuleModel, SplitModel)]
+    theta, weights_ = both[0].model.theta[None], both[0].uniform(1)
+    torch.testing.assert_close(both[0].losses(theta), both[1].losses(theta))
+    torch.testing.assert_close(both[0].gradient(theta, weights_), both[1].gradient(theta, weights_))
+    for gauss_newton in (False, True):
+        found = [j.products(theta, directions[None, :2], weights_, None, gauss_newton) for j in both]
+        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_pass_goes_on_where_it_was_and_gives_the_same_scores(tmp_path, network, directions, photos):
+    """SIGKILL in the middle, at a moment nobody chose; then again, to the end."""
+    killed = scoring(tmp_path / "killed", network, directions, photos, batch=1, shard=1)
+    killed.save_job()
+    command = [sys.executable, "-m", "fragile_lib.imagenet.score", str(tmp_path / "killed"), "--device=cpu"]
+    with subprocess.Popen(command, env=environment()) as process:
+        while len(killed.missing()) > N - 3 and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    left = killed.missing()
+    assert 0 < len(left) <= N - 3
+    done = [number for number in range(N) if number not in left]
+    written = {number: (tmp_path / "killed" / f"scores-{number:06d}.npz").stat().st_mtime_ns for number in done}
+    with pytest.raises(InputError, match="shards are missing"):
+        killed.gathered()
+    resumed = score(read_job(tmp_path / "killed"), HERE)
+    whole = score(scoring(tmp_path / "whole", network, directions, photos, batch=1, shard=1), HERE)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    for number, at in written.items():  # nothing was computed twice
+        assert (tmp_path / "killed" / f"scores-{number:06d}.npz").stat().st_mtime_ns == at
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(tmp_path, network, directions, photos, reference, monkeypatch):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    shared = scoring(tmp_path / "two", network, directions, photos)
+    found = score_by(shared, HERE, processes=2)
+    np.testing.assert_array_equal(found.values, reference.values)
+    assert found.images == N
+    with pytest.raises(InputError, match="processes = 0"):
+        score_by(shared, HERE, processes=0)
+
+
+def test_two_runs_on_one_folder_are_told_apart(tmp_path, network, directions, photos, capsys):
+    one = scoring(tmp_path / "scores", network, directions, photos)
+    one.save_job()
+    with one.checkpoint.locked():
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
+            score(scoring(tmp_path / "scores", network, directions, photos), HERE)
+        assert main([str(tmp_path / "scores")]) == 2 and "in use" in capsys.readouterr().err
+    with pytest.raises(InputError, match="run with other directions, batch;"):
+        score(scoring(tmp_path / "scores", network, directions[:2], photos, batch=5), HERE)
+    assert main([str(tmp_path / "nowhere")]) == 2 and "no checkpoint" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        Checkpoint(tmp_path / "full", {})
+
+
+def test_a_part_that_was_damaged_is_named(tmp_path, network, directions, photos):
+    one = scoring(tmp_path / "scores", network, directions, photos)
+    score(one, HERE)
+    (tmp_path / "scores" / "scores-000001.npz").write_bytes(b"PK no archive")
+    with pytest.raises(InputError, match=r"scores-000001.npz'.*remove it"):
+        one.gathered()
+
+
+def test_a_pass_without_numbers_is_refused(tmp_path, network, directions, photos):
+    with pytest.raises(InputError, match="batch = 0"):
+        scoring(tmp_path, network, directions, photos, batch=0)
+    with pytest.raises(InputError, match="give vectors"):
+        scoring(tmp_path, network, directions[:, 1:], photos)
+
+
+def test_memory_is_bounded_by_the_batch_and_not_by_the_set(tmp_path):
+    """A set eight times as large, of pixels that would be 70 MB in memory, peaks at the same place."""
+    listing = find_sets(tree(tmp_path, per_class=40, side=8))[0]
+    photos = PhotoSet(listing, 224, torch.float32)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 7, 16), torch.nn.ReLU(), torch.nn.Flatten())
+    network.append(torch.nn.Linear(2 * 14 * 14, 3))
+    direction = torch.ones(1, sum(p.numel() for p in network.parameters()))
+    table = cost.memory_at_two_sizes(Scoring(tmp_path / "scores", network, direction, photos, 5), HERE, part=8)
+    small, large = table["peak_mb"]
+    assert table["images"].tolist() == [15, 120] and large - small < 20
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_checked_key_by_key(tmp_path):
+    network = narrow()
+    state = network.state_dict()
+    place = str(tmp_path / "w.pt")
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}, "classes": ["ant", "bee", "cow"]}, place)
+    read, classes = weights.read_state(place)
+    assert classes == ("ant", "bee", "cow")
+    again = weights.load_state(narrow(seed=3), read, place)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
+    lacking = {k: v for k, v in state.items() if k != "fc.bias"}
+    with pytest.raises(InputError, match="fc.bias is missing"):
+        weights.load_state(narrow(), lacking, place)
+    with pytest.raises(InputError, match="extra is not the network's"):
+        weights.load_state(narrow(), {**state, "extra": torch.ones(1)}, place)
+    with pytest.raises(InputError, match=r"fc.bias has the shape \(5,\)"):
+        weights.load_state(narrow(), {**state, "fc.bias": torch.ones(5)}, place)
+    with pytest.raises(InputError, match="fc.bias is not finite"):
+        weights.load_state(narrow(), {**state, "fc.bias": torch.full((3,), torch.nan)}, place)
+
+
+def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folder):
+    listing = find_sets(folder)[0]
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
+        weights.pretrained(str(tmp_path / "linear.pt"), listing)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(InputError, match="cannot be read as weights alone"):
+        weights.read_state(str(tmp_path / "module.pt"))
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(InputError, match="cannot be read as weights alone"):
+        weights.read_state(str(tmp_path / "text.pt"))
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="holds no state dictionary"):
+        weights.read_state(str(tmp_path / "list.pt"))
+    with pytest.raises(InputError, match="is no file"):
+        weights.read_state(str(tmp_path / "nowhere.pt"))
+
+
+def test_class_folders_have_to_be_the_weights_classes(folder):
+    listing = find_sets(folder)[0]
+    weights.check_classes(listing, 3, ("ant", "bee", "cow"))
+    with pytest.raises(InputError, match="has 3 class folders, and the weights 1000 outputs"):
+        weights.check_classes(listing, 1000, imagenet=True)
+    with pytest.raises(InputError, match="class folder bee stands where the weights have cat"):
+        weights.check_classes(listing, 3, ("ant", "cat", "cow"))
+    with pytest.raises(InputError, match="from ant to cow, and not from n01440764"):
+        weights.check_classes(listing, 3, imagenet=True)
+
+
+def test_the_network_is_torchvisions_resnet_50():
+    network = weights.make_network()
+    assert sum(p.numel() for p in network.parameters()) == 25_557_032
+    from torchvision.models import resnet50
+
+    theirs = resnet50().eval()
+    weights.load_state(network, theirs.state_dict(), "theirs")
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(network(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+# -- retraining ------------------------------------------------------------------------------------------------------
+
+
+def test_streamed_retraining_gives_the_numbers_of_data_in_memory(tmp_path, network, photos):
+    """In groups of two, the groups kept in a folder: one of them is then not computed again."""
+    rows = np.delete(np.arange(N), 4)  # one that cannot be read, say
+    schedule = Schedule(6, 5, 0.01, "nesterov", drop_after=1.0, seed=2)
+    start = leave_out.fresh(network, schedule, 0.01)
+    data, _ = in_memory(photos, rows, Notes())
+    test = data.x[0, :2].flip(3), data.y[0, :2]
+    removals = [7, 0, 20, 11, 3]
+    places = [np.flatnonzero(rows == row) for row in removals]
+    expected = go_on_without(start, (data.x[0], data.y[0]), test, schedule, 0.01, places)
+    facts = leave_out.retraining_facts(start, photos, rows, schedule, 0.01, removals)
+    kept = Checkpoint(tmp_path / "retraining", facts)
+    arguments = start, photos, rows, test, schedule, 0.01, removals, HERE
+    found = leave_out.go_on_without_streamed(*arguments, at_once=2, checkpoint=kept)
+    np.testing.assert_allclose(found.removed, expected.removed, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.control, expected.control, rtol=1e-9, atol=1e-12)
+    assert not np.allclose(found.removed[0], found.control) and found.unseen == expected.unseen
+    (tmp_path / "retraining" / "left-out-0001.npz").unlink()
+    again = leave_out.go_on_without_streamed(*arguments, at_once=2, checkpoint=kept)
+    np.testing.assert_array_equal(again.removed, found.removed)
+    with pytest.raises(InputError, match="at_once = 0"):
+        leave_out.go_on_without_streamed(*arguments, at_once=0)
+
+
+def test_a_broken_image_has_no_part_in_retraining_or_in_the_truths(network, photos):
+    schedule = Schedule(2, 5, 0.01, "sgd", drop_after=1.0)
+    trained = leave_out.train_streamed(narrow(1).train(), photos, np.arange(N), schedule, 0.01, HERE)
+    assert not trained.module.training and trained.images == 10
+    ready = examined.examine(trained, photos, photos, np.array([2, 9]), 12, 0.01, 0.1, 0, 5, HERE)
+    assert np.isfinite(ready.losses).all() and examined.gradient_norm(ready) > 0
+    found = leave_out.go_on_without_streamed(
+        trained, photos, np.arange(N), ready.test_images, schedule, 0.01, [1, 8], HERE
+    )
+    truths = estimates.truths_of(ready, np.array([1, 8]), found, N)
+    warm = truths["loo_warm"]
+    np.testing.assert_allclose(warm.control, found.control - ready.losses)
+    np.testing.assert_allclose(truths["loo_warm_minus_control"].changes[[1, 8]], warm.changes[[1, 8]] - warm.control)
+    assert np.isnan(np.delete(warm.changes, [1, 8], axis=0)).all()
+    with pytest.raises(InputError, match="curvature_images = 99"):
+        examined.examine(trained, photos, photos, np.array([2]), 99, 0.01, 0.1, 0, 5, HERE)
+
+
+# -- estimates -------------------------------------------------------------------------------------------------------
+
+
+def test_directions_solve_the_damped_system_and_are_kept(tmp_path, photos):
+    schedule = Schedule(2, 7, 0.01, "sgd", drop_after=1.0)
+    ready = examined.examine(
+        leave_out.fresh(narrow(2), schedule, 0.01), photos, photos, np.array([2]), N, 0.01, 5.0, 0, 7, HERE
+    )
+    found = estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=40)
+    assert found.status == "ok" and found.residual <= 1e-2
+    j = ready.curvature
+    curved = j.products(ready.theta[None], found.x[None], j.uniform(1), None, True)[0] + 5.0 * found.x
+    gradient = ready.test.gradient(ready.theta[None], torch.ones(1, 1, dtype=torch.float64))
+    assert float((curved - gradient).norm() / gradient.norm()) < 2e-2
+    again = estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=40)
+    torch.testing.assert_close(again.x, found.x, rtol=0, atol=0)
+    assert (again.seconds, again.status) == (found.seconds, found.status)
+    with pytest.raises(InputError, match="run with other options"):
+        estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=3)
+    with pytest.raises(InputError, match="choose one of lissa"):
+        estimates.directions_by(ready, "exact")
+    bad = estimates.Direction(torch.full_like(found.x, torch.nan), 0.0, 0.0, 0.0, 0.0, "solver_diverged")
+    assert estimates.stacked({"bad": bad, "good": found}).shape == found.x.shape
+    with pytest.raises(InputError, match="all diverged"):
+        estimates.stacked({"bad": bad})
+
+
+def test_accuracies_count_the_largest_and_the_five_largest_logits(photos):
+    network = narrow(4, outputs=9)
+    found = examined.accuracies(network, photos, 8, HERE)
+    data, _ = in_memory(photos, np.arange(N), Notes())
+    logits = network(data.x[0])
+    ranks = (logits > logits.gather(1, data.y[0][:, None])).sum(1)
+    assert found["top1"] == pytest.approx(float((ranks < 1).double().mean()))
+    assert found["top5"] == pytest.approx(float((ranks < 5).double().mean()))
+    assert found["images"] == N and found["unreadable"] == 0
+
+
+def test_projections_are_images_over_rates_and_operations_over_speed():
+    rates = {"scoring": 10.0, "retraining": 20.0, "flops_per_image": 8e9}
+    table = cost.projection(rates, n_directions=6, networks=101, epochs=2, tflops=40.0, images=3_600_000)
+    assert table.loc["scoring", "hours_here"] == pytest.approx(100)
+    assert table.loc["retraining", "images"] == 3_600_000 * 202
+    assert table.loc["scoring", "gpu_hours"] == pytest.approx(3.6e6 * 13 * 8e9 / 40e12 / 3600)
+
+
+# -- the stand-in ----------------------------------------------------------------------------------------------------
+
+
+def fake_cifar(monkeypatch):
+    from fragile_lib.cifar import CifarRaw
+
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
+    monkeypatch.setattr(standin, "cifar10_raw", lambda root: CifarRaw(pixels, labels, pixels[:30], labels[:30]))
+
+
+def test_the_stand_in_has_the_layout_of_imagenet_and_is_made_once(tmp_path, monkeypatch, capsys):
+    fake_cifar(monkeypatch)
+    monkeypatch.setattr(standin, "photographs", lambda root: {"imagenet_00_243.jpg": b"a photograph"})
+    place = standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
+    train, test = find_sets(place)
+    assert (len(train), len(test)) == (20, 11) and train.classes == standin.CLASSES
+    assert train.is_standin and test.dataset == "imagenet_standin"
+    assert Image.open(train.path(0)).size == (256, 256)
+    assert (place / "val" / "dog" / "photo-imagenet_00_243.jpg").read_bytes() == b"a photograph"
+    before = train.path(0).stat().st_mtime_ns
+    assert standin.main(["--train", "2", "--test", "1", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(place) and train.path(0).stat().st_mtime_ns == before
+    train.path(0).unlink()  # what is not whole is made again
+    standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
+    assert standin.is_whole(place) and not list(tmp_path.rglob(".making-*"))
+
+
+def test_a_stand_in_without_imagenets_photographs_says_so(tmp_path, monkeypatch):
+    fake_cifar(monkeypatch)
+
+    def nowhere(root):
+        raise InputError("not to be had")
+
+    monkeypatch.setattr(standin, "photographs", nowhere)
+    with pytest.warns(UserWarning, match="none of ImageNet's own photographs"):
+        place = standin.standin_folder(train_per_class=1, test_per_class=1, root=tmp_path)
+    assert len(find_sets(place)[1]) == 10
+
+
+def test_crops_need_nothing_from_elsewhere(tmp_path):
+    train, test = find_sets(standin.standin_folder("crops", 3, 1, root=tmp_path))
+    assert (len(train), len(test)) == (6, 2) and train.classes == ("flower", "temple") and train.is_standin
+    for options in ({"source": "web"}, {"train_per_class": 0}, {"test_per_class": 1001}):
+        with pytest.raises(InputError):
+            standin.standin_folder(**options, root=tmp_path)
+
+
+def test_random_points_are_seeded_and_photographs_can_go_first(photos):
+    assert examined.random_points(photos, 3, 5).tolist() == examined.random_points(photos, 3, 5).tolist()
+    assert set(examined.random_points(photos, 3, 0, prefer="006")) == {6, 13, 20}
+    with pytest.raises(InputError, match="test_count = 0"):
+        examined.random_points(photos, 0, 0)
+
+
+def test_pixels_are_what_the_network_sees(photos):
+    shown = examined.pixels_of(photos, [0])[0]
+    whole = np.asarray(Image.open(photos.listing.path(0)))
+    assert shown.shape == (SIZE, SIZE, 3) and shown.dtype == np.uint8
+    assert abs(float(shown.mean()) - float(whole.mean())) < 15
+
+
+def test_data_of_one_batch_is_that_of_the_stream(photos):
+    data, rows = in_memory(photos, np.array([3, 1]), Notes())
+    assert isinstance(data, Data) and rows.tolist() == [3, 1] and data.y.tolist() == [[0, 0]]
