@@ -137,7 +137,7 @@ def test_the_report_judges_the_claims_and_links_to_nothing_missing(quick):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "summary.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "mnist_cifar10.html", "summary.html"])
 def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
     context = chromium.new_context(viewport={"width": 360, "height": 800})
     tab, asked = context.new_page(), []
@@ -149,7 +149,7 @@ def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "summary.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "mnist_cifar10.html", "summary.html"])
 def test_the_study_of_record_is_accessible(chromium, page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
