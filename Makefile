@@ -46,7 +46,8 @@ test-unit: $(READY) ## the tests under tests/
 	$(RUN) -m pytest tests -n 2 --dist loadscope < /dev/null
 
 test-notebooks: $(READY) ## run every notebook as it opens
-	$(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope < /dev/null
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	  -n 2 --dist loadscope < /dev/null
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
