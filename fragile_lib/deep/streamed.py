@@ -117,8 +117,8 @@ class StreamedObjective(Objective):
 def gauss_newton_product(model: ModuleModel, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """sum_i w_i J_i^T (diag(p) - p p^T) J_i v_k for each row of v (K, P), without L2: (K, P).
 
-    Forward mode for all vectors at once, then one backward pass for each: on a narrow ResNet-50 half the time of
-    both under one vmap.
+    Forward mode for all vectors at once, then one backward pass for each: on a narrow ResNet-50 1.7 to 2 times as
+    fast as both under one vmap.
     """
     tangents = over_vectors(lambda u: torch.func.jvp(lambda s: model(s, x), (theta,), (u,))[1], v)
     theta = theta.detach().requires_grad_()
@@ -132,7 +132,8 @@ def gauss_newton_product(model: ModuleModel, theta: Tensor, v: Tensor, weights: 
 def hessian_product(model: ModuleModel, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """sum_i w_i hess loss_i v_k for each row of v (K, P), without L2: (K, P). Pearlmutter (1994), reverse over reverse.
 
-    The graph of the gradient is built once for all vectors: on narrow ResNets half the time of forward over reverse.
+    The graph of the gradient is built once for all vectors: on narrow ResNets 1.2 to 2 times as fast as forward over
+    reverse, the more the smaller the batch.
     """
     theta = theta.detach().requires_grad_()
     with torch.enable_grad():

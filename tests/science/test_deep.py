@@ -148,7 +148,7 @@ def test_branching_off_the_control_gives_the_numbers_of_full_runs(optimiser):
     again = schedule.continued(0.5, seed=5)
     found = go_on_without(start, (x, y), test, again, 0.01, removals)
     for place, removal in enumerate([np.array([], int), *removals]):
-        module, memory = copy.deepcopy(start.module), make_optimiser(start.module, again, 0.01)
+        module = copy.deepcopy(start.module)
         memory = make_optimiser(module, again, 0.01)
         memory.load_state_dict(copy.deepcopy(start.optimiser.state_dict()))
         for step, rows in enumerate(again.rows(N)):
