@@ -62,10 +62,9 @@ class ModuleModel:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of one network theta (P,) on x (n, ...)."""
-        values, at = {}, 0
-        for name, parameter in self._network.named_parameters():
-            values[name] = theta[at : at + parameter.numel()].view(parameter.shape)
-            at += parameter.numel()
+        named = dict(self._network.named_parameters())
+        parts = theta.split([parameter.numel() for parameter in named.values()])  # reverse mode: one concatenation
+        values = {name: part.view(named[name].shape) for name, part in zip(named, parts, strict=True)}
         for name, buffer in self._network.named_buffers():
             values[name] = buffer.to(theta.dtype) if buffer.is_floating_point() else buffer
         logits = functional_call(self._network, values, (x,))

@@ -86,6 +86,30 @@ def scratch_rows(
     return rows + rows_of(points, chosen, as_estimate, {"loo_scratch": anew}, shared)
 
 
+def longer_rows(
+    network: Network,
+    points: Points,
+    fractions: Sequence[float],
+    indices: list[np.ndarray],
+    estimates: dict[str, Estimated],
+    shared: dict,
+) -> list[dict]:
+    """Rows for the same images left out for longer: ground truth `loo_warm_F`, F the share of the training steps.
+
+    Only the length of going on differs from `loo_warm`: network, rate, order of images and estimates are the same. The
+    first test point's images are left out twice, as there.
+
+    Args:
+        indices: the training points of largest |influence| on each test point.
+    """
+    chosen, rows = {"top_influence": indices}, []
+    for fraction in fractions:
+        schedule = network.schedule.continued(fraction, network.seed)
+        truth = warm(network, points, schedule, chosen, repeat=True)[0]["loo_warm"]
+        rows += rows_of(points, chosen, estimates, {f"loo_warm_{fraction:g}": truth}, shared)
+    return rows
+
+
 def group_rows(
     network: Network,
     points: Points,

@@ -10,13 +10,13 @@ import pandas as pd
 import psutil
 import torch
 
+from fragile_lib.adapter import ModuleModel
 from fragile_lib.data import Data
 from fragile_lib.deep.network import flops_per_image
 from fragile_lib.deep.streamed import StreamedObjective
 from fragile_lib.deep.training import Schedule, _step, make_optimiser
 from fragile_lib.errors import bad_input
 from fragile_lib.imagenet.examined import outputs_of
-from fragile_lib.imagenet.model import SplitModel
 from fragile_lib.imagenet.scores import Loading, Scoring
 from fragile_lib.measure import Peak
 
@@ -62,7 +62,7 @@ def rates_at_full_size(
     x = x.to(device=device, memory_format=torch.channels_last)
     y = torch.zeros(images, dtype=torch.int64, device=device)
     module = deepcopy(module).to(device).eval()
-    model = SplitModel(module, outputs_of(module))
+    model = ModuleModel(module, outputs_of(module))
     theta = model.theta.detach()
     v = torch.randn(1, n_directions, len(theta), generator=torch.Generator().manual_seed(1)).to(theta)
     objective = StreamedObjective(model, Data(x[None], y[None]), 0.0, device, images)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fragile_lib.adapter import ModuleModel
 from fragile_lib.deep.streamed import StreamedObjective
 from fragile_lib.deep.training import Trained
 from fragile_lib.errors import bad_input
 from fragile_lib.examination import Points
 from fragile_lib.imagenet.folder import find_sets
 from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
-from fragile_lib.imagenet.model import SplitModel
 from fragile_lib.imagenet.scores import Loading
 from fragile_lib.imagenet.standin import is_whole, place_of
 
@@ -32,7 +32,7 @@ class Examined:
     """
 
     trained: Trained
-    model: SplitModel
+    model: ModuleModel
     theta: Tensor
     curvature: StreamedObjective
     curvature_rows: np.ndarray
@@ -76,7 +76,7 @@ def examine(
     data, rows = in_memory(train, rows, Notes(), *how)
     some, _ = in_memory(test, test_rows, Notes(), *how)
     module = trained.module
-    model = SplitModel(module, outputs_of(module))
+    model = ModuleModel(module, outputs_of(module))
     objective = StreamedObjective(model, data, weight_decay, loading.device, chunk)
     points = Points(np.asarray(test_rows), ["random"] * len(test_rows))
     return Examined(trained, model, model.theta, objective, rows, objective.on(some), points, damping, seed)

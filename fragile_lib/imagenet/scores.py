@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fragile_lib.adapter import ModuleModel
 from fragile_lib.data import Data
 from fragile_lib.deep.streamed import StreamedObjective
 from fragile_lib.errors import bad_input
 from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
 from fragile_lib.imagenet.folder import list_folder
 from fragile_lib.imagenet.loading import Batch, Notes, PhotoSet, batches_of, stream
-from fragile_lib.imagenet.model import SplitModel
 from fragile_lib.imagenet.weights import load_state, make_network
 from fragile_lib.progress import progress
 from fragile_lib.solvers.operator import check_count
@@ -165,7 +165,7 @@ class Scoring:
         network = self.network.to(loading.device)
         blank = Data(theta.new_empty(1, 0, 3, self.photos.size, self.photos.size), torch.empty(1, 0, dtype=torch.int64))
         outputs = len(list(network.parameters())[-1])
-        window = StreamedObjective(SplitModel(network, outputs), blank, 0.0, loading.device, self.batch, self.vectors)
+        window = StreamedObjective(ModuleModel(network, outputs), blank, 0.0, loading.device, self.batch, self.vectors)
         for batch in stream(self.photos, batches, notes, loading.on_bad, loading.workers, loading.device):
             if not len(batch.rows):
                 yield batch, np.empty((0, len(v)))

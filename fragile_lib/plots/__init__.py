@@ -11,6 +11,7 @@ text and caption, the two texts computed from the same numbers as the drawing. I
 from fragile_lib.plots.architectures import over_architectures
 from fragile_lib.plots.architectures_checks import costs, estimators_by_architecture
 from fragile_lib.plots.architectures_further import further_axes, groups_and_scratch
+from fragile_lib.plots.architectures_longer import longer_retraining
 from fragile_lib.plots.architectures_table import architecture_table
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.correlations import correlation_against, finished_or_not, solver_comparison
@@ -52,6 +53,7 @@ __all__ = [
     "groups_and_scratch",
     "imagenet_cost_table",
     "influential_pictures",
+    "longer_retraining",
     "outcomes",
     "over_architectures",
     "parameter_change_norms",

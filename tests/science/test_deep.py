@@ -322,6 +322,18 @@ def test_groups_and_training_from_scratch_give_rows(prepared, points):
     assert all(row["train_choice"] == "scratch" for row in rows)
 
 
+def test_longer_truths_are_warm_starts_of_more_steps_on_the_same_images(prepared, points):
+    estimates = {"identity": estimators.estimate_by(prepared, points, "identity")}
+    indices = [np.array([1, 4, 7, 9])] * 3
+    rows = truths.longer_rows(prepared, points, [0.2, 0.5], indices, estimates, {"seed": 0})
+    assert [row["ground_truth"] for row in rows] == ["loo_warm_0.2"] * 3 + ["loo_warm_0.5"] * 3
+    further = prepared.schedule.continued(0.5, prepared.seed)
+    direct = truths.warm(prepared, points, further, {"top_influence": indices}, repeat=True)[0]["loo_warm"]
+    again = truths.rows_of(points, {"top_influence": indices}, estimates, {"loo_warm_0.5": direct}, {})
+    assert [row["spearman"] for row in rows[3:]] == [row["spearman"] for row in again]
+    assert np.isfinite(rows[3]["ceiling_spearman"])
+
+
 def test_half_a_batch_of_one_is_refused_before_training():
     x, y = images(6)
     data = Data(x[None], y[None])

@@ -23,7 +23,6 @@ from fragile_lib.imagenet import cost, estimates, examined, leave_out, standin, 
 from fragile_lib.imagenet.checkpoint import Checkpoint
 from fragile_lib.imagenet.folder import find_sets, list_folder
 from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
-from fragile_lib.imagenet.model import SplitModel
 from fragile_lib.imagenet.score import main, score, score_by
 from fragile_lib.imagenet.scores import Loading, Scoring, read_job
 
@@ -190,17 +189,6 @@ def test_streamed_scores_are_the_directional_derivatives_in_memory(reference, ne
     expected = StreamedObjective(model, data, 0.0, chunk=N).directional(model.theta[None], directions[None])[0].T
     np.testing.assert_allclose(reference.values, expected, rtol=1e-9, atol=1e-12)
     assert reference.images == N and not reference.notes.bad
-
-
-def test_taking_theta_apart_at_once_changes_no_derivative(network, directions, photos):
-    data, _ = in_memory(photos, np.arange(5), Notes())
-    both = [StreamedObjective(kind(network, CLASSES), data, 0.01) for kind in (ModuleModel, SplitModel)]
-    theta, weights_ = both[0].model.theta[None], both[0].uniform(1)
-    torch.testing.assert_close(both[0].losses(theta), both[1].losses(theta))
-    torch.testing.assert_close(both[0].gradient(theta, weights_), both[1].gradient(theta, weights_))
-    for gauss_newton in (False, True):
-        found = [j.products(theta, directions[None, :2], weights_, None, gauss_newton) for j in both]
-        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-10)
 
 
 def environment() -> dict[str, str]:
