@@ -34,6 +34,7 @@ FIGURES = [
     plots.estimators_by_architecture,
     plots.further_axes,
     plots.groups_and_scratch,
+    plots.longer_retraining,
     plots.costs,
 ]
 
@@ -110,6 +111,9 @@ def _rows_of(dataset: str, architecture: str, decay: float, optimiser: str, seed
                 rows.append(row(0.5, "lissa", "loo_warm", "scratch", **place))
                 rows.append(row(0.05, "lissa", "loo_scratch", "scratch", **place, ceiling_spearman=0.1))
                 rows.append(row(-0.1, "loo_warm", "loo_scratch", "scratch", **place))
+                again = {"ceiling_spearman": 0.95} if test_point == 10 else {}
+                for e, truth in itertools.product(ESTIMATORS, ("loo_warm_0.25", "loo_warm_1")):
+                    rows.append(row(0.8, e, truth, "top_influence", **place, **again))
         rows.append(row(0.9, "lissa", "loo_warm", "top_influence", test_choice=f"{choice}_together"))
     return rows
 
@@ -122,12 +126,12 @@ def chosen(table: pd.DataFrame, **where) -> pd.Series:
     return table["spearman"]
 
 
-SIZES, SOLVERS, FURTHER, GROUPED, COSTS = FIGURES
+SIZES, SOLVERS, FURTHER, GROUPED, LONGER, COSTS = FIGURES
 VARIANTS = {  # a change of the table, and the figures to which it can matter
     "one data set": (lambda t: t[t["dataset"] == "cifar10"], [SIZES, FURTHER, GROUPED]),
     "two networks": (lambda t: t[t["architecture"].isin(["lenet", "resnet18"])], [SOLVERS]),
-    "one network": (lambda t: t[t["run_id"] == "mnist-lenet-wd0.001-adam-s0"], [SIZES, GROUPED, COSTS]),
-    "one test point": (lambda t: t[t["test_point"].isin([11, 51])], [SIZES, GROUPED]),
+    "one network": (lambda t: t[t["run_id"] == "mnist-lenet-wd0.001-adam-s0"], [SIZES, GROUPED, LONGER, COSTS]),
+    "one test point": (lambda t: t[t["test_point"].isin([11, 51])], [SIZES, GROUPED, LONGER]),
     "no numbers": (
         lambda t: t.assign(spearman=np.nan, pearson=np.nan, status="solver_diverged", seconds_estimate=np.nan),
         FIGURES,
@@ -138,7 +142,7 @@ VARIANTS = {  # a change of the table, and the figures to which it can matter
     ),
     "no ceilings": (
         lambda t: t.drop(columns=["ceiling_spearman", "ceiling_pearson", "width_multiplier"]),
-        [SIZES, GROUPED],
+        [SIZES, GROUPED, LONGER],
     ),
 }
 
@@ -330,6 +334,25 @@ def test_optimisers_and_starts_give_their_spread(full, pictures):
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.45, 0.67))
     starts = [chosen(full, architecture="small_cnn", seed=s).mean() for s in range(4)]
     assert f"small CNN {rounded(np.mean(starts))} ± {rounded(np.std(starts, ddof=1))}" in picture.caption
+
+
+def test_longer_retraining_shows_networks_that_went_on_longer_at_all_lengths(full, pictures):
+    picture = pictures[plots.longer_retraining]
+    titles = [ax.get_title(loc="left") for ax in picture.figure.axes]
+    assert titles == ["LeNet: Spearman", "LeNet: slope"]
+    ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in picture.figure.axes]
+    assert ticks == [["6%", "25%", "100%"]] * 2
+    for estimator, name in {"lissa": "LiSSA", "ekfac": "EK-FAC", "identity": "gradient product"}.items():
+        at_points = full[full["test_choice"].isin(["max_loss", "p50_loss"])].assign(test_choice="max_loss")
+        where = {"architecture": "lenet", "estimator": estimator}
+        short, long = chosen(at_points, **where), chosen(at_points, **where, ground_truth="loo_warm_1")
+        assert f"{name} {rounded(short.mean())} to {rounded(long.mean())}" in picture.caption
+    assert "all lengths" in picture.caption and "gradient product" not in picture.alt.split("LeNet, slope")[1]
+
+
+def test_longer_retraining_is_empty_without_networks_that_went_on(full):
+    short = full[~full["ground_truth"].str.startswith("loo_warm_", na=False)]
+    assert "no" in plots.longer_retraining(short).alt.lower()
 
 
 def test_groups_stand_beside_single_images_and_scratch_beside_the_warm_start(full, pictures):

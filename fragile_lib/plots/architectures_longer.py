@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from fragile_lib.plots import base, words
 from fragile_lib.plots.architectures_rows import (
@@ -29,7 +29,8 @@ from fragile_lib.plots.small_mnist import CEILING, DECAY
 ESTIMATORS = ("lissa", "cg_ggn", "ekfac", "identity")
 SHORTEST = "loo_warm"  # longer ones are loo_warm_F, F the share of the training steps
 SHIFT = 0.05  # of the marks of one estimator, in factors of the length
-ROWS = {"spearman": "Spearman correlation", "slope": "slope (logarithmic)"}
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+TITLES = {"spearman": "Spearman", "slope": "slope"}
 
 
 def longer_retraining(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
@@ -55,9 +56,9 @@ def longer_retraining(results: pd.DataFrame, where: Mapping | None = None) -> Pi
         figure, axes = base.new_figure(2.9 * len(networks) + 1.2, rows=len(networks), columns=2)
         for i, network in enumerate(networks):
             part = rows[rows["architecture"] == network]
-            for ax, statistic in zip(axes[i], ROWS, strict=True):
+            for ax, statistic in zip(axes[i], TITLES, strict=True):
                 told += _draw(ax, part, statistic, f"{name(network)}, {statistic}")
-                ax.set_title(f"{name(network)}: {words.short_word(statistic)}", loc="left")
+                ax.set_title(f"{name(network)}: {TITLES[statistic]}", loc="left")
         for ax in axes[-1]:
             ax.set_xlabel("share of the training steps")
         base.legend_below(figure, list(axes[:, 0]))
@@ -110,13 +111,16 @@ def _draw(ax: Axes, rows: pd.DataFrame, statistic: str, setting: str) -> list[st
     ax.set_xscale("log")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(shares, [f"{s:.0%}" for s in shares])
-    ax.set_xlim(min(shares) / 1.3, max(shares) * 1.3)
+    ax.set_xlim(min(shares) / 1.5, max(shares) * 1.7)
     if statistic == "slope":
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.axhline(1, color="0.35", linewidth=1.0, zorder=1)
+        bottom, top = ax.get_ylim()
+        ax.set_yticks([t for t in TICKS if bottom <= t <= max(top, 1)])
     else:
         ax.set_ylim(min([0.0, *finite(rows[statistic])]) - 0.05, 1.05)
-    ax.set_ylabel(ROWS[statistic])
     return told
 
 
