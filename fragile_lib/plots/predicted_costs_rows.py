@@ -130,8 +130,8 @@ def _caption(model: CostModel, works: Sequence, records: Sequence, wanted: Seque
         "with the operations, the rest is the same for every network",
         f"That a GPU sustains {RATE / 1e12:g} × 10¹² operations a second in float32 was measured on one H100, for "
         "training steps of ResNet-50 on batches of 100 images of 32 pixels; that each layer of each pass takes at "
-        f"least {LAUNCH * 1e6:g} µs, which rules for small networks and small batches, is an assumption: hours are forward "
-        "passes times the longer of the two",
+        f"least {LAUNCH * 1e6:g} µs, which rules for small networks and small batches, is an assumption: hours are "
+        "forward passes times the longer of the two",
         f"An upper bound of the work: no image is left out for two test points, CG takes all its iterations. The "
         f"networks are up to {_times(model, wanted)} times as large in operations as any that was measured, the "
         f"training sets {factor:,.0f} times",
