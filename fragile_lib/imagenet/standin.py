@@ -51,7 +51,7 @@ SHOWN = {  # foolbox's files whose ImageNet class is a kind of one of the ten: b
 
 def standin_folder(
     source: str = "cifar10",
-    train_per_class: int = 40,
+    train_per_class: int = 20,
     test_per_class: int = 10,
     seed: int = 0,
     root: Path | str | None = None,
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Make the stand-in of the study of record, or one of another size, and say where it lies."""
     parser = argparse.ArgumentParser(prog="python -m fragile_lib.imagenet.standin", description=__doc__.split("\n")[0])
     parser.add_argument("--source", default="cifar10", choices=SOURCES, help="which photographs")
-    parser.add_argument("--train", type=int, default=40, help="training images of each class")
+    parser.add_argument("--train", type=int, default=20, help="training images of each class")
     parser.add_argument("--test", type=int, default=10, help="test images of each class")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--root", default=None, help="data root; default FRAGILE_DATA or a cache folder")
