@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup
 from fragile_lib.study.record import read_record, rows_frame
 
 ROOT = Path(__file__).parents[2]
+PAGES = [f"{name}.html" for name in ("index", "iris", "small_mnist", "mnist_cifar10", "imagenet", "summary")]
 PRIMARY = {"test_choice": "max_loss", "train_choice": "top_influence"}
 
 
@@ -28,7 +29,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         shutil.copytree(ROOT / name, root / name)
     environment = os.environ | {"FRAGILE_ROOT": str(root)}
     command = [sys.executable, "-m", "fragile_lib.study", "run", "--profile", "quick", "--jobs", "1"]
-    call = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    call = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     return SimpleNamespace(root=root, call=call, out=root / "runs" / "quick", environment=environment)
 
 
@@ -65,6 +66,18 @@ def test_small_mnist_is_recorded_with_every_truth_and_its_noise(quick):
         assert (table.solver_residual.dropna() < 1e-3).all()
         assert table.ceiling_spearman.notna().any()
         assert {p["test_choice"] for p in found["points"]} == {"max_loss"}
+
+
+def test_the_stand_in_goes_the_whole_way_at_full_width_and_judges_no_claim(quick):
+    (path,) = quick.out.glob("photographs-*/result.json")
+    found = read_record(path)
+    table = rows_frame(found)
+    assert found["run"]["n_params"] == 25_557_032 and found["run"]["dataset"] == "imagenet_standin"
+    assert set(table.ground_truth) == {"loo_warm", "loo_warm_minus_control"}
+    assert table.control_change.notna().any() and {"lissa", "cg_ggn"} == set(table.estimator)
+    assert min(found["throughput"].values()) > 0 and not found["unreadable"]
+    text = BeautifulSoup((quick.out / "report" / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert "not run" in text.find(id="claim-N1").get_text(" ").lower()
 
 
 def test_damped_gauss_newton_estimates_follow_the_response_that_they_linearise(quick):
@@ -121,7 +134,7 @@ def test_the_flat_file_reruns_a_run_to_the_same_numbers(quick, tmp_path):
 
 def test_the_results_table_is_all_records_together(quick):
     table = pd.read_csv(quick.out / "results.csv")
-    assert table.run_id.nunique() == 8
+    assert table.run_id.nunique() == 9
     named = {"ok", "indefinite", "separable", "not_certified", "constant", "too_few"}
     assert set(table.status) <= named | {"not_converged", "solver_diverged"}
 
@@ -138,7 +151,7 @@ def test_the_report_judges_the_claims_and_links_to_nothing_missing(quick):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "mnist_cifar10.html", "summary.html"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
     context = chromium.new_context(viewport={"width": 360, "height": 800})
     tab, asked = context.new_page(), []
@@ -150,7 +163,7 @@ def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(chromium, page):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "small_mnist.html", "mnist_cifar10.html", "summary.html"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_study_of_record_is_accessible(chromium, page):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
