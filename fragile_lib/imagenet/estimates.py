@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from fragile_lib.deep.training import Continued
 from fragile_lib.errors import bad_input
 from fragile_lib.examination import Estimated, Retrained, spread_over
 from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
+from fragile_lib.imagenet.ekfac import DeficientEkfacSolver
 from fragile_lib.imagenet.examined import Examined
 from fragile_lib.imagenet.scores import Slopes
 from fragile_lib.measure import Peak
 from fragile_lib.solvers import BlockCGSolver, IdentitySolver, Solver
-from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
+from fragile_lib.solvers.base import Solution
+from fragile_lib.solvers.operator import nowhere
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,21 @@ def directions_by(examined: Examined, name: str, folder: Path | str = "", **opti
     with Peak() as peak:
         one_hot = torch.eye(examined.test.n, device=examined.theta.device, dtype=examined.theta.dtype)
         gradients = examined.test.gradient(examined.theta.expand(examined.test.n, -1), one_hot)
-        solution = solver_of(examined, name, **options)(gradients)
+        solution = _solved(examined, name, gradients, options)
     numbers = (float(solution.residual.max()), perf_counter() - began, solution.products / len(gradients), peak.mb)
     if kept is not None:
         kept.save("solution", x=solution.x.cpu().numpy(), numbers=np.array(numbers), status=np.array(solution.status))
     return Direction(solution.x, *numbers, status=solution.status)
+
+
+def _solved(examined: Examined, name: str, gradients: Tensor, options: Mapping[str, float]) -> Solution:
+    """The solution, or one that says that a factor could not be decomposed: no other estimator is lost by it."""
+    began = perf_counter()
+    try:
+        return solver_of(examined, name, **options)(gradients)
+    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+        warnings.warn(f"{name}: {error}", stacklevel=2)
+        return Solution(*nowhere(gradients), perf_counter() - began, "solver_diverged", 0.0)
 
 
 def solver_of(
@@ -79,7 +92,7 @@ def solver_of(
         return BlockCGSolver(*common, gauss_newton=True, tolerance=TOLERANCE, max_iterations=cg_iterations)
     if name == "ekfac":
         module, batch = examined.model.module(examined.theta), examined.curvature.chunk
-        return ModuleEkfacSolver(*common, module=module, batch=batch, seed=examined.seed)
+        return DeficientEkfacSolver(*common, module=module, batch=batch, seed=examined.seed)
     if name == "identity":
         return IdentitySolver(*common)
     raise bad_input("estimator", name, f"choose one of {', '.join(ESTIMATORS)}")

@@ -21,6 +21,7 @@ from fragile_lib.deep.training import Schedule, go_on_without
 from fragile_lib.errors import InputError
 from fragile_lib.imagenet import cost, estimates, examined, leave_out, standin, weights
 from fragile_lib.imagenet.checkpoint import Checkpoint
+from fragile_lib.imagenet.ekfac import eigen
 from fragile_lib.imagenet.folder import find_sets, list_folder
 from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
 from fragile_lib.imagenet.score import main, score, score_by
@@ -493,3 +494,19 @@ def test_pixels_are_what_the_network_sees(photos):
 def test_data_of_one_batch_is_that_of_the_stream(photos):
     data, rows = in_memory(photos, np.array([3, 1]), Notes())
     assert isinstance(data, Data) and rows.tolist() == [3, 1] and data.y.tolist() == [[0, 0]]
+
+
+def test_a_factor_on_which_one_driver_fails_is_decomposed_by_another(monkeypatch):
+    a = torch.randn(3, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factor = a.T @ a
+
+    def failing(matrix):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    with pytest.warns(UserWarning, match="60 rows"):
+        values, vectors = eigen(factor)
+    torch.testing.assert_close(vectors @ torch.diag(values) @ vectors.T, factor)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(60, dtype=torch.float64))
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        eigen(factor * float("nan"))
