@@ -74,7 +74,8 @@ def influential_pictures(
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, place in zip(axes.flat, order, strict=False):
-            label = f"{scores[place] / 10.0**exponent:+.1f}".replace("-", "−")
+            scaled = scores[place] / 10.0**exponent
+            label = (f"{scaled:+.1f}" if abs(scaled) >= 0.1 else f"{scaled:+.1g}").replace("-", "−")
             _photograph(ax, train[place], label, base.BLUE if scores[place] > 0 else base.VERMILLION)
     counts = Counter(train_classes).most_common()
     shown = words.joined([f"{count} of {name}" for name, count in counts[:4]])

@@ -88,7 +88,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
     place = study_root() / "notebooks" / path
     if not place.exists():
         raise bad_input("grid_results", str(path), "no table is there; run a study first, or give '' for no figures")
-    return pd.read_csv(place)
+    return pd.read_csv(place, low_memory=False)  # a column has one type, whatever part of the file is read
 
 
 def read_points(path: str | Path, run_ids: str) -> list[dict[str, Any]]:
