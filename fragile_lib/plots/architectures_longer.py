@@ -34,7 +34,7 @@ TITLES = {"spearman": "Spearman", "slope": "slope"}
 
 
 def longer_retraining(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
-    """Spearman, and below it the slope of truth on estimate, against the length of retraining, a column a network.
+    """Spearman, and beside it the slope of truth on estimate, against the length of retraining, a row a network.
 
     Of the networks that were retrained for more than one length, on MNIST with weight decay, at all examined test
     points. The product of gradients has the size that the damping gives it, so its slope is not shown; nor are slopes
