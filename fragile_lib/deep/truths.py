@@ -97,12 +97,15 @@ def longer_rows(
     """Rows for the same images left out for longer: ground truth `loo_warm_F`, F the share of the training steps.
 
     Only the length of going on differs from `loo_warm`: network, rate, order of images and estimates are the same. The
-    first test point's images are left out twice, as there.
+    first test point's images are left out twice, as there. Of the test points, those of highest loss alone.
 
     Args:
         indices: the training points of largest |influence| on each test point.
     """
-    chosen, rows = {"top_influence": indices}, []
+    places = [place for place, choice in enumerate(points.choice) if choice == "max_loss"]
+    points = Points(points.index[places], [points.choice[place] for place in places])
+    estimates = {name: replace(e, changes=e.changes[:, places]) for name, e in estimates.items()}
+    chosen, rows = {"top_influence": [indices[place] for place in places]}, []
     for fraction in fractions:
         schedule = network.schedule.continued(fraction, network.seed)
         truth = warm(network, points, schedule, chosen, repeat=True)[0]["loo_warm"]

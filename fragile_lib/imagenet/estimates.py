@@ -18,12 +18,12 @@ from fragile_lib.deep.training import Continued
 from fragile_lib.errors import bad_input
 from fragile_lib.examination import Estimated, Retrained, spread_over
 from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
-from fragile_lib.imagenet.ekfac import DeficientEkfacSolver
 from fragile_lib.imagenet.examined import Examined
 from fragile_lib.imagenet.scores import Slopes
 from fragile_lib.measure import Peak
 from fragile_lib.solvers import BlockCGSolver, IdentitySolver, Solver
 from fragile_lib.solvers.base import Solution
+from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
 from fragile_lib.solvers.operator import nowhere
 
 
@@ -92,7 +92,7 @@ def solver_of(
         return BlockCGSolver(*common, gauss_newton=True, tolerance=TOLERANCE, max_iterations=cg_iterations)
     if name == "ekfac":
         module, batch = examined.model.module(examined.theta), examined.curvature.chunk
-        return DeficientEkfacSolver(*common, module=module, batch=batch, seed=examined.seed)
+        return ModuleEkfacSolver(*common, module=module, batch=batch, seed=examined.seed)
     if name == "identity":
         return IdentitySolver(*common)
     raise bad_input("estimator", name, f"choose one of {', '.join(ESTIMATORS)}")

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fragile_lib.deep.training import NEVER, Continued, Schedule, Trained, _step, copied, losses_of, make_optimiser
+from fragile_lib.deep.training import (
+    NEVER,
+    Continued,
+    Schedule,
+    Trained,
+    _first_use,
+    _step,
+    copied,
+    losses_of,
+    make_optimiser,
+)
 from fragile_lib.errors import bad_input
 from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
 from fragile_lib.imagenet.folder import OUTPUTS
@@ -121,7 +131,7 @@ def go_on_without_streamed(
     """
     check_count("at_once", at_once)
     batches = [rows[places] for places in schedule.rows(len(rows))]
-    first = np.array([_first(batches, row) for row in removals], dtype=int)
+    first = np.array([_first_use(batches, np.array([row])) for row in removals], dtype=int)
     order = np.argsort(np.where(first == NEVER, len(batches), first), kind="stable")  # late ones share much of the way
     losses, control = np.full((len(removals), len(test[1])), np.nan), None
     images, seconds = 0, 0.0
@@ -197,8 +207,3 @@ def _one(
     places = np.flatnonzero(batch.rows == removed) if removed is not None else ()
     _step(module, optimiser, batch.x, batch.y, np.arange(len(batch.rows)), schedule, step, places)
     optimiser.zero_grad(set_to_none=True)
-
-
-def _first(batches: list[np.ndarray], row: int) -> int:
-    """The first batch that holds a photograph, or NEVER."""
-    return next((step for step, rows in enumerate(batches) if row in rows), NEVER)

@@ -5,7 +5,7 @@ text and caption, the two texts computed from the same numbers as the drawing. I
 
     show(*correlation_against(results, "depth"))
 
-`architecture_table` and `predicted_costs` return a table (a pandas Styler) with its caption.
+`predicted_costs` and what has `table` in its name return a table (a pandas Styler) with its caption.
 """
 
 from fragile_lib.plots.architectures import over_architectures
@@ -35,6 +35,7 @@ from fragile_lib.plots.quantities import (
 from fragile_lib.plots.scatter import scatter_estimate_truth, together
 from fragile_lib.plots.small_mnist import against_decay, by_test_point
 from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
+from fragile_lib.plots.solvers import solver_table
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -66,6 +67,7 @@ __all__ = [
     "smallest_eigenvalue",
     "solver_comparison",
     "solver_page",
+    "solver_table",
     "theme",
     "together",
     "top_eigenvalue",

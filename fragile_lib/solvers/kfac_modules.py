@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from scipy import linalg
 from torch import Tensor, nn
 
 from fragile_lib.errors import bad_input
@@ -125,7 +126,7 @@ class ModuleEkfacSolver(KfacSolver):
         for layer in layers:
             parts = factors.pop(0)  # one at a time, so that no factor outlives its eigenvectors
             if isinstance(layer, Layer):
-                (a, right), (g, left) = [torch.linalg.eigh(part.double()) for part in parts]
+                (a, right), (g, left) = [eigen(part.double()) for part in parts]
                 spectrum = g.clamp(min=0)[:, None] * a.clamp(min=0)
                 found.append(tuple(part.to(parts[0]) for part in (left, right, spectrum)))
             else:
@@ -137,6 +138,25 @@ class ModuleEkfacSolver(KfacSolver):
             for place, basis, spectrum in zip(places, bases, spectra, strict=True):
                 found[place] = (*basis, spectrum)
         return found
+
+
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), rising, and eigenvectors (n, n) of a symmetric matrix, by another driver where one fails.
+
+    A factor of ResNet-50's last block has 4,608 rows, and forty images of one place each give it rank forty. LAPACK's
+    divide and conquer can fail on so many equal eigenvalues; such a factor is then decomposed by relatively robust
+    representations (`evr`), and the eigenvectors are as good.
+
+    Raises:
+        torch.linalg.LinAlgError: a matrix that is not finite.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise torch.linalg.LinAlgError("a Kronecker factor is not finite")
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        values, vectors = linalg.eigh(matrix.cpu().numpy(), driver="evr")
+        return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
 
 
 def module_factors(
