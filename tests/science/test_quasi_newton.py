@@ -1,0 +1,96 @@
+"""Minima by BFGS with a dense inverse, against a closed form, the dense Newton method, and planted saddles."""
+
+import pytest
+import torch
+
+from fragile_lib.data import iris_splits
+from fragile_lib.errors import InputError
+from fragile_lib.models import MLP
+from fragile_lib.objective import Objective, make_objective
+from fragile_lib.quasi_newton import _Search, minimum
+from fragile_lib.stationary import newton
+from fragile_lib.training import FLAT
+
+
+def objective(weight_decay: float = 0.01) -> Objective:
+    data, _ = iris_splits([0])
+    return make_objective(MLP(1, 6, "tanh"), data, weight_decay)
+
+
+def lowest(train: Objective, theta: torch.Tensor) -> float:
+    return float(torch.linalg.eigvalsh(train.matrices(theta[None], train.uniform(1))[0])[0])
+
+
+def test_the_minimum_from_a_random_start_is_certified_and_as_low_as_that_of_newton() -> None:
+    train = objective()
+    start = train.model.init(0)
+    found = minimum(train, start, tolerance=1e-9)
+    assert found.grad_norm <= 1e-9 and lowest(train, found.theta) >= -FLAT
+    assert float(train.gradient(found.theta[None], train.uniform(1)).norm()) == pytest.approx(found.grad_norm)
+    theta, norm, _ = newton(train, start[None], train.uniform(1), max_steps=300)
+    assert norm[0] <= 1e-8
+    values = [float(train.value(t[None], train.uniform(1))) for t in (found.theta, theta[0])]
+    assert values[0] <= values[1] + 0.05  # each may be a minimum of its own
+
+
+def test_a_saddle_with_no_gradient_is_left() -> None:
+    train = objective(0.001)
+    saddle = torch.zeros(len(train.model.init(0)), dtype=torch.float64)  # classes are balanced: grad J is zero here
+    assert float(train.gradient(saddle[None], train.uniform(1)).norm()) < 1e-12 and lowest(train, saddle) < -0.01
+    found = minimum(train, saddle, tolerance=1e-8)
+    assert found.grad_norm <= 1e-8 and lowest(train, found.theta) >= -FLAT
+    before, after = (float(train.value(t[None], train.uniform(1))) for t in (saddle, found.theta))
+    assert after < 0.2 * before
+
+
+def test_at_a_minimum_nothing_is_done() -> None:
+    train = objective()
+    theta = minimum(train, train.model.init(0), tolerance=1e-9).theta
+    again = minimum(train, theta, tolerance=1e-8)
+    assert torch.equal(again.theta, theta) and again.passes == 1
+
+
+class Quadratic:
+    """J = t^T A t / 2 - b^T t, in the place of a network."""
+
+    def __init__(self, matrix: torch.Tensor, vector: torch.Tensor) -> None:
+        self.matrix, self.vector = matrix, vector
+
+    def uniform(self, count: int) -> torch.Tensor:
+        return torch.ones(count, 1)
+
+    def value_and_gradient(self, theta, weights, place):
+        t = theta[0]
+        return 0.5 * t @ self.matrix @ t - self.vector @ t, (self.matrix @ t - self.vector)[None]
+
+
+def test_a_quadratic_is_solved_and_each_update_keeps_the_secant_equation() -> None:
+    rng = torch.Generator().manual_seed(0)
+    root = torch.randn(8, 8, generator=rng, dtype=torch.float64)
+    matrix, vector = root @ root.T + 0.1 * torch.eye(8), torch.randn(8, generator=rng, dtype=torch.float64)
+    search, inverse = _Search(Quadratic(matrix, vector)), torch.eye(8, dtype=torch.float64)
+    state = search.at(torch.zeros(8, dtype=torch.float64))
+    for _ in range(5):
+        before, state = state, search.descend(state, inverse, 1e-11, 1)
+        torch.testing.assert_close(inverse @ (state.gradient - before.gradient), state.theta - before.theta)
+        torch.testing.assert_close(inverse, inverse.T)
+    state = search.descend(state, inverse, 1e-11, 200)
+    torch.testing.assert_close(state.theta, torch.linalg.solve(matrix, vector))
+    assert torch.linalg.eigvalsh(inverse)[0] > 0
+
+
+def test_steps_and_rounds_bound_the_work() -> None:
+    train = objective()
+    few = minimum(train, train.model.init(0), tolerance=1e-12, rounds=1, steps=3)
+    assert few.grad_norm > 1e-12 and few.passes < 3 * 30 + 2
+    many = minimum(train, train.model.init(0), tolerance=1e-12, rounds=1, steps=30)
+    assert float(train.value(many.theta[None], train.uniform(1))) < float(
+        train.value(few.theta[None], train.uniform(1))
+    )
+
+
+@pytest.mark.parametrize("bad", [{"tolerance": 0.0}, {"tolerance": float("nan")}, {"rounds": 0}, {"steps": 0}])
+def test_bad_input(bad: dict) -> None:
+    train = objective()
+    with pytest.raises(InputError, match=next(iter(bad))):
+        minimum(train, train.model.init(0), **({"tolerance": 1e-6} | bad))
