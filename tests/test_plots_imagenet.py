@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fragile_lib import plots
+from fragile_lib.examination import Estimated
 
 
 def picture(count: int, dataset: str = "imagenet_standin"):
@@ -58,3 +59,15 @@ def test_the_tables_name_the_set_and_the_arithmetic():
     )
     styled = plots.imagenet_cost_table(projected, 224, 40.0, "this machine")
     assert styled.data.loc["days here", "scoring"] == "2.00" and "40 x 10^12" in styled.caption
+
+
+def test_the_table_of_solves_has_short_numbers_and_words():
+    solved = {
+        "lissa": Estimated(np.zeros((3, 1)), 4.8571234, 247.123, 8.75, 1564.2, "ok"),
+        "cg_ggn": Estimated(np.zeros((3, 1)), 6.8e-7, 1.5, 8.0, 2484.0, "not_converged"),
+        "ekfac": Estimated(np.zeros((3, 1)), float("nan"), 203.5, 0.0, 2042.0, "solver_diverged"),
+    }
+    text = plots.solver_table(solved, "test image").to_html()
+    for expected in ("products a test image", "LiSSA", "4.86", "247", "8.75", "1,564", "6.8e-7", "stopped", "diverged"):
+        assert f">{expected}<" in text
+    assert "no number" in text and "nan" not in text

@@ -36,14 +36,14 @@ TITLES = {"spearman": "Spearman", "slope": "slope"}
 def longer_retraining(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
     """Spearman, and beside it the slope of truth on estimate, against the length of retraining, a row a network.
 
-    Of the networks that were retrained for more than one length, on MNIST with weight decay, at all examined test
-    points. The product of gradients has the size that the damping gives it, so its slope is not shown; nor are slopes
-    whose interval reaches zero.
+    Of the networks that were retrained for more than one length, on MNIST with weight decay, at the test points of
+    highest loss. The product of gradients has the size that the damping gives it, so its slope is not shown; nor are
+    slopes whose interval reaches zero.
     """
     truths = [t for t in _truths(results) if t != SHORTEST]
     if not truths:
         return base.empty_picture(words.nothing("spearman", "ground_truth"))
-    setting = {"dataset": "mnist", "weight_decay": DECAY, "estimator": list(ESTIMATORS), "test_choice": None}
+    setting = {"dataset": "mnist", "weight_decay": DECAY, "estimator": list(ESTIMATORS), "test_choice": "max_loss"}
     rows = choose(results, where, ["spearman", "slope"], **setting, ground_truth=[SHORTEST, *truths])
     went_on = rows[rows["ground_truth"] != SHORTEST]["run_id"].unique() if len(rows) else []
     rows = rows[rows["run_id"].isin(went_on)] if len(rows) else rows
@@ -64,7 +64,8 @@ def longer_retraining(results: pd.DataFrame, where: Mapping | None = None) -> Pi
         base.legend_below(figure, list(axes[:, 0]))
     caption = words.sentences(
         *_findings(rows, networks),
-        f"MNIST, weight decay {DECAY:g}, training points of largest |influence|, the same at all lengths",
+        f"MNIST, weight decay {DECAY:g}, test points of highest loss",
+        "Training points of largest |influence|, the same at all lengths",
         points_sentence(rows, dots=False),
         ceiling_sentence(rows),
         "A slope of 1 says that an estimate has the size of the truth; that of the product of gradients is not shown",
