@@ -11,6 +11,7 @@ from PIL import Image
 
 from fragile_lib import plots
 from fragile_lib.examination import Estimated
+from fragile_lib.plots.imagenet import _short
 
 
 def picture(count: int, dataset: str = "imagenet_standin"):
@@ -71,3 +72,11 @@ def test_the_table_of_solves_has_short_numbers_and_words():
     for expected in ("products a test image", "LiSSA", "4.86", "247", "8.75", "1,564", "6.8e-7", "stopped", "diverged"):
         assert f">{expected}<" in text
     assert "no number" in text and "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("score", "label"),
+    [(2.24, "+2.2"), (-0.1, "−0.1"), (-0.05, "−0.05"), (0.0078, "+8e−3"), (-0.000712, "−7e−4"), (0.0, "+0.0")],
+)
+def test_labels_of_scores_are_short(score, label):
+    assert _short(score) == label and len(label) <= 6

@@ -75,8 +75,7 @@ def influential_pictures(
             ax.set_axis_off()
         for ax, place in zip(axes.flat, order, strict=False):
             scaled = scores[place] / 10.0**exponent
-            label = (f"{scaled:+.1f}" if abs(scaled) >= 0.1 else f"{scaled:+.1g}").replace("-", "−")
-            _photograph(ax, train[place], label, base.BLUE if scores[place] > 0 else base.VERMILLION)
+            _photograph(ax, train[place], _short(scaled), base.BLUE if scores[place] > 0 else base.VERMILLION)
     counts = Counter(train_classes).most_common()
     shown = words.joined([f"{count} of {name}" for name, count in counts[:4]])
     shown += f" and {len(counts) - 4} other classes" if len(counts) > 4 else ""
@@ -141,6 +140,14 @@ def imagenet_cost_table(projected: pd.DataFrame, size: int, tflops: float, machi
         f"One GPU by arithmetic: images times operations an image, at {tflops:g} x 10^12 operations a second",
     )
     return Styler(table, uuid="imagenet_cost", cell_ids=False, caption=caption).set_table_styles(LEFT)
+
+
+def _short(score: float) -> str:
+    """A score with its sign, in six characters at most: +2.2, −0.05, −7e−4."""
+    if score == 0 or abs(score) >= 0.1:
+        return f"{score:+.1f}".replace("-", "−")
+    mantissa, exponent = f"{score:+.0e}".split("e")
+    return (f"{score:+.2f}" if int(exponent) == -2 else f"{mantissa}e{int(exponent)}").replace("-", "−")
 
 
 def photographs_table(results: pd.DataFrame) -> Styler:

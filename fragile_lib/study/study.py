@@ -95,23 +95,28 @@ def collect_profile(root: Path, profile: str) -> int:
 
 
 def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> list[str]:
-    """Bring the pages up to date, each in a process of its own, `cores` at a time; return what failed."""
+    """Bring the pages up to date, each in a process of its own, on `cores` cores; return what failed.
+
+    A page that computes with several threads has as many cores to itself: two such side by side wait for each other.
+    """
     environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
-    waiting = [name for name, spec in chosen.items() if spec.page is not None]
-    running: list[subprocess.Popen[str]] = []
+    waiting = {name: spec.limits["threads"] for name, spec in chosen.items() if spec.page is not None}
+    running: dict[subprocess.Popen[str], int] = {}
     problems = []
     try:
         while waiting or running:
-            while waiting and len(running) < max(1, cores):
-                command = ["pages", "--profile", profile, "--notebook", waiting.pop(0)]
-                command = [sys.executable, "-m", "fragile_lib.study", *command]
+            free = cores - sum(running.values())
+            while name := next((name for name, threads in waiting.items() if threads <= free or not running), None):
+                command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook", name]
                 pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-                running.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+                threads = waiting.pop(name)
+                running[subprocess.Popen(command, text=True, env=environment, **pipes)] = threads
+                free -= threads
             done = next((process for process in running if process.poll() is not None), None)
             if done is None:
                 time.sleep(0.1)
                 continue
-            running.remove(done)
+            del running[done]
             last = (done.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
             say(last)
             if done.returncode:
