@@ -23,6 +23,7 @@ from fragile_lib.conv_passes import (
     tangent_forward,
     tangent_sums,
     turned_backward,
+    weighted_loss,
 )
 from fragile_lib.conv_plan import AFTER, GRADIENT, INTO, N_OUT
 from fragile_lib.conv_tiles import add_lane_sums
@@ -42,10 +43,11 @@ def logits(net, packed, x, dataset, first, stop, out):
 
 
 @compiled
-def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out):
+def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out, values):
     """out (E, gradients / lanes) += gradient of sum_i w_i loss_i + <c_i, logits_i> over the blocks.
 
     weights (E, blocks * lanes); c, one for all networks, as cotangent (blocks, classes * lanes), or (0, 0) for none.
+    values (E,) += sum_i w_i loss_i, in float64, unless it is empty.
     """
     units, deltas = buffer(net.units, packed), buffer(net.units, packed)
     sums, odds = buffer(net.gradients, packed), buffer(net.plan[-1, N_OUT] * net.lanes, packed)
@@ -59,6 +61,8 @@ def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out):
             forward(net, image, packed[e], units)
             softmax(net, units, odds)
             loss_deltas(net, odds, y[dataset[e]][rows], weights[e][rows], deltas)
+            if len(values):
+                values[e] += weighted_loss(net, units, odds, y[dataset[e]][rows], weights[e][rows])
             if given:
                 add_cotangent(net, cotangent[b], deltas)
             backward(net, packed[e], units, deltas, none)
@@ -82,7 +86,7 @@ def batch_gradients(net, packed, pixels, y, rows, weights, first, stop, out):
             for e in range(len(packed)):
                 factors[e, b * lanes + lane] = weights[e, some[lane]]
     dataset, none = np.zeros(len(packed), np.int64), np.zeros((0, 0), packed.dtype)
-    gradients(net, packed, x, labels, dataset, factors, none, net.first, blocks, out)
+    gradients(net, packed, x, labels, dataset, factors, none, net.first, blocks, out, np.zeros(0))
 
 
 @compiled

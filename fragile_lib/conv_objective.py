@@ -56,7 +56,7 @@ class ConvObjective(Objective):
     def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         out = np.empty((len(theta), self._blocks * self._lanes, self.model.n_classes), self._pixels.dtype)
         places = self.members(theta, dataset).numpy()
-        self._each_part(conv_kernels.logits, self._packed(theta), self._x, places, out=lambda part: out)
+        self._each_part(conv_kernels.logits, self._packed(theta), self._x, places, out=lambda part: (out,))
         return torch.from_numpy(out[:, : self.n])
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -75,11 +75,19 @@ class ConvObjective(Objective):
             return self._directional_by_rows(theta, v, self.members(theta, dataset))
         out = np.empty((*v.shape[:2], self._blocks * self._lanes), self._pixels.dtype)
         fixed = self._packed(theta), self._packed(v), self._x, self._y, self.members(theta, dataset).numpy()
-        self._each_part(conv_kernels.tangents, *fixed, out=lambda part: out)
+        self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         return self._gradient(theta, weights, np.zeros((0, 0), self._pixels.dtype), dataset)
+
+    def value_and_gradient(  # noqa: D102
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        parts = np.zeros((len(_parts(0, self._blocks)), len(theta)))
+        gradient = self._gradient(theta, weights, np.zeros((0, 0), self._pixels.dtype), dataset, parts)
+        wide = theta.double()
+        return torch.from_numpy(parts.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
     def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad of sum_i w_i loss_i + <c_i, logits_i>, plus L2: (E, P) for a constant c (n, classes) of all networks.
@@ -149,17 +157,30 @@ class ConvObjective(Objective):
     def _packed(self, theta: Tensor) -> np.ndarray:
         return self._layout.packed(self._array(theta))
 
-    def _gradient(self, theta: Tensor, weights: Tensor, cotangent: np.ndarray, dataset: Tensor | None) -> Tensor:
-        places, w = self.members(theta, dataset).numpy(), _filled(self._array(weights), self._lanes)
+    def _gradient(
+        self,
+        theta: Tensor,
+        weights: Tensor,
+        cotangent: np.ndarray,
+        dataset: Tensor | None,
+        values: np.ndarray | None = None,
+    ) -> Tensor:
+        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses."""
+        places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
+        w = _filled(self._array(weights), self._lanes)
         fixed = self._packed(theta), self._x, self._y, places, w, cotangent
-        return self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed) + self.decay * theta
+        parts = _parts(0, self._blocks)
+        out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
+        sums = np.zeros((len(parts), 0)) if values is None else values
+        self._each_part(conv_kernels.gradients, *fixed, out=lambda part: (out[part], sums[part]))
+        return torch.from_numpy(out.sum(0)[..., self._layout.unpack]) + self.decay * theta
 
     def _each_part(
-        self, kernel: Callable, *fixed: object, out: Callable[[int], np.ndarray], blocks: int | None = None
+        self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int | None = None
     ) -> None:
-        """Run a kernel on each part of the blocks."""
+        """Run a kernel on each part of the blocks; out says what a part writes into."""
         parts = [(part, *ends) for part, ends in enumerate(_parts(0, blocks or self._blocks))]
-        in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, out(part)), parts)
+        in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
 
     def _sum_of_parts(
         self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int | None = None
@@ -167,7 +188,7 @@ class ConvObjective(Objective):
         """(*shape, P) the sum over parts of what a kernel adds up."""
         count = len(_parts(0, blocks or self._blocks))
         out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        self._each_part(kernel, *fixed, out=lambda part: out[part], blocks=blocks)
+        self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
 
     def _batch_products(self, packed: np.ndarray, v: Tensor, rows: np.ndarray, place: int) -> Tensor:
@@ -296,7 +317,7 @@ def compile_all() -> None:
         objective = ConvObjective(SmallCNN(1, 2, 21), data)
         theta, weights = objective.model.init(0).to(kind)[None], torch.ones(1, 1, dtype=kind)
         objective.logits(theta)
-        objective.gradient(theta, weights)
+        objective.value_and_gradient(theta, weights)
         objective.batch_gradient(theta, weights, np.zeros(1, np.int64))
         objective.example_gradients(theta)
         objective.directional(theta, theta[None])

@@ -72,6 +72,20 @@ def loss_deltas(net, odds, y, weights, deltas):
 
 
 @compiled
+def weighted_loss(net, units, odds, y, weights):
+    """sum_i w_i loss_i of a block, in float64: z_top - z_y - log p_top, which no small p_y makes infinite."""
+    top, total = net.plan[-1], 0.0
+    for lane in range(net.lanes):
+        best = lane
+        for c in range(1, top[N_OUT]):
+            if odds[c * net.lanes + lane] > odds[best]:
+                best = c * net.lanes + lane
+        behind = units[top[INTO] + best] - units[top[INTO] + y[lane] * net.lanes + lane]
+        total += weights[lane] * (np.float64(behind) - np.log(np.float64(odds[best])))
+    return total
+
+
+@compiled
 def add_cotangent(net, cotangent, deltas):
     """Add c (classes * lanes,) to the deltas of the logits."""
     into = net.plan[-1, INTO]

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib import evaluation
-from fragile_lib.examination import Points, Retrained, ceiling
+from fragile_lib.examination import Estimated, Points, rows_of
 from fragile_lib.groups import GROUP_CHOICES, choose_groups, group_removals, second_order_influence
 from fragile_lib.prepared import Prepared
 from fragile_lib.solvers import Solution
@@ -43,8 +42,10 @@ def group_rows(
             "exact_ggn": -prepared.train.n * removals.numpy() @ scores,
             "second_order": _second_order(prepared, points, removals),
         }
-        truth, seconds = groups_left_out(prepared, points, "pbrf", removals, repeat)
-        rows += [shared | row for row in _rows(points, f"{choice}_groups", estimates, truth, seconds)]
+        truth = groups_left_out(prepared, points, "pbrf", removals, repeat)
+        everything = {f"{choice}_groups": [np.arange(count)] * len(points.index)}
+        estimates = {name: Estimated(changes) for name, changes in estimates.items()}
+        rows += rows_of(points, everything, estimates, {"group": truth}, shared)
     return rows
 
 
@@ -56,19 +57,3 @@ def _second_order(prepared: Prepared, points: Points, removals: Tensor) -> np.nd
 
     test, places = prepared.on_points(points), torch.arange(len(points.index))
     return second_order_influence(prepared.train, test, prepared.theta, removals, places, solve).cpu().numpy()
-
-
-def _rows(points: Points, choice: str, estimates: dict, truth: Retrained, seconds: float) -> list[dict]:
-    rows = []
-    for j, (point, test_choice) in enumerate(zip(points.index, points.choice, strict=True)):
-        kept = np.flatnonzero(np.isfinite(truth.changes[:, j]))
-        for name, changes in estimates.items():
-            found = evaluation.compare(changes[kept, j], truth.changes[kept, j])
-            rows.append(
-                {"test_point": int(point), "test_choice": test_choice, "train_choice": choice}
-                | {"estimator": name, "ground_truth": "group", "n_points": len(kept)}
-                | {"n_uncertified": len(truth.changes) - len(kept), "status": found.status}
-                | {"pearson": found.pearson, "spearman": found.spearman, "slope": found.slope}
-                | {"seconds_retrain": seconds, **ceiling(truth, kept, j)}
-            )
-    return rows

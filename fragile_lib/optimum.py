@@ -1,10 +1,10 @@
-"""Optima of networks of some thousand parameters: one network to its optimum, then its left-out optima.
+"""Networks of some thousand parameters: one network towards its optimum, then its left-out optima.
 
 `stationary.newton` factors a new Hessian at every step of every network. Here that is too dear, and not needed: the
-optimum is approached by L-BFGS (`approach`) and found by Newton-CG (`finish_one`) in coordinates in which the
-Gauss-Newton matrix is the identity, and the left-out optima, which lie close to it, by steps with the one Hessian of
-the optimum (`chord`: Newton's method with a fixed matrix). Each left-out optimum is certified by its own gradient on
-all examples.
+optimum is approached by L-BFGS in coordinates in which the Gauss-Newton matrix is the identity (`approach`; from there
+`quasi_newton.minimum` goes on), and the left-out optima, which lie close to it, by steps with the one Hessian of the
+optimum (`chord`: Newton's method with a fixed matrix). Each left-out optimum is certified by its own gradient on all
+examples.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from fragile_lib.training import flushed_denormals
 
 Solve = Callable[[Tensor], Tensor]  # (K, P) -> (K, P), the inverse curvature times each row
 
-ROUNDS = 10  # Gauss-Newton matrices that `finish_one` computes at most
 SHIFT = 1e-2  # mu as a share of the GGN's mean diagonal: enough for directions that only the rest of H curves
 MEMORY = 60  # pairs that L-BFGS keeps
-TRUST = {"initial_trust_radius": 0.3, "max_trust_radius": 10.0, "gtol": 0.0}  # in whitened coordinates
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """One network theta (P,) with ||grad J||, and how many gradients and Hessian-vector products its finishing took."""
+    """One network theta (P,) with ||grad J||, and how many gradients its finishing took."""
 
     theta: Tensor
     grad_norm: float
@@ -42,10 +40,10 @@ class Optimum:
 def approach(
     objective: Objective, theta: Tensor, tolerance: float, rounds: int, steps: int = 60, dataset: int = 0
 ) -> Optimum:
-    """Lower J from theta (P,) by L-BFGS in coordinates whitened by the GGN (see `finish_one`), renewed every round.
+    """Lower J from theta (P,) by L-BFGS in coordinates whitened by the Gauss-Newton matrix, renewed every round.
 
-    For networks far from their optimum, where a gradient goes further than a Hessian-vector product; in the floating
-    type of the objective's data, float32 as a rule. It may end at a saddle: `finish_one` goes on from there.
+    With G + mu I = L L^T and theta = theta_0 + L^-T u, the curvature in u is the identity but for what G leaves out. In
+    the floating type of the objective's data, float32 as a rule. It may end at a saddle.
 
     Args:
         objective: J.
@@ -58,49 +56,16 @@ def approach(
     Raises:
         InputError: a tolerance that is not above 0.
     """
-    method = {"method": "L-BFGS-B", "options": {"maxiter": steps, "maxcor": MEMORY, "ftol": 0, "gtol": 0}}
-    return _in_rounds(objective, theta, tolerance, rounds, steps, dataset, method, "towards the optimum")
-
-
-def finish_one(
-    objective: Objective, theta: Tensor, tolerance: float, steps: int = 40, dataset: int = 0, rounds: int = ROUNDS
-) -> Optimum:
-    """Minimise J from theta (P,) until ||grad J|| <= tolerance, by Newton-CG in coordinates whitened by the GGN.
-
-    With G + mu I = L L^T and theta = theta_0 + L^-T u, the curvature in u is the identity but for what the Gauss-Newton
-    matrix G leaves out. The trust-region Newton method with truncated conjugate gradients (Nocedal and Wright 2006,
-    algorithms 4.1 and 7.2; scipy's `trust-ncg`) needs few Hessian-vector products there, and follows negative
-    curvature off saddles. G is renewed every `steps` steps, `ROUNDS` times at most; the result says what was reached,
-    whether or not it is within the tolerance.
-
-    Raises:
-        InputError: a tolerance that is not above 0.
-    """
-    method = {"method": "trust-ncg", "options": {"maxiter": steps, **TRUST}}
-    return _in_rounds(objective, theta, tolerance, rounds, steps, dataset, method, "to the optimum")
-
-
-def _in_rounds(
-    objective: Objective,
-    theta: Tensor,
-    tolerance: float,
-    rounds: int,
-    steps: int,
-    dataset: int,
-    method: dict,
-    label: str,
-) -> Optimum:
     if not tolerance > 0:
         raise bad_input("tolerance", tolerance, "give a number above 0")
     place = torch.tensor([dataset])
-    weights = objective.uniform(1)
-    passes, norm = 0, float(objective.gradient(theta[None].to(objective.data.x), weights, place).norm())
-    with progress(total=rounds * steps, desc=label) as bar:
+    passes, norm = 0, float(objective.gradient(theta[None].to(objective.data.x), objective.uniform(1), place).norm())
+    with progress(total=rounds * steps, desc="towards the optimum") as bar:
         for _ in range(rounds):
             if not norm > tolerance:  # reached, or not finite
                 break
             whitened = _Whitened(objective, theta, place, tolerance)
-            theta, norm = whitened.minimised(method)
+            theta, norm = whitened.minimised(steps)
             passes += whitened.passes
             bar.update(steps)
             bar.set_postfix(gradient=f"{norm:.1e}")
@@ -121,13 +86,12 @@ class _Whitened:
         matrix.diagonal().add_(SHIFT * matrix.diagonal().mean())
         self.factor = torch.linalg.cholesky(matrix)
 
-    def minimised(self, method: dict) -> tuple[Tensor, float]:
+    def minimised(self, steps: int) -> tuple[Tensor, float]:
         """(theta (P,), ||grad J||) after one run of `scipy.optimize.minimize`."""
-        functions = {"fun": self.value, "jac": True, "callback": self.stop}
-        if method["method"] == "trust-ncg":
-            functions["hessp"] = self.product
+        options = {"maxiter": steps, "maxcor": MEMORY, "ftol": 0, "gtol": 0}
+        start = np.zeros(len(self.start))
         with flushed_denormals():
-            found = minimize(x0=np.zeros(len(self.start)), **functions, **method)
+            found = minimize(self.value, start, jac=True, callback=self.stop, method="L-BFGS-B", options=options)
         theta = self.start + self.unwhitened(found.x)
         return theta, float(self.objective.gradient(self.kind(theta), self.weights, self.place).norm())
 
@@ -137,15 +101,10 @@ class _Whitened:
 
     def value(self, u: np.ndarray) -> tuple[float, np.ndarray]:
         theta = self.kind(self.start + self.unwhitened(u))
-        value, gradient = _value_and_gradient(self.objective, theta, self.weights, self.place)
+        value, gradient = value_and_gradient(self.objective, theta, self.weights, self.place)
         self.passes += 1
         self.norm = float(gradient.norm())
         return float(value), self.whitened(gradient[0])
-
-    def product(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        theta, direction = self.kind(self.start + self.unwhitened(u)), self.kind(self.unwhitened(v))
-        self.passes += 1
-        return self.whitened(self.objective.products(theta, direction[None], self.weights, self.place)[0, 0])
 
     def unwhitened(self, u: np.ndarray) -> Tensor:
         column = torch.from_numpy(u).to(self.start)[:, None]
@@ -160,8 +119,8 @@ class _Whitened:
             raise StopIteration
 
 
-def _value_and_gradient(objective: Objective, theta: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """In one pass over the data where the objective can do that."""
+def value_and_gradient(objective: Objective, theta: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """J (E,) and its gradient (E, P), in one pass over the data where the objective can do that."""
     if hasattr(objective, "value_and_gradient"):
         return objective.value_and_gradient(theta, weights, place)
     return objective.value(theta, weights, place), objective.gradient(theta, weights, place)

@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fragile_lib import kept
 from fragile_lib.conv import SmallCNN
 from fragile_lib.conv_objective import ConvObjective
 from fragile_lib.data import Data
+from fragile_lib.errors import InputError
 from fragile_lib.examination import Points
+from fragile_lib.kept import Made
 from fragile_lib.minibatch import Protocol, train
 from fragile_lib.objective import Objective, resolve_device
-from fragile_lib.optimum import approach, finish_one
+from fragile_lib.optimum import approach
+from fragile_lib.quasi_newton import minimum
 from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.training import FLAT, accuracy
 
@@ -76,42 +82,90 @@ def prepare(
     damping: float,
     protocol: Protocol,
     rounds: int,
-    newton_rounds: int = 0,
+    minimum_rounds: int = 0,
     checkpoints: int = 5,
     device: str = "auto",
+    networks: Path | str = "",
 ) -> Prepared:
     """Train a network from init(protocol.seed), drive it on towards its optimum, and compute its curvatures.
 
-    Minibatches in float32 as `protocol` says; then `rounds` rounds of whitened L-BFGS in float32 and `newton_rounds`
-    of Newton-CG in float64 (`optimum.approach`, `optimum.finish_one`). The optimum is certified (`ok`) where ||grad J||
-    is at most `RELATIVE` times that at the start and no eigenvalue of the Hessian is below -`FLAT`; else the outcome is
-    `not_certified`, or `separable` without weight decay, and the network is where the descent stopped.
+    Minibatches in float32 as `protocol` says; then `rounds` rounds of whitened L-BFGS in float32 (`optimum.approach`)
+    and `minimum_rounds` of BFGS with a dense inverse (`quasi_newton.minimum`). The optimum is certified (`ok`) where
+    ||grad J|| is at most `RELATIVE` times that at the start and no eigenvalue of the Hessian is below -`FLAT`; else the
+    outcome is `not_certified`, or `separable` without weight decay, and the network is where the descent stopped.
+
+    networks: a folder in which a network with `minimum_rounds`, dear as it is, is looked for and kept (`kept`); empty:
+    it is always computed. The certificate is computed for a kept network as for any other.
+
+    Raises:
+        InputError: a folder that cannot be written to, or a kept network that cannot be read.
     """
     single_data = Data(train_data.x.float(), train_data.y)
     objective = cnn_objective(model, train_data, weight_decay, device)
     single = cnn_objective(model, single_data, weight_decay, device)
     start, clock = model.init(protocol.seed).to(objective.device), _Clock()
     tolerance = RELATIVE * float(objective.gradient(start[None], objective.uniform(1)).norm())
+    further = {"rounds": rounds, "minimum_rounds": minimum_rounds, "checkpoints": checkpoints}
+    made_with = kept.settings(model, train_data, weight_decay, protocol, **further)
+    stored = networks and minimum_rounds > 0
+    made = kept.load(networks, made_with) if stored else None
+    if made is None:
+        if stored:
+            kept.check_folder(networks)
+        made = _made(objective, single, start, protocol, tolerance, rounds, minimum_rounds, checkpoints, clock)
+        if stored:
+            _keep_or_warn(networks, made_with, made)
+    theta = made.theta.to(objective.device)
+    hessian = DenseSolver(objective, theta, damping, single=single)
+    clock.lap("hessian")
+    ggn = DenseSolver(objective, theta, damping, gauss_newton=True, single=single)
+    clock.lap("gauss_newton")
+    certificate = {"seed": protocol.seed} | _certificate(objective, theta, tolerance, hessian, made.passes)
+    return Prepared(
+        protocol.seed,
+        objective,
+        single,
+        objective.on(test_data),
+        theta,
+        made.checkpoints.to(objective.device),
+        made.rates,
+        damping,
+        hessian,
+        ggn,
+        certificate,
+        clock.seconds,
+    )
+
+
+def _keep_or_warn(networks: Path | str, made_with: dict, made: Made) -> None:
+    """A disk that filled up meanwhile must not take the network with it: the run goes on."""
+    try:
+        kept.keep(networks, made_with, made)
+    except InputError as error:
+        warnings.warn(f"the network is not kept: {error}", stacklevel=3)
+
+
+def _made(
+    objective: Objective,
+    single: Objective,
+    start: Tensor,
+    protocol: Protocol,
+    tolerance: float,
+    rounds: int,
+    minimum_rounds: int,
+    checkpoints: int,
+    clock: _Clock,
+) -> Made:
     places = np.unique(np.linspace(0, protocol.steps, checkpoints + 1).astype(int)[1:]).tolist()
     trained = train(single, start[None].float(), single.uniform(1), protocol, checkpoints=places)
     clock.lap("minibatch")
     reached = approach(single, trained.theta[0].double(), tolerance, rounds)
     passes = reached.passes
-    if newton_rounds:
-        reached = finish_one(objective, reached.theta, tolerance, rounds=newton_rounds)
+    if minimum_rounds:
+        reached = minimum(objective, reached.theta, tolerance, single, rounds=minimum_rounds)
         passes += reached.passes
     clock.lap("optimum")
-    theta = reached.theta
-    hessian = DenseSolver(objective, theta, damping, single=single)
-    clock.lap("hessian")
-    ggn = DenseSolver(objective, theta, damping, gauss_newton=True, single=single)
-    clock.lap("gauss_newton")
-    certificate = {"seed": protocol.seed} | _certificate(objective, theta, tolerance, hessian, passes)
-    kept = trained.checkpoints[:, 0].double(), trained.rates
-    test = objective.on(test_data)
-    return Prepared(
-        protocol.seed, objective, single, test, theta, *kept, damping, hessian, ggn, certificate, clock.seconds
-    )
+    return Made(reached.theta, trained.checkpoints[:, 0].double(), trained.rates, passes)
 
 
 class _Clock:

@@ -1,9 +1,7 @@
 """Minima of networks of some thousand parameters by BFGS with a dense inverse Hessian.
 
-On a tanh network of 2,616 parameters L-BFGS and Newton-CG (`optimum`) spend thousands of passes among saddles whose
-curvature spans six orders of magnitude. A dense inverse remembers every step: the same method, tried in a script on a
-GPU, reached minima to a relative gradient of 1e-6, with no negative eigenvalue (one network at each of two weight
-decays). The study does not use it yet.
+On a tanh network of 2,616 parameters L-BFGS and Newton-CG spend thousands of passes among saddles whose curvature spans
+six orders of magnitude, and do not get to a minimum. A dense inverse remembers every step.
 """
 
 from __future__ import annotations
@@ -14,16 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fragile_lib.data import Data
 from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
-from fragile_lib.optimum import Optimum, _value_and_gradient
+from fragile_lib.optimum import Optimum, value_and_gradient
 from fragile_lib.progress import progress
+from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.training import FLAT, flushed_denormals
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions
 HALVINGS = 30  # of one line search
 SHIFTS = 1e-5, 1e-2  # bounds of what is added to |H| before it is inverted: the gradient's norm, between these
-BEYOND = 0.3  # share of the tolerance at which a round ends, so that the next look finds it well below
+ROUGH = 300  # times the tolerance: down to there float32 serves, and from there on a fresh Hessian saves many steps
+BEYOND = 1e-3  # share of the tolerance at which the last round ends: some more steps, and left-out optima start clean
+LEFT_OUT_SHIFT = 1e-3  # added to |H| of a left-out network; below it lie directions in which nothing is known
+SINGLE = 1e-4  # ||grad J|| down to which float32 serves
 OFF = (0.01, 0.03, 0.1, 0.3, 1.0)  # lengths that are tried along the lowest eigenvector of a saddle
 
 
@@ -39,22 +42,23 @@ class _State:
 
 
 def minimum(
-    objective: Objective, theta: Tensor, tolerance: float, single: Objective | None = None, rounds: int = 6,
-    steps: int = 4_000,
+    objective: Objective, theta: Tensor, tolerance: float, single: Objective | None = None, rounds: int = 8,
+    steps: int = 2_000,
 ) -> Optimum:  # fmt: skip
     """A local minimum of J near theta (P,): ||grad J|| <= tolerance and no eigenvalue of the Hessian below -`FLAT`.
 
     Each round computes the Hessian H = Q diag(lambda) Q^T and starts the inverse of BFGS (Nocedal and Wright 2006,
     equation 6.17) as Q diag(1 / (|lambda| + shift)) Q^T, which turns round the directions that lead up to a saddle.
     Steps satisfy the weak Wolfe conditions, by bisection (Lewis and Overton 2013), so that the inverse stays positive.
-    Where a round ends at a saddle, the next begins a little down its lowest eigenvector. What was reached is returned,
-    whether or not it is within the tolerance.
+    A round ends after `steps`, at `ROUGH` times the tolerance, or at the tolerance. Where it ends at a saddle, the next
+    begins a little down its lowest eigenvector. What was reached is returned, whether or not it is within the
+    tolerance.
 
     Args:
         objective: J, in float64; its first data set is used. Memory: four matrices (P, P).
         theta: the start.
         tolerance: of ||grad J||.
-        single: the same J in float32, for the Hessians.
+        single: the same J in float32, for the Hessians, and for the steps down to `ROUGH` times the tolerance.
         rounds: Hessians at most.
         steps: BFGS steps of a round at most.
 
@@ -70,44 +74,97 @@ def minimum(
     state = search.at(theta.double())
     with flushed_denormals(), progress(total=rounds, desc="to a minimum") as bar:
         for _ in range(rounds):
-            values, vectors = _eigen(single or objective, state.theta)
-            if state.norm <= tolerance and values[0] >= -FLAT:
-                break
+            curvature = DenseSolver(objective, state.theta, 0.0, single=single)
             if state.norm <= tolerance:
-                state = search.off_the_saddle(state, vectors[:, 0])
-            shift = min(max(state.norm, SHIFTS[0]), SHIFTS[1])
-            state = search.descend(state, (vectors / (values.abs() + shift)) @ vectors.T, BEYOND * tolerance, steps)
+                if curvature.spectrum[0] >= -FLAT:
+                    break
+                state = search.off_the_saddle(state, curvature.vectors[:, 0])
+            state = _one_round(search, state, curvature, tolerance, single, steps)
             bar.update(1)
-            bar.set_postfix(gradient=f"{state.norm:.1e}")
+            bar.set_postfix(J=f"{state.value:.5f}", gradient=f"{state.norm:.1e}")
     return Optimum(state.theta, state.norm, search.passes)
+
+
+def _one_round(
+    search: _Search, state: _State, curvature: DenseSolver, tolerance: float, single: Objective | None, steps: int
+) -> _State:
+    shift = min(max(state.norm, SHIFTS[0]), SHIFTS[1])
+    inverse = (curvature.vectors / (curvature.spectrum.abs() + shift)) @ curvature.vectors.T
+    if not state.norm > ROUGH * tolerance:
+        return search.descend(state, inverse, BEYOND * tolerance, steps)
+    if single is not None:
+        rough = _Search(single)
+        reached = rough.descend(rough.at(state.theta), inverse, ROUGH * tolerance, steps)
+        search.passes += rough.passes
+        if reached.value < state.value:
+            return search.at(reached.theta)
+    return search.descend(state, inverse, ROUGH * tolerance, steps)
+
+
+def left_out_minimum(
+    objective: Objective, theta: Tensor, removal: Tensor, hessian: Tensor, goal: float, single: Objective, steps: int
+) -> Optimum:
+    """A minimum of J(.; 1/n + d) near theta (P,), the minimum of J: for a removal d (n,) where Newton steps fail.
+
+    An example with much leverage takes more curvature with it than the others leave: the Hessian without it has
+    negative eigenvalues, or others altogether. BFGS starts from the absolute inverse of that Hessian, H + sum_i d_i
+    hess loss_i, as in `minimum`; in float32 down to `SINGLE`, and from there in float64. What was reached is returned.
+
+    Args:
+        objective: J in float64, single: the same in float32; on the CPU or not.
+        theta: the minimum of J.
+        removal: the change of the weights.
+        hessian: H (P, P) of J at theta.
+        goal: ||grad J(.; 1/n + d)|| at which it ends.
+        steps: BFGS steps at most, in each floating type.
+    """
+    members = removal.nonzero()[:, 0]
+    some = type(objective)(
+        objective.model, Data(objective.data.x[:1, members], objective.data.y[:1, members]), 0.0, str(objective.device)
+    )
+    curvature = hessian + some.matrices(theta[None], removal[members].to(theta)[None])[0]
+    values, vectors = torch.linalg.eigh(curvature)
+    inverse = (vectors / (values.abs() + LEFT_OUT_SHIFT)) @ vectors.T
+    weights = objective.uniform(1) + removal.to(theta)
+    rough, fine = _Search(single, weights), _Search(objective, weights)
+    with flushed_denormals():
+        state = rough.descend(rough.at(theta), inverse, max(goal, SINGLE), steps)
+        state = fine.descend(fine.at(state.theta), inverse, goal, steps)
+    return Optimum(state.theta, state.norm, rough.passes + fine.passes)
 
 
 class _Search:
     """Values and gradients of J at single networks, counted, and the descent that asks for them."""
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective, self.weights, self.passes = objective, objective.uniform(1), 0
-        self.place = torch.tensor([0])
+    def __init__(self, objective: Objective, weights: Tensor | None = None) -> None:
+        self.objective, self.passes, self.place = objective, 0, torch.tensor([0])
+        default = objective.uniform(1)
+        self.weights = default if weights is None else weights.to(default)
 
     def at(self, theta: Tensor) -> _State:
+        """The state at theta, in float64; J itself in the type of the objective's data."""
         self.passes += 1
-        value, gradient = _value_and_gradient(self.objective, theta[None], self.weights, self.place)
-        return _State(theta, float(value), gradient[0])
+        stack = theta[None].to(self.weights)
+        value, gradient = value_and_gradient(self.objective, stack, self.weights, self.place)
+        return _State(theta, float(value), gradient[0].double())
 
     def descend(self, state: _State, inverse: Tensor, goal: float, steps: int) -> _State:
         """BFGS from a state with a positive inverse (P, P), which is overwritten."""
+        direction = -(inverse @ state.gradient)
         for _ in range(steps):
             if not state.norm > goal:
                 break
-            new = self.along(state, -(inverse @ state.gradient))
+            new = self.along(state, direction)
             if new is None:
                 break
             s, y = new.theta - state.theta, new.gradient - state.gradient
-            state = new
-            if (curved := float(s @ y)) > 0:
-                hy = inverse @ y
+            state, ahead = new, inverse @ new.gradient
+            hy, curved = ahead + direction, float(s @ y)
+            if curved > 0:
                 u = (0.5 * (1 + float(y @ hy) / curved) * s - hy) / curved
                 inverse.addr_(s, u).addr_(u, s)
+                ahead += s * (u @ state.gradient) + u * (s @ state.gradient)
+            direction = -ahead
         return state
 
     def along(self, state: _State, direction: Tensor) -> _State | None:
@@ -130,9 +187,3 @@ class _Search:
         """The lowest of some points on both sides along the eigenvector of the smallest eigenvalue."""
         tried = [self.at(state.theta + sign * length * lowest) for length in OFF for sign in (1, -1)]
         return min([state, *tried], key=lambda one: one.value)
-
-
-def _eigen(objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (P,), rising, and eigenvectors (P, P) of the Hessian of J, in float64."""
-    kind = theta[None].to(objective.data.x)
-    return torch.linalg.eigh(objective.matrices(kind, objective.uniform(1))[0].double())

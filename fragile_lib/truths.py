@@ -20,11 +20,16 @@ from fragile_lib.minibatch import Protocol, train
 from fragile_lib.optimum import chord
 from fragile_lib.pbrf import ProximalObjective, TiltedObjective
 from fragile_lib.prepared import Prepared
+from fragile_lib.progress import progress
+from fragile_lib.quasi_newton import left_out_minimum
 from fragile_lib.retraining import loss_changes
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 NUDGE = 1e-6  # damping of undamped chord steps: a common shift of the output biases has no curvature at all
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
+CERTIFIED_STEPS = 6  # the same without damping: most need one or two, and those that need more need many more
+LEFT_OUT_STEPS = 150  # of BFGS, in each floating type, for one left-out network
+AT_ONCE = 256  # left-out networks held at once
 GROUP_STEPS = 40  # the same for a group, which moves the network further
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
@@ -52,38 +57,78 @@ def minima(prepared: Prepared, kind: str, max_steps: int = STEPS) -> Respond:
     resting = objective.gradient(prepared.theta[None], objective.uniform(1))
 
     def respond(removals: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        weights = objective.uniform(len(removals)) + removals.to(gradients)
         caused = removals.to(gradients) @ gradients
         goal = (LEFT_OUT * caused.norm(dim=1)).clamp(min=1e-4 * prepared.certificate["tolerance"])
-        theta, norm, _ = chord(
-            objective,
-            start.expand(len(removals), -1),
-            objective.uniform(len(removals)) + removals.to(gradients),
-            solve=partial(solver.shifted, shift=shift),
-            tolerance=goal,
-            first=caused + resting if start is prepared.theta else None,
-            max_steps=max_steps,
-        )
-        return theta, norm <= goal
+        goal[~removals.any(dim=1)] = goal[removals.any(dim=1)].min()  # a control is driven as far as the others
+        first = caused + resting if start is prepared.theta else None
+        found = [
+            chord(
+                objective,
+                start.expand(len(rows), -1),
+                weights[rows],
+                solve=partial(solver.shifted, shift=shift),
+                tolerance=goal[rows],
+                first=first[rows] if first is not None else None,
+                max_steps=max_steps,
+            )
+            for rows in torch.arange(len(removals)).split(AT_ONCE)
+        ]
+        return torch.cat([theta for theta, _, _ in found]), torch.cat([norm for _, norm, _ in found]) <= goal
 
     return respond
 
 
 def left_out(
-    prepared: Prepared, points: Points, kind: str, indices: np.ndarray, again: np.ndarray | None = None
+    prepared: Prepared,
+    points: Points,
+    kind: str,
+    indices: np.ndarray,
+    again: np.ndarray | None = None,
+    further: np.ndarray | None = None,
 ) -> Retrained:
     """The truth `kind` of `minima` for leaving out each training example of `indices` (k,), on all test points.
 
-    again: those for which it is repeated, from a start displaced at random.
+    The control is the minimum with nothing left out, found in the same way.
+
+    Args:
+        prepared: the network.
+        points: the examined test points (m,).
+        kind: as in `minima`.
+        indices: training examples.
+        again: those for which the truth is repeated, from a start displaced at random.
+        further: those of `indices` for which the search goes on by BFGS (`quasi_newton.left_out_minimum`) where Newton
+            steps did not end at a minimum; for `loo_certified` alone.
     """
-    began, respond, n = perf_counter(), minima(prepared, kind), prepared.train.n
-    networks, kept = respond(leave_one_out(torch.from_numpy(indices), n), prepared.theta)
-    changes = spread_over(indices, _changes(prepared, points, networks), n, kept.cpu().numpy())
-    truth = Retrained(changes, perf_counter() - began, np.zeros(len(points.index)), indices)
+    began, n = perf_counter(), prepared.train.n
+    respond = minima(prepared, kind, CERTIFIED_STEPS if kind == "loo_certified" else STEPS)
+
+    def found_from(start: Tensor, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        removals = _nothing_and(leave_one_out(torch.from_numpy(examples), n))
+        networks, kept = respond(removals, start)
+        if further is not None and len(further):
+            _go_on(prepared, removals, networks, kept, np.flatnonzero(np.isin(examples, further)) + 1)
+        changes = _changes(prepared, points, networks)
+        return changes[0], spread_over(examples, changes[1:], n, kept[1:].cpu().numpy())
+
+    control, changes = found_from(prepared.theta, indices)
+    truth = Retrained(changes, perf_counter() - began, control, indices)
     if again is None or not len(again):
         return truth
-    networks, kept = respond(leave_one_out(torch.from_numpy(again), n), displaced(prepared))
-    second = spread_over(again, _changes(prepared, points, networks), n, kept.cpu().numpy())
-    return replace(truth, repeats=np.stack([changes, second]))
+    return replace(truth, repeats=np.stack([changes, found_from(displaced(prepared), again)[1]]))
+
+
+def _go_on(prepared: Prepared, removals: Tensor, networks: Tensor, kept: Tensor, rows: np.ndarray) -> None:
+    """Fill in, by BFGS from the network itself, those of the rows of `networks` and `kept` that are not kept yet."""
+    examples = prepared.train.example_gradients(prepared.theta[None])[0]
+    hessian = prepared.hessian.matrix()
+    missing = [r for r in rows.tolist() if not kept[r]]
+    for r in progress(missing, desc="left-out optima by BFGS"):
+        goal = LEFT_OUT * float((removals[r].to(examples) @ examples).norm())
+        found = left_out_minimum(
+            prepared.train, prepared.theta, removals[r], hessian, goal, prepared.single, LEFT_OUT_STEPS
+        )
+        networks[r], kept[r] = found.theta, found.grad_norm <= goal
 
 
 def displaced(prepared: Prepared) -> Tensor:
@@ -93,18 +138,18 @@ def displaced(prepared: Prepared) -> Tensor:
     return prepared.theta + DISPLACED * prepared.theta.norm() / direction.norm() * direction
 
 
-def groups_left_out(
-    prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False
-) -> tuple[Retrained, float]:
-    """The truth `kind` of `minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached."""
-    began, respond, outcomes = perf_counter(), minima(prepared, kind, GROUP_STEPS), []
+def groups_left_out(prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False) -> Retrained:
+    """The truth `kind` of `minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached.
+
+    With a control as in `left_out`.
+    """
+    began, respond, outcomes, controls = perf_counter(), minima(prepared, kind, GROUP_STEPS), [], []
     for start in (prepared.theta, displaced(prepared)) if repeat else (prepared.theta,):
-        networks, kept = respond(removals, start)
-        outcomes.append(np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan))
-    repeats = np.stack(outcomes) if repeat else None
-    control = np.zeros(len(points.index))
-    seconds = perf_counter() - began
-    return Retrained(outcomes[0], seconds, control, repeats=repeats), seconds
+        networks, kept = respond(_nothing_and(removals), start)
+        changes = np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan)
+        controls.append(changes[0])
+        outcomes.append(changes[1:])
+    return Retrained(outcomes[0], perf_counter() - began, controls[0], repeats=np.stack(outcomes) if repeat else None)
 
 
 def by_minibatches(
@@ -165,9 +210,13 @@ def from_scratch(
 
 def _with_control(prepared: Prepared, indices: np.ndarray) -> Tensor:
     """Weights (1 + k, n): everything, and then without each of the indices."""
-    n = prepared.train.n
-    removed = leave_one_out(torch.from_numpy(indices), n).to(prepared.theta)
-    return prepared.train.uniform(1 + len(indices)) + torch.cat([torch.zeros(1, n).to(removed), removed])
+    removals = _nothing_and(leave_one_out(torch.from_numpy(indices), prepared.train.n))
+    return prepared.train.uniform(len(removals)) + removals.to(prepared.theta)
+
+
+def _nothing_and(removals: Tensor) -> Tensor:
+    """Removals (1 + k, n), the first of them empty: the control's."""
+    return torch.cat([removals.new_zeros(1, removals.shape[1]), removals])
 
 
 def _changes(prepared: Prepared, points: Points, networks: Tensor) -> np.ndarray:
@@ -184,20 +233,24 @@ def ground_truths(
     protocol: Protocol,
     warm_choices: list[str],
     repeat: bool = False,
+    certified_points: int = 0,
 ) -> dict[str, Retrained]:
     """The truths `kinds` by name, for what `chosen` (by choice, for each test point) asks to be left out.
 
     Each example is left out once and evaluated on all test points. `loo_certified` needs a certified network and is
     left out without one. `loo_warm` brings `loo_warm_minus_control`; being dear, it leaves out only the `warm_choices`
-    of the test points of highest loss. repeat: all truths are repeated for the first choice at the first test point.
+    of the test points of highest loss. repeat: all truths are repeated for what is left out at the first test point.
+    certified_points: first test points for whose first choice `loo_certified` goes on where Newton steps fail.
     """
     wanted = union(indices for by_point in chosen.values() for indices in by_point)
-    again = next(iter(chosen.values()))[0] if repeat else None
+    again = union(by_point[0] for by_point in chosen.values()) if repeat else None
+    warm_again = union(chosen[choice][0] for choice in warm_choices) if repeat else None
     found: dict[str, Retrained] = {}
     for kind in kinds:
         if kind == "loo_warm":
             some = [chosen[c][j] for c in warm_choices for j, name in enumerate(points.choice) if name == "max_loss"]
-            found |= by_minibatches(prepared, points, protocol, union(some), again)
+            found |= by_minibatches(prepared, points, protocol, union(some), warm_again)
         elif kind != "loo_certified" or prepared.certified:
-            found[kind] = left_out(prepared, points, kind, wanted, again)
+            further = next(iter(chosen.values()))[:certified_points] if kind == "loo_certified" else []
+            found[kind] = left_out(prepared, points, kind, wanted, again, union(further) if further else None)
     return found

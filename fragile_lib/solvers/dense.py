@@ -70,6 +70,10 @@ class DenseSolver:
         """(C~ + shift)^-1 for rows v (K, P): what chord steps take."""
         return ((v @ self.vectors) / (self.spectrum + shift)) @ self.vectors.T
 
+    def matrix(self) -> Tensor:
+        """C~ itself (P, P), from its eigenvectors."""
+        return (self.vectors * self.spectrum) @ self.vectors.T
+
     def lowest(self) -> float:
         """The smallest eigenvalue, by Rayleigh and Ritz with C itself in the space of the lowest eigenvectors of C~."""
         basis = self.vectors[:, :LOWEST].T

@@ -363,6 +363,25 @@ def test_a_parameter_that_is_not_finite_shows_and_stays_in_its_network(model):
     assert torch.isnan(ours.losses(theta)[1]).all()
 
 
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=["64", "32"])
+@pytest.mark.parametrize("n", [13, 150])  # one part, several parts
+def test_value_and_gradient_in_one_pass_are_those_of_the_reference(n, kind, tolerance):
+    ours, reference, theta, weights, _ = instance(ODD, n=n, kind=kind)
+    value, gradient = ours.value_and_gradient(theta.to(kind), weights.to(kind))
+    assert value.dtype == torch.float64 and gradient.dtype == kind
+    close(value, reference.value(theta.to(kind).double(), weights), tolerance)
+    assert torch.equal(gradient, ours.gradient(theta.to(kind), weights.to(kind)))
+
+
+def test_the_value_of_a_sure_mistake_is_finite_and_right_in_single_precision():
+    ours, reference, theta, weights, _ = instance(kind=torch.float32)
+    far = theta.float() * 200  # the odds of some labels underflow
+    value, _ = ours.value_and_gradient(far, weights.float().abs())
+    expected = reference.value(far.double(), weights.float().abs().double())
+    assert expected.min() > 100
+    close(value, expected, 1e-5)
+
+
 def test_sure_networks_stay_finite_and_right():
     ours, reference, theta, weights, v = instance(n=9)
     sure = theta.clone()

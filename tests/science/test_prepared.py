@@ -1,6 +1,7 @@
 """A small convolutional network on real digits from training to estimates and truths of every kind."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from fragile_lib.errors import InputError
 from fragile_lib.estimators import ESTIMATORS, estimate_by, make_solver
 from fragile_lib.examination import Points, choose_test_points, choose_training_points, rows_of
 from fragile_lib.group_truths import group_rows
+from fragile_lib.kept import Made, keep, load, settings
 from fragile_lib.minibatch import Protocol
 from fragile_lib.prepared import Prepared, prepare
 from fragile_lib.solvers import ExactSolver
 from fragile_lib.truths import from_scratch, ground_truths, left_out
 
-DAMPING = 0.02
+DAMPING, DECAY = 0.02, 0.02
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,74 @@ def test_it_says_how_far_it_was_driven_and_what_that_cost(prepared: Prepared) ->
     assert certificate["objective"] < float(trained)  # minibatch training had not ended there
 
 
-def test_newton_rounds_certify_where_rounds_alone_do_not(prepared: Prepared) -> None:
+def at_a_minimum(networks: Path | str = "", seed: int = 0) -> Prepared:
     train, test = mnist_digits(60, 40, seed=0)
-    further = prepare(SmallCNN(channels=2), train, test, 0.3, DAMPING, Protocol(100, 20, 1e-2), 1, newton_rounds=8)
+    protocol = Protocol(100, 20, 1e-2, seed=seed)
+    return prepare(SmallCNN(2), train, test, DECAY, DAMPING, protocol, 1, minimum_rounds=8, networks=networks)
+
+
+def test_minimum_rounds_certify_where_rounds_alone_do_not() -> None:
+    further = at_a_minimum()
     assert further.certified and further.certificate["status"] == "ok"
     found = choose_test_points(further.test.losses(further.theta[None])[0], {"max_loss": 2})
-    truth = left_out(further, found, "loo_certified", np.arange(10))
-    assert np.isfinite(truth.changes[:10]).all()
+    by_newton = left_out(further, found, "loo_certified", np.arange(10))
+    truth = left_out(further, found, "loo_certified", np.arange(10), further=np.arange(8))
+    reached, before = (np.isfinite(t.changes[:10, 0]) for t in (truth, by_newton))
+    assert reached[:8].sum() > before[:8].sum() + 3 and (reached[8:] == before[8:]).all()
+    np.testing.assert_array_equal(truth.changes[:10][before], by_newton.changes[:10][before])
+    assert np.abs(truth.control).max() < 1e-3 * np.nanmax(np.abs(truth.changes))  # the network was a minimum
+
+
+def test_a_network_at_a_minimum_is_kept_and_certified_anew(tmp_path: Path) -> None:
+    first = at_a_minimum(tmp_path / "networks")
+    (path,) = (tmp_path / "networks").iterdir()
+    assert path.name.startswith("wd0.02-s0-") and set(first.seconds) > {"minibatch", "optimum"}
+    again = at_a_minimum(tmp_path / "networks")
+    assert torch.equal(again.theta, first.theta) and again.certificate == first.certificate
+    assert not {"minibatch", "optimum"} & set(again.seconds)  # neither was done
+    torch.testing.assert_close(again.checkpoints, first.checkpoints)
+    torch.testing.assert_close(again.rates, first.rates)
+    at_a_minimum(tmp_path / "networks", seed=1)
+    assert len(list((tmp_path / "networks").iterdir())) == 2  # another seed is another network
+
+
+def test_a_kept_network_that_is_no_minimum_is_not_believed(tmp_path: Path) -> None:
+    first = at_a_minimum(tmp_path)
+    made_with = settings(
+        first.train.model, first.train.data, DECAY, Protocol(100, 20, 1e-2), rounds=1, minimum_rounds=8, checkpoints=5
+    )
+    keep(tmp_path, made_with, replace(load(tmp_path, made_with), theta=first.theta + 0.01))
+    assert at_a_minimum(tmp_path).certificate["status"] == "not_certified"
+
+
+def test_a_broken_file_and_a_folder_that_cannot_be_written_to_are_named(tmp_path: Path) -> None:
+    at_a_minimum(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=f"networks.*{path.name}.*delete it"):
+        at_a_minimum(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError, match="networks.*cannot be written to"):
+        at_a_minimum(file / "below")
+    with pytest.raises(InputError, match="networks.*cannot be written to"):
+        keep(file / "below", settings(SmallCNN(2), mnist_digits(60, 40)[0], DECAY, Protocol(1)), at_nothing())
+
+
+def at_nothing() -> Made:
+    return Made(torch.zeros(3), torch.zeros(1, 3), torch.zeros(1), 0)
+
+
+def test_no_part_of_a_network_is_left_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.warns(UserWarning, match="not kept"):
+        assert at_a_minimum(tmp_path).certified  # the network is not lost to the run
+    with pytest.raises(InputError, match="No space left"):
+        keep(tmp_path, settings(SmallCNN(2), mnist_digits(60, 40)[0], DECAY, Protocol(1)), at_nothing())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("gauss_newton", [False, True])
@@ -99,7 +162,9 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
     assert len(tilted) == 6  # where too few minima are certified, the row says so and has no status ok
     assert all(r["status"] != "ok" for r in tilted if r["n_uncertified"] > 1)
     assert by["exact_ggn", "pbrf", first, "top_influence"]["spearman"] > 0.5
-    assert by["exact_ggn", "pbrf", first, "top_influence"]["ceiling_spearman"] > 0.9
+    for choice in chosen:  # repeated for all that is left out at the first test point
+        assert by["exact_ggn", "pbrf", first, choice]["ceiling_spearman"] > 0.9
+    assert (truths["pbrf"].control == 0).all()  # its objective has its minimum at the network
     assert ("exact", "loo_warm", first, "p30_influence") not in by
     moved = truths["loo_warm"].changes - truths["loo_warm_minus_control"].changes
     kept = np.isfinite(moved[:, 0])

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from fragile_lib.data import iris_splits
+from fragile_lib.data import Data, iris_splits
 from fragile_lib.errors import InputError
+from fragile_lib.influence import leave_one_out
 from fragile_lib.models import MLP
 from fragile_lib.objective import Objective, make_objective
-from fragile_lib.quasi_newton import _Search, minimum
+from fragile_lib.quasi_newton import _Search, left_out_minimum, minimum
 from fragile_lib.stationary import newton
 from fragile_lib.training import FLAT
 
@@ -50,6 +51,21 @@ def test_at_a_minimum_nothing_is_done() -> None:
     assert torch.equal(again.theta, theta) and again.passes == 1
 
 
+def test_the_minimum_without_an_example_of_much_leverage_is_one_of_the_others_alone() -> None:
+    train = objective(0.001)
+    theta = minimum(train, train.model.init(1), tolerance=1e-9).theta
+    hessian = train.matrices(theta[None], train.uniform(1))[0]
+    i = int(train.example_gradients(theta[None])[0].norm(dim=1).argmax())
+    removal = leave_one_out(torch.tensor([i]), train.n)[0]
+    found = left_out_minimum(train, theta, removal, hessian, 1e-8, single=train, steps=500)
+    assert found.grad_norm <= 1e-8 < float((found.theta - theta).norm())
+    rest = torch.arange(train.n) != i
+    others = make_objective(train.model, Data(train.data.x[:, rest], train.data.y[:, rest]), 0.001)
+    weights = torch.full((1, train.n - 1), 1 / train.n, dtype=torch.float64)
+    assert float(others.gradient(found.theta[None], weights).norm()) == pytest.approx(found.grad_norm, abs=1e-12)
+    assert float(others.value(found.theta[None], weights)) < float(others.value(theta[None], weights))
+
+
 class Quadratic:
     """J = t^T A t / 2 - b^T t, in the place of a network."""
 
@@ -57,7 +73,7 @@ class Quadratic:
         self.matrix, self.vector = matrix, vector
 
     def uniform(self, count: int) -> torch.Tensor:
-        return torch.ones(count, 1)
+        return torch.ones(count, 1, dtype=torch.float64)
 
     def value_and_gradient(self, theta, weights, place):
         t = theta[0]
