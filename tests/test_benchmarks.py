@@ -71,6 +71,15 @@ def test_both_ways_on_small_mnist_agree(case, capsys):
     assert all(float(gap) < 1e-2 for gap in gaps)
 
 
+def test_left_out_optima_are_counted(benchmark, capsys):
+    module = benchmark("small_mnist")
+    images = mnist_digits(60, 20)
+    prepared = module.prepare(SmallCNN(2), *images, 0.02, 0.01, module.Protocol(100, 20, 1e-2), 1, minimum_rounds=8)
+    module.left_out_optima(prepared, 10)
+    newton, both = (int(n) for n in re.findall(r"(\d+) certified", capsys.readouterr().out))
+    assert newton < both <= 10
+
+
 def test_ways_that_differ_end_the_run(case, monkeypatch):
     module, tiny = case
     right = module.Case.plain_product

@@ -224,7 +224,8 @@ def test_nothing_is_cut_off_and_files_are_small(function, full):
 
 def test_by_test_point_gives_means_ranges_and_the_count_in_the_papers_range(full):
     picture = plots.by_test_point(full)
-    titles = ["warm-start LOO, estimate by Hessian", "local LOO, estimate by Hessian", "PBRF, estimate by Gauss-Newton"]
+    titles = [f"{name}, estimate by Hessian" for name in ("warm-start LOO", "local LOO", "certified LOO")]
+    titles += ["PBRF, estimate by Gauss-Newton"]
     assert [ax.get_title() for ax in picture.figure.axes] == titles
     own = (("loo_warm", "Warm-start LOO", "exact"), ("pbrf", "PBRF", "exact_ggn"))
     for truth, name, estimator in own:
@@ -280,13 +281,15 @@ def test_solver_page_gives_cost_residual_and_correlation(full):
     picture = plots.solver_page(full)
     rows = chosen(full, estimator="kfac", ground_truth="pbrf")
     residual = chosen(full, estimator="kfac")
-    residual = residual[residual["ground_truth"].isin(["pbrf", "loo_tilted", "loo_warm"])]["solver_residual"].median()
+    drawn = residual["ground_truth"].isin(["pbrf", "loo_tilted", "loo_certified", "loo_warm"])
+    residual = residual[drawn]["solver_residual"].median()
     assert f"K-FAC: relative residual {number(residual)}, 3.00 seconds" in picture.alt
     assert "TRAK: no residual, 9.00 seconds" in picture.alt
     with_pbrf = picture.alt.split("Mean Spearman with PBRF")[1]
     assert f"K-FAC {number(rows['spearman'].mean())}" in with_pbrf
     upper, *lower = picture.figure.axes
-    assert [ax.get_title() for ax in lower] == ["with warm-start LOO", "with local LOO", "with PBRF"]
+    names = ("warm-start LOO", "local LOO", "certified LOO", "PBRF")
+    assert [ax.get_title() for ax in lower] == [f"with {name}" for name in names]
     hollow = {line.get_label() for line in upper.get_lines() if line.get_markerfacecolor() == "white"}
     assert hollow == {"LiSSA"} and "flagged by the solver (LiSSA)" in picture.caption
     assert "no\nresidual" in [label.get_text() for label in lower[-1].get_xticklabels()]

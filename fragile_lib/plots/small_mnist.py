@@ -28,12 +28,12 @@ def by_test_point(
     statistic: str = "spearman",
     paper: tuple[float, float] | None = (0.92, 0.38),
 ) -> Picture:
-    """The correlation at each single test point, from the largest loss down; a panel for each of two ground truths.
+    """The correlation at each single test point, from the largest loss down; a panel for each ground truth.
 
     `paper` is the published range of Spearman for training points of largest |influence|, drawn where that is the
     statistic.
     """
-    truths = ["loo_warm", "loo_tilted", "pbrf"]
+    truths = ["loo_warm", "loo_certified", "loo_tilted", "pbrf"]
     defaults = {"weight_decay": DECAY, "train_choice": TRAIN_CHOICES, "ground_truth": truths}
     rows = own_estimates(choose(results, defaults, where, statistic), where)
     if rows.empty:

@@ -123,9 +123,9 @@ def _draw_mean(ax: Axes, y: float, values: np.ndarray, name: str, i: int) -> str
 
 
 def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
-    """Solver error against cost, and below what solver error does to the correlation with each of two truths."""
+    """Solver error against cost, and below what solver error does to the correlation with each truth."""
     defaults = {"weight_decay": DECAY, "test_choice": "max_loss", "train_choice": "top_influence"}
-    defaults |= {"estimator": SOLVERS, "ground_truth": ["loo_warm", "loo_tilted", "pbrf"]}
+    defaults |= {"estimator": SOLVERS, "ground_truth": ["loo_warm", "loo_certified", "loo_tilted", "pbrf"]}
     require(results, ["solver_residual", "seconds_estimate"])
     rows = _compared(choose(results, defaults, where, "spearman"))
     if rows.empty:

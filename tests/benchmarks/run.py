@@ -12,6 +12,7 @@ import os
 import resource
 import warnings
 from argparse import ArgumentParser
+from pathlib import Path
 
 import architectures
 import deep_case
@@ -162,7 +163,11 @@ def mnist(small: bool) -> None:
     conv_objective.compile_all()
     with threadpool_limits(cores):
         sizes = small_mnist.SMALL if small else small_mnist.Sizes()
-        small_mnist.report(small_mnist.trained(*koh_liang_mnist(), SmallCNN(), sizes))
+        images = koh_liang_mnist()
+        small_mnist.report(small_mnist.trained(*images, SmallCNN(), sizes))
+        if not small:
+            networks = Path(__file__).parents[2] / "reports" / "networks"
+            small_mnist.left_out_optima(small_mnist.at_a_minimum(*images, networks), sizes.points)
 
 
 def large_networks(small: bool) -> None:
