@@ -15,10 +15,11 @@ from fragile_lib.examination import Estimated, Points
 from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.measure import Peak
 from fragile_lib.objective import Objective
-from fragile_lib.prepared import Prepared
+from fragile_lib.prepared import NUDGE, Prepared
 
-DENSE = {"exact": "hessian", "exact_ggn": "gauss_newton"}  # by the matrix that `prepare` made for them
-SOLVERS = ("exact", "exact_ggn", "cg", "cg_ggn", "minres", "lissa", "arnoldi", "nystroem", "kfac", "ekfac", "identity")
+# By the matrix that `prepare` made for them.
+DENSE = {"exact": "hessian", "exact_ggn": "gauss_newton", "exact_undamped": "hessian"}
+SOLVERS = (*DENSE, "cg", "cg_ggn", "minres", "lissa", "arnoldi", "nystroem", "kfac", "ekfac", "identity")
 LISSA_BATCH = 100
 TRAK_DAMPING = 1e-3
 
@@ -78,7 +79,8 @@ class _Kept:
 def make_solver(prepared: Prepared, name: str, **options: object) -> solvers.Solver:
     """A solver for the prepared network, by its name in the results table; options are its own arguments.
 
-    exact, exact_ggn: direct, on Hessian and Gauss-Newton matrix. cg, cg_ggn, minres, arnoldi, nystroem (Gauss-Newton),
+    exact, exact_ggn: direct, on Hessian and Gauss-Newton matrix. exact_undamped: as exact, with damping `NUDGE`: what
+    leaving out does to a certified minimum to first order. cg, cg_ggn, minres, arnoldi, nystroem (Gauss-Newton),
     kfac, ekfac (Gauss-Newton), identity: as in `solvers`. lissa: minibatches of `LISSA_BATCH`, scale = twice the
     largest eigenvalue of the Hessian plus damping, for the spread of the batches' own.
 
@@ -86,7 +88,8 @@ def make_solver(prepared: Prepared, name: str, **options: object) -> solvers.Sol
         InputError: an unknown name.
     """
     if name in DENSE:
-        return getattr(prepared, DENSE[name])
+        solver = getattr(prepared, DENSE[name])
+        return solver.with_damping(NUDGE) if name == "exact_undamped" else solver
     common = prepared.train, prepared.theta, prepared.damping
     if name == "lissa":
         scale = 2 * (float(prepared.hessian.spectrum[-1]) + prepared.damping)

@@ -20,7 +20,7 @@ def group_rows(
 
     Of each kind of `groups.GROUP_CHOICES`, `count` groups of `size` examples; groups of largest influence are drawn for
     the test point of highest loss, and all groups are evaluated on all test points. The truth is the proximal Bregman
-    response (`truths.minima`), whose curvature under the changed weights is that of the second-order estimate: the
+    response (`truths.Minima`), whose curvature under the changed weights is that of the second-order estimate: the
     damped Gauss-Newton matrix less the group's own Hessian. Where `repeat` says so it is found again from a displaced
     start.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from fragile_lib.data import Data
 from fragile_lib.errors import bad_input
+from fragile_lib.files import write_whole
 from fragile_lib.minibatch import Protocol
 
 FORMAT = 1
@@ -79,26 +79,17 @@ def keep(folder: Path | str, made_with: dict[str, Any], made: Made) -> Path:
         InputError: the folder cannot be written to.
     """
     path = path_of(folder, made_with)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = {
+        "theta": made.theta.cpu().numpy(),
+        "checkpoints": made.checkpoints.float().cpu().numpy(),
+        "rates": made.rates.numpy(),
+        "passes": made.passes,
+        "made": json.dumps(made_with),
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            np.savez(
-                handle,
-                theta=made.theta.cpu().numpy(),
-                checkpoints=made.checkpoints.float().cpu().numpy(),
-                rates=made.rates.numpy(),
-                passes=made.passes,
-                made=json.dumps(made_with),
-            )
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        write_whole(path, lambda handle: np.savez(handle, **content))
     except OSError as error:
         raise bad_input("networks", str(folder), f"cannot be written to ({error.strerror}); {REMEDY}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return path
 
 

@@ -153,7 +153,7 @@ def train(
     theta = theta.to(kind, copy=True)
     state = State.fresh(theta) if state is None else state
     first, second = state.first.to(kind, copy=True), state.second.to(kind, copy=True)
-    gradient = _batch_gradient(objective, (weights * (objective.n / protocol.batch)).to(kind), dataset)
+    gradient = _batch_gradient(objective, _on_batches(objective, weights, protocol), dataset)
     rows, kept = batches(objective.n, protocol.batch, protocol.seed), []
     with flushed_denormals(), progress(total=steps, desc=label) as bar:
         for step in range(steps):
@@ -168,17 +168,77 @@ def train(
     return Trained(theta, State(first, second, state.steps + steps), copies, rates)
 
 
+def train_beside(
+    objective: Objective, theta: Tensor, weights: Tensor, protocol: Protocol, label: str = "minibatch training"
+) -> Tensor:
+    """Networks (E, P) trained as by `train` from one theta (P,), the first of them a control: the same numbers sooner.
+
+    Until a batch holds an example whose weight differs from the control's, a member is the control. It joins the stack
+    when that happens, with a copy of the control and of its optimiser's memory.
+
+    Args:
+        objective: J on the training data; its data's floating type is that of the training.
+        theta: the common start.
+        weights: (E, n), the control's first.
+        protocol: steps, batches, optimiser.
+        label: what the progress bar says.
+
+    Raises:
+        InputError: a batch larger than the data.
+    """
+    joins = _first_difference(weights.cpu().numpy(), objective.n, protocol)
+    order = joins.argsort(kind="stable")
+    weights = _on_batches(objective, weights[order], protocol)
+    gradient, rows = _batch_gradient(objective, weights, None), batches(objective.n, protocol.batch, protocol.seed)
+    stack = theta.to(objective.data.x.dtype).repeat(len(weights), 1)
+    first, second, awake = torch.zeros_like(stack), torch.zeros_like(stack), 1
+    with flushed_denormals(), progress(total=protocol.steps, desc=label) as bar:
+        for step in range(protocol.steps):
+            joined = int(np.searchsorted(joins[order], step, side="right"))
+            for part in (stack, first, second):
+                part[awake:joined] = part[0]
+            awake = joined
+            now = [part[:awake] for part in (stack, first, second)]
+            _advance(protocol, now[0], gradient(now[0], next(rows)), *now[1:], step, step + 1)
+            bar.update()
+    stack[awake:] = stack[0]
+    found = torch.empty_like(stack)
+    found[order] = stack
+    return found
+
+
+def _first_difference(weights: np.ndarray, n: int, protocol: Protocol) -> np.ndarray:
+    """(E,) the step whose batch is the first to hold an example with another weight than the first member's has."""
+    joins, others, rows = (
+        np.full(len(weights), protocol.steps),
+        weights != weights[0],
+        batches(n, protocol.batch, protocol.seed),
+    )
+    joins[0] = 0
+    for step in range(protocol.steps):
+        waiting = np.flatnonzero(joins == protocol.steps)
+        joins[waiting[others[np.ix_(waiting, next(rows))].any(axis=1)]] = step
+        if len(waiting) == 0:
+            break
+    return joins
+
+
+def _on_batches(objective: Objective, weights: Tensor, protocol: Protocol) -> Tensor:
+    """The weights of examples in a batch, which stands for all of them."""
+    return (weights * (objective.n / protocol.batch)).to(objective.data.x.dtype)
+
+
 def _batch_gradient(
     objective: Objective, weights: Tensor, dataset: Tensor | None
 ) -> Callable[[Tensor, np.ndarray], Tensor]:
-    """(theta (E, P), rows) -> the gradient (E, P) on these rows under these weights."""
+    """(theta (E, P), rows) -> the gradient (E, P) on these rows under the weights of the first E members."""
     if hasattr(objective, "batch_gradient"):
-        return lambda theta, rows: objective.batch_gradient(theta, weights, rows, dataset)
+        return lambda theta, rows: objective.batch_gradient(theta, weights[: len(theta)], rows, dataset)
 
     def gradient(theta: Tensor, rows: np.ndarray) -> Tensor:
         some = Data(objective.data.x[:, rows], objective.data.y[:, rows])
         part = type(objective)(objective.model, some, objective.weight_decay, str(objective.device))
-        return part.gradient(theta, weights[:, rows], dataset).to(theta.dtype)
+        return part.gradient(theta, weights[: len(theta), rows], dataset).to(theta.dtype)
 
     return gradient
 

@@ -28,6 +28,7 @@ from fragile_lib.quasi_newton import minimum
 from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.training import FLAT, accuracy
 
+NUDGE = 1e-6  # damping of what is undamped: a common shift of the output biases has no curvature at all
 RELATIVE = 1e-6  # ||grad J|| of a certified optimum, as a share of that at the start of training
 
 

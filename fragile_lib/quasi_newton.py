@@ -26,7 +26,7 @@ SHIFTS = 1e-5, 1e-2  # bounds of what is added to |H| before it is inverted: the
 ROUGH = 300  # times the tolerance: down to there float32 serves, and from there on a fresh Hessian saves many steps
 BEYOND = 1e-3  # share of the tolerance at which the last round ends: some more steps, and left-out optima start clean
 LEFT_OUT_SHIFT = 1e-3  # added to |H| of a left-out network; below it lie directions in which nothing is known
-SINGLE = 1e-4  # ||grad J|| down to which float32 serves
+NOISE = 4  # rounding of J, in units of its type's precision
 OFF = (0.01, 0.03, 0.1, 0.3, 1.0)  # lengths that are tried along the lowest eigenvector of a saddle
 
 
@@ -89,7 +89,7 @@ def _one_round(
     search: _Search, state: _State, curvature: DenseSolver, tolerance: float, single: Objective | None, steps: int
 ) -> _State:
     shift = min(max(state.norm, SHIFTS[0]), SHIFTS[1])
-    inverse = (curvature.vectors / (curvature.spectrum.abs() + shift)) @ curvature.vectors.T
+    inverse = curvature.absolute_inverse(shift)
     if not state.norm > ROUGH * tolerance:
         return search.descend(state, inverse, BEYOND * tolerance, steps)
     if single is not None:
@@ -102,34 +102,43 @@ def _one_round(
 
 
 def left_out_minimum(
-    objective: Objective, theta: Tensor, removal: Tensor, hessian: Tensor, goal: float, single: Objective, steps: int
+    objective: Objective,
+    start: Tensor,
+    removal: Tensor,
+    curvature: DenseSolver,
+    goal: float,
+    single: Objective,
+    steps: int = 120,
+    fine_steps: int = 20,
 ) -> Optimum:
     """A minimum of J(.; 1/n + d) near theta (P,), the minimum of J: for a removal d (n,) where Newton steps fail.
 
     An example with much leverage takes more curvature with it than the others leave: the Hessian without it has
     negative eigenvalues, or others altogether. BFGS starts from the absolute inverse of that Hessian, H + sum_i d_i
-    hess loss_i, as in `minimum`; in float32 down to `SINGLE`, and from there in float64. What was reached is returned.
+    hess loss_i, as in `minimum`; in float32 as far as that gets, and on in float64, in which the gradient is measured.
+    What was reached is returned.
 
     Args:
         objective: J in float64, single: the same in float32; on the CPU or not.
-        theta: the minimum of J.
+        start: where the search begins: theta, or a point beside it.
         removal: the change of the weights.
-        hessian: H (P, P) of J at theta.
+        curvature: the Hessian H of J, with its theta.
         goal: ||grad J(.; 1/n + d)|| at which it ends.
-        steps: BFGS steps at most, in each floating type.
+        steps: BFGS steps at most in float32, each of one or a few passes over the examples.
+        fine_steps: the same in float64.
     """
     members = removal.nonzero()[:, 0]
     some = type(objective)(
         objective.model, Data(objective.data.x[:1, members], objective.data.y[:1, members]), 0.0, str(objective.device)
     )
-    curvature = hessian + some.matrices(theta[None], removal[members].to(theta)[None])[0]
-    values, vectors = torch.linalg.eigh(curvature)
-    inverse = (vectors / (values.abs() + LEFT_OUT_SHIFT)) @ vectors.T
-    weights = objective.uniform(1) + removal.to(theta)
+    taken = some.matrices(curvature.theta[None], removal[members].to(start)[None])[0]
+    values, vectors = torch.linalg.eigh((curvature.matrix() + taken).float())  # BFGS mends what is rounded
+    inverse = ((vectors / (values.abs() + LEFT_OUT_SHIFT)) @ vectors.T).double()
+    weights = objective.uniform(1) + removal.to(start)
     rough, fine = _Search(single, weights), _Search(objective, weights)
     with flushed_denormals():
-        state = rough.descend(rough.at(theta), inverse, max(goal, SINGLE), steps)
-        state = fine.descend(fine.at(state.theta), inverse, goal, steps)
+        state = rough.descend(rough.at(start), inverse, goal, steps)
+        state = fine.descend(fine.at(state.theta), inverse, goal, fine_steps)
     return Optimum(state.theta, state.norm, rough.passes + fine.passes)
 
 
@@ -168,15 +177,22 @@ class _Search:
         return state
 
     def along(self, state: _State, direction: Tensor) -> _State | None:
-        """A point with the weak Wolfe conditions, or one that only decreases J enough, or None."""
+        """A point with the weak Wolfe conditions, or one that only decreases J enough, or None.
+
+        Where J falls by less than its rounding, a slope that has not turned as steep stands for the decrease (the
+        approximate Wolfe conditions of Hager and Zhang 2005).
+        """
         slope, low, high, length, best = float(state.gradient @ direction), 0.0, np.inf, 1.0, None
         if not slope < 0:
             return None
+        rounding = NOISE * torch.finfo(self.weights.dtype).eps * abs(state.value)
         for _ in range(HALVINGS):
             new = self.at(state.theta + length * direction)
-            if not new.value <= state.value + DECREASE * length * slope:
+            ahead = float(new.gradient @ direction)
+            level = new.value <= state.value + rounding and ahead <= (2 * DECREASE - 1) * slope
+            if not (new.value <= state.value + DECREASE * length * slope or level):
                 high = length
-            elif float(new.gradient @ direction) < CURVATURE * slope:
+            elif ahead < CURVATURE * slope:
                 low, best = length, new
             else:
                 return new

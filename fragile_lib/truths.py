@@ -5,7 +5,6 @@ Every truth says which examples were left out, what its control did, and, where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -16,67 +15,72 @@ from torch import Tensor
 
 from fragile_lib.examination import Points, Retrained, spread_over, union
 from fragile_lib.influence import leave_one_out
-from fragile_lib.minibatch import Protocol, train
+from fragile_lib.minibatch import Protocol, train_beside
 from fragile_lib.optimum import chord
 from fragile_lib.pbrf import ProximalObjective, TiltedObjective
-from fragile_lib.prepared import Prepared
+from fragile_lib.prepared import NUDGE, Prepared
 from fragile_lib.progress import progress
 from fragile_lib.quasi_newton import left_out_minimum
 from fragile_lib.retraining import loss_changes
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
-NUDGE = 1e-6  # damping of undamped chord steps: a common shift of the output biases has no curvature at all
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
-CERTIFIED_STEPS = 6  # the same without damping: most need one or two, and those that need more need many more
-LEFT_OUT_STEPS = 150  # of BFGS, in each floating type, for one left-out network
+CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
+REPEATED = 4  # of the minima sought by BFGS one in so many is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
 GROUP_STEPS = 40  # the same for a group, which moves the network further
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
-# removals (k, n) and a start (P,) -> networks (k, P), whether each is what it should be (k,)
-Respond = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-
-def minima(prepared: Prepared, kind: str, max_steps: int = STEPS) -> Respond:
+class Minima:
     """The minima that leaving out leads to, each certified by its own gradient on all examples.
 
     kind: `loo_certified`, of J itself, where theta is a certified optimum; `loo_tilted`, of J made stationary at theta
     (`pbrf.TiltedObjective`); `pbrf`, of the proximal Bregman objective.
     """
-    damping = prepared.damping
-    if kind == "loo_certified":
-        objective, solver, shift = prepared.train, prepared.hessian, NUDGE
-    elif kind == "loo_tilted":
-        objective = TiltedObjective(prepared.train, prepared.theta, damping)
-        solver, shift = prepared.hessian, damping
-    else:
-        objective = ProximalObjective(prepared.train, prepared.theta, damping)
-        solver, shift = prepared.gauss_newton, damping
 
-    gradients = prepared.train.example_gradients(prepared.theta[None])[0]
-    resting = objective.gradient(prepared.theta[None], objective.uniform(1))
+    def __init__(self, prepared: Prepared, kind: str, max_steps: int = STEPS) -> None:
+        damping = prepared.damping
+        if kind == "loo_certified":
+            self.objective, solver, shift = prepared.train, prepared.hessian, NUDGE
+        elif kind == "loo_tilted":
+            self.objective = TiltedObjective(prepared.train, prepared.theta, damping)
+            solver, shift = prepared.hessian, damping
+        else:
+            self.objective = ProximalObjective(prepared.train, prepared.theta, damping)
+            solver, shift = prepared.gauss_newton, damping
+        self.solve, self.prepared, self.max_steps = partial(solver.shifted, shift=shift), prepared, max_steps
+        self.gradients = prepared.train.example_gradients(prepared.theta[None])[0]
+        self.resting = self.objective.gradient(prepared.theta[None], self.objective.uniform(1))
 
-    def respond(removals: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        weights = objective.uniform(len(removals)) + removals.to(gradients)
-        caused = removals.to(gradients) @ gradients
-        goal = (LEFT_OUT * caused.norm(dim=1)).clamp(min=1e-4 * prepared.certificate["tolerance"])
-        goal[~removals.any(dim=1)] = goal[removals.any(dim=1)].min()  # a control is driven as far as the others
-        first = caused + resting if start is prepared.theta else None
+    def caused(self, removals: Tensor) -> Tensor:
+        """(k, P) what removals (k, n) add to the gradient at theta."""
+        return removals.to(self.gradients) @ self.gradients
+
+    def goals(self, removals: Tensor) -> Tensor:
+        """(k,) ||grad|| of a certified minimum; a control, an empty removal, is driven as far as the others."""
+        least = 1e-4 * self.prepared.certificate["tolerance"]
+        goal = (LEFT_OUT * self.caused(removals).norm(dim=1)).clamp(min=least)
+        goal[~removals.any(dim=1)] = goal[removals.any(dim=1)].min()
+        return goal
+
+    def __call__(self, removals: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """(networks (k, P), whether each is a certified minimum (k,)) by Newton steps from `start` (P,)."""
+        weights, goal = self.objective.uniform(len(removals)) + removals.to(self.gradients), self.goals(removals)
+        first = self.caused(removals) + self.resting if start is self.prepared.theta else None
         found = [
             chord(
-                objective,
+                self.objective,
                 start.expand(len(rows), -1),
                 weights[rows],
-                solve=partial(solver.shifted, shift=shift),
+                solve=self.solve,
                 tolerance=goal[rows],
                 first=first[rows] if first is not None else None,
-                max_steps=max_steps,
+                max_steps=self.max_steps,
             )
             for rows in torch.arange(len(removals)).split(AT_ONCE)
         ]
         return torch.cat([theta for theta, _, _ in found]), torch.cat([norm for _, norm, _ in found]) <= goal
-
-    return respond
 
 
 def left_out(
@@ -87,48 +91,45 @@ def left_out(
     again: np.ndarray | None = None,
     further: np.ndarray | None = None,
 ) -> Retrained:
-    """The truth `kind` of `minima` for leaving out each training example of `indices` (k,), on all test points.
+    """The truth `kind` of `Minima` for leaving out each training example of `indices` (k,), on all test points.
 
     The control is the minimum with nothing left out, found in the same way.
 
     Args:
         prepared: the network.
         points: the examined test points (m,).
-        kind: as in `minima`.
+        kind: as in `Minima`.
         indices: training examples.
         again: those for which the truth is repeated, from a start displaced at random.
         further: those of `indices` for which the search goes on by BFGS (`quasi_newton.left_out_minimum`) where Newton
             steps did not end at a minimum; for `loo_certified` alone.
     """
     began, n = perf_counter(), prepared.train.n
-    respond = minima(prepared, kind, CERTIFIED_STEPS if kind == "loo_certified" else STEPS)
+    respond = Minima(prepared, kind, CERTIFIED_STEPS if kind == "loo_certified" else STEPS)
 
-    def found_from(start: Tensor, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def found_from(start: Tensor, examples: np.ndarray, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         removals = _nothing_and(leave_one_out(torch.from_numpy(examples), n))
         networks, kept = respond(removals, start)
-        if further is not None and len(further):
-            _go_on(prepared, removals, networks, kept, np.flatnonzero(np.isin(examples, further)) + 1)
+        _go_on(respond, removals, start, networks, kept, np.flatnonzero(np.isin(examples, on)) + 1)
         changes = _changes(prepared, points, networks)
         return changes[0], spread_over(examples, changes[1:], n, kept[1:].cpu().numpy())
 
-    control, changes = found_from(prepared.theta, indices)
+    further = np.zeros(0, int) if further is None else further
+    control, changes = found_from(prepared.theta, indices, further)
     truth = Retrained(changes, perf_counter() - began, control, indices)
     if again is None or not len(again):
         return truth
-    return replace(truth, repeats=np.stack([changes, found_from(displaced(prepared), again)[1]]))
+    second = found_from(displaced(prepared), again, further[::REPEATED])[1]
+    return replace(truth, repeats=np.stack([changes, second]))
 
 
-def _go_on(prepared: Prepared, removals: Tensor, networks: Tensor, kept: Tensor, rows: np.ndarray) -> None:
-    """Fill in, by BFGS from the network itself, those of the rows of `networks` and `kept` that are not kept yet."""
-    examples = prepared.train.example_gradients(prepared.theta[None])[0]
-    hessian = prepared.hessian.matrix()
+def _go_on(respond: Minima, removals: Tensor, start: Tensor, networks: Tensor, kept: Tensor, rows: np.ndarray) -> None:
+    """Fill in, by BFGS from `start`, those of the rows of `networks` and `kept` that are not kept yet."""
+    prepared, goals = respond.prepared, respond.goals(removals)
     missing = [r for r in rows.tolist() if not kept[r]]
     for r in progress(missing, desc="left-out optima by BFGS"):
-        goal = LEFT_OUT * float((removals[r].to(examples) @ examples).norm())
-        found = left_out_minimum(
-            prepared.train, prepared.theta, removals[r], hessian, goal, prepared.single, LEFT_OUT_STEPS
-        )
-        networks[r], kept[r] = found.theta, found.grad_norm <= goal
+        found = left_out_minimum(prepared.train, start, removals[r], prepared.hessian, float(goals[r]), prepared.single)
+        networks[r], kept[r] = found.theta, found.grad_norm <= goals[r]
 
 
 def displaced(prepared: Prepared) -> Tensor:
@@ -139,17 +140,17 @@ def displaced(prepared: Prepared) -> Tensor:
 
 
 def groups_left_out(prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False) -> Retrained:
-    """The truth `kind` of `minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached.
+    """The truth `kind` of `Minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached.
 
     With a control as in `left_out`.
     """
-    began, respond, outcomes, controls = perf_counter(), minima(prepared, kind, GROUP_STEPS), [], []
+    began, respond, outcomes = perf_counter(), Minima(prepared, kind, GROUP_STEPS), []
     for start in (prepared.theta, displaced(prepared)) if repeat else (prepared.theta,):
         networks, kept = respond(_nothing_and(removals), start)
-        changes = np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan)
-        controls.append(changes[0])
-        outcomes.append(changes[1:])
-    return Retrained(outcomes[0], perf_counter() - began, controls[0], repeats=np.stack(outcomes) if repeat else None)
+        outcomes.append(np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan))
+    (control, *changes), seconds = outcomes[0], perf_counter() - began
+    repeats = np.stack([found[1:] for found in outcomes]) if repeat else None
+    return Retrained(np.stack(changes), seconds, control, repeats=repeats)
 
 
 def by_minibatches(
@@ -177,8 +178,8 @@ def _trained_again(
     prepared: Prepared, points: Points, protocol: Protocol, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(control (m,), changes (n, m)) of one stack of retrainings."""
-    theta, weights = prepared.theta.float(), _with_control(prepared, indices)
-    found = train(prepared.single, theta.expand(len(weights), -1), weights, protocol, label="leave-one-out").theta
+    weights = _with_control(prepared, indices)
+    found = train_beside(prepared.single, prepared.theta.float(), weights, protocol, label="leave-one-out")
     changes = _changes(prepared, points, found.double())
     kept = np.isfinite(changes[1:]).all(axis=1)
     return changes[0], spread_over(indices, changes[1:], prepared.train.n, kept)
@@ -194,8 +195,8 @@ def from_scratch(
     began, model, weights = perf_counter(), prepared.train.model, _with_control(prepared, indices)
     repeats = []
     for seed in seeds:
-        start = model.init(1_000 + seed).float().to(prepared.theta.device).expand(len(weights), -1)
-        found = train(prepared.single, start, weights, replace(protocol, seed=1_000 + seed), label="from scratch").theta
+        start = model.init(1_000 + seed).float().to(prepared.theta.device)
+        found = train_beside(prepared.single, start, weights, replace(protocol, seed=1_000 + seed), "from scratch")
         test = prepared.on_points(points)
         losses = test.losses(found.double())
         repeats.append(spread_over(indices, (losses[1:] - losses[:1]).cpu().numpy(), prepared.train.n))
@@ -231,25 +232,22 @@ def ground_truths(
     chosen: dict[str, list[np.ndarray]],
     kinds: list[str],
     protocol: Protocol,
-    warm_choices: list[str],
     repeat: bool = False,
     certified_points: int = 0,
 ) -> dict[str, Retrained]:
     """The truths `kinds` by name, for what `chosen` (by choice, for each test point) asks to be left out.
 
     Each example is left out once and evaluated on all test points. `loo_certified` needs a certified network and is
-    left out without one. `loo_warm` brings `loo_warm_minus_control`; being dear, it leaves out only the `warm_choices`
-    of the test points of highest loss. repeat: all truths are repeated for what is left out at the first test point.
-    certified_points: first test points for whose first choice `loo_certified` goes on where Newton steps fail.
+    left out without one. `loo_warm` brings `loo_warm_minus_control`. repeat: all truths are repeated for what is left
+    out at the first test point. certified_points: first test points for whose first choice `loo_certified` goes on
+    where Newton steps fail.
     """
     wanted = union(indices for by_point in chosen.values() for indices in by_point)
     again = union(by_point[0] for by_point in chosen.values()) if repeat else None
-    warm_again = union(chosen[choice][0] for choice in warm_choices) if repeat else None
     found: dict[str, Retrained] = {}
     for kind in kinds:
         if kind == "loo_warm":
-            some = [chosen[c][j] for c in warm_choices for j, name in enumerate(points.choice) if name == "max_loss"]
-            found |= by_minibatches(prepared, points, protocol, union(some), warm_again)
+            found |= by_minibatches(prepared, points, protocol, wanted, again)
         elif kind != "loo_certified" or prepared.certified:
             further = next(iter(chosen.values()))[:certified_points] if kind == "loo_certified" else []
             found[kind] = left_out(prepared, points, kind, wanted, again, union(further) if further else None)

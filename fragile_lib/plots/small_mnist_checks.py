@@ -16,7 +16,12 @@ from fragile_lib.plots.base import Picture
 from fragile_lib.plots.curves import require
 from fragile_lib.plots.small_mnist import CEILING, DECAY, choose, present
 
-ORDERS = {"exact": "Hessian", "exact_ggn": "Gauss-Newton", "second_order": "Gauss-Newton, second order"}
+ORDERS = {
+    "exact": "Hessian",
+    "exact_ggn": "Gauss-Newton",
+    "second_order": "Gauss-Newton, second order",
+    "exact_undamped": "Hessian, undamped",
+}
 GROUPS = ("random_groups", "same_class_groups", "top_influence_groups")
 # Solvers that work alike share a colour; markers tell them apart.
 FAMILIES = (

@@ -31,6 +31,7 @@ VALUES = {
     "tanh": "tanh",
     "exact": "exact Hessian",
     "exact_ggn": "exact GGN",
+    "exact_undamped": "exact Hessian, undamped",
     "cg": "CG, Hessian",
     "cg_ggn": "CG, GGN",
     "minres": "MINRES",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fragile_lib
 from fragile_lib.errors import bad_input
+from fragile_lib.files import write_whole
 
 
 def study_root() -> Path:
@@ -34,16 +35,7 @@ def profile_dir(root: Path, profile: str) -> Path:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old content or the new, never a part; may raise OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda handle: handle.write(text.encode()))
 
 
 def write_if_changed(path: Path, text: str) -> bool:

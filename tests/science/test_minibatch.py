@@ -10,7 +10,7 @@ from fragile_lib.conv_objective import ConvObjective
 from fragile_lib.data import Data
 from fragile_lib.errors import InputError
 from fragile_lib.influence import leave_one_out
-from fragile_lib.minibatch import Protocol, batches, train
+from fragile_lib.minibatch import Protocol, batches, train, train_beside
 from fragile_lib.objective import Objective
 
 MODEL, DECAY, N = SmallCNN(2, 3, 21), 0.03, 22
@@ -74,6 +74,21 @@ def test_every_member_of_a_stack_is_what_torch_optim_makes_of_it_alone(settings,
         torch.testing.assert_close(found[e], expected, rtol=tolerance, atol=tolerance * max(1.0, moved))
     assert moved > 0.01
     assert (found[1] - found[0]).abs().max() > 1e-4  # the left-out example was in some batch
+
+
+@pytest.mark.parametrize("objective", [ConvObjective, Objective])
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_members_that_wait_beside_the_control_end_where_they_would_have_ended_alone(objective, optimiser):
+    train_objective, theta, _ = problem(torch.float32, objective)
+    weights = torch.full((8, N), 1 / N, dtype=torch.float64)
+    weights[1:] += leave_one_out(torch.tensor([4, 7, 0, 21, 13, 2, 9]), N)
+    for steps in (0, 1, 2, 7):  # of five batches an epoch: after one or two steps some images have not been seen
+        protocol = Protocol(steps=steps, batch=4, learning_rate=1e-2, optimiser=optimiser, momentum=0.0, seed=5)
+        expected = train(train_objective, theta[:1].expand(8, -1), weights, protocol).theta
+        found = train_beside(train_objective, theta[0], weights, protocol)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        apart = (found[1:] != found[0]).any(dim=1)
+        assert not apart.all() if steps < 5 else apart.sum() >= 5  # an image is left over in an epoch, or two
 
 
 def test_the_generic_objective_trains_to_the_same_point():

@@ -128,6 +128,27 @@ def test_the_dense_solver_is_exact_though_its_matrix_is_single(prepared: Prepare
     assert found.residual.max() < 1e-6 and found.status == exact.status
 
 
+def test_the_dense_solver_takes_another_damping_and_refines_until_it_is_solved(prepared: Prepared) -> None:
+    v = torch.randn(2, len(prepared.theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    lowest = float(prepared.hessian.spectrum[0])
+    for damping in (0.02 - min(lowest, 0), 1e-4 - min(lowest, 0)):  # just above what float32 has left of the matrix
+        other = prepared.hessian.with_damping(damping)
+        found = other(v)
+        residual = (other._product(found.x) - v).norm(dim=1) / v.norm(dim=1)
+        torch.testing.assert_close(found.residual, residual, rtol=1e-3, atol=1e-12)
+        assert found.residual.max() <= 1e-8 and found.status == "ok"
+    assert prepared.hessian.damping == DAMPING
+    with pytest.raises(InputError, match="damping"):
+        prepared.hessian.with_damping(-1.0)
+
+
+def test_the_absolute_inverse_is_that_of_the_eigenvalues_magnitudes(prepared: Prepared) -> None:
+    solver = prepared.hessian
+    product = solver.absolute_inverse(0.1) @ solver.vectors
+    torch.testing.assert_close(product, solver.vectors / (solver.spectrum.abs() + 0.1))
+    assert torch.linalg.eigvalsh(solver.absolute_inverse(0.1))[0] > 0
+
+
 def test_every_estimator_gives_finite_scores_and_the_solvers_agree(prepared: Prepared, points: Points) -> None:
     small = {"lissa": {"batch": 10, "depth": 2000}, "nystroem": {"rank": 300}, "arnoldi": {"rank": 100}}
     found = {name: estimate_by(prepared, points, name, **small.get(name, {})) for name in ESTIMATORS}
@@ -152,7 +173,7 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
     }
     again = Protocol(steps=20, batch=20, learning_rate=1e-4, drops=())
     kinds = ["loo_certified", "loo_tilted", "pbrf", "loo_warm"]
-    truths = ground_truths(prepared, points, chosen, kinds, again, ["top_influence"], repeat=True)
+    truths = ground_truths(prepared, points, chosen, kinds, again, repeat=True)
     assert set(truths) >= {"loo_tilted", "pbrf", "loo_warm", "loo_warm_minus_control"}
     assert ("loo_certified" in truths) == prepared.certified
     rows = rows_of(points, chosen, exact, truths, {})
@@ -165,7 +186,7 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
     for choice in chosen:  # repeated for all that is left out at the first test point
         assert by["exact_ggn", "pbrf", first, choice]["ceiling_spearman"] > 0.9
     assert (truths["pbrf"].control == 0).all()  # its objective has its minimum at the network
-    assert ("exact", "loo_warm", first, "p30_influence") not in by
+    assert {r["test_choice"] for r in rows if r["ground_truth"] == "loo_warm"} == set(points.choice)
     moved = truths["loo_warm"].changes - truths["loo_warm_minus_control"].changes
     kept = np.isfinite(moved[:, 0])
     np.testing.assert_allclose(moved[kept], np.broadcast_to(truths["loo_warm"].control, moved[kept].shape), atol=1e-12)
