@@ -32,7 +32,7 @@ from fragile_lib.plots.quantities import (
     smallest_eigenvalue,
     top_eigenvalue,
 )
-from fragile_lib.plots.scatter import scatter_estimate_truth, together
+from fragile_lib.plots.scatter import damped_or_not, scatter_estimate_truth, together
 from fragile_lib.plots.small_mnist import against_decay, by_test_point
 from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
 from fragile_lib.plots.solvers import solver_table
@@ -45,6 +45,7 @@ __all__ = [
     "by_test_point",
     "correlation_against",
     "costs",
+    "damped_or_not",
     "dataset_word",
     "estimators_by_architecture",
     "finish_against_decay",

@@ -125,6 +125,18 @@ def together(
     return Picture(figure, alt, words.sentences(_together_caption(wanted, keys, seeds), scales))
 
 
+def damped_or_not(points: Sequence[Mapping], **options: str) -> Picture:
+    """Certified left-out minima against estimates with and without damping, at the test point that has most of them.
+
+    `points` as in `together`; options go to `scatter_estimate_truth`.
+    """
+    both = [p for p in points if {"exact", "exact_undamped"} <= set(p.get("estimate") or {})]
+    found = [(np.isfinite(np.asarray(p["truth"].get("loo_certified", []), dtype=float)).sum(), p) for p in both]
+    most = max(found, key=lambda pair: pair[0], default=(0, None))
+    panels = [("certified", name, "loo_certified") for name in ("exact", "exact_undamped")]
+    return scatter_estimate_truth([most[1]] if most[0] else [], panels, **options)
+
+
 def _pairs(points: Sequence[Mapping], truth: str, estimator: str | None = None) -> dict:
     """(seed, test point) -> (estimate, truth), both (k,), where there is a truth; finished training goes first."""
     found = {}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fragile_lib import quasi_newton
 from fragile_lib.data import Data, iris_splits
 from fragile_lib.errors import InputError
 from fragile_lib.influence import leave_one_out
@@ -94,6 +95,35 @@ def test_a_quadratic_is_solved_and_each_update_keeps_the_secant_equation() -> No
     state = search.descend(state, inverse, 1e-11, 200)
     torch.testing.assert_close(state.theta, torch.linalg.solve(matrix, vector))
     assert torch.linalg.eigvalsh(inverse)[0] > 0
+
+
+class Rounded(Quadratic):
+    """The same in float32, its values so large, and rounded up each time, that what the last steps gain is hidden."""
+
+    calls = 0
+
+    def uniform(self, count: int) -> torch.Tensor:
+        return torch.ones(count, 1, dtype=torch.float32)
+
+    def value_and_gradient(self, theta, weights, place):
+        value, gradient = super().value_and_gradient(theta.double(), weights, place)
+        self.calls += 1
+        return (value + 100).float() * (1 + self.calls * torch.finfo(torch.float32).eps), gradient.float()
+
+
+def test_where_values_are_rounded_away_slopes_lead_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(1)
+    root = torch.randn(8, 8, generator=rng, dtype=torch.float64)
+    matrix, vector = root @ root.T + torch.eye(8), torch.randn(8, generator=rng, dtype=torch.float64)
+
+    def reached() -> float:
+        search = _Search(Rounded(matrix, vector))
+        start = search.at(torch.ones(8, dtype=torch.float64))
+        return search.descend(start, torch.eye(8, dtype=torch.float64), 1e-5, 200).norm
+
+    assert reached() <= 1e-5
+    monkeypatch.setattr(quasi_newton, "NOISE", 0)
+    assert reached() > 1e-4
 
 
 def test_steps_and_rounds_bound_the_work() -> None:
