@@ -348,3 +348,25 @@ def test_together_with_gaps_two_seeds_one_truth_and_nothing():
     assert "10 pairs" in plots.together(given, {"train_choice": "p30_influence", "seed": 1, "test_point": 41}).alt
     for nothing in ([], [{**given[0], "test_choice": "p50_loss"}], [{**given[0], "truth": {"loo_warm": None}}]):
         assert "No points" in plots.together(nothing).alt
+
+
+def test_damped_or_not_shows_the_test_point_with_most_minima():
+    given = [p for p in make_points(k=12) if p["train_choice"] == "top_influence"]
+    for reached, p in enumerate(given):
+        undamped = np.asarray(p["estimate"]["exact"]) * 3
+        truth = undamped * np.where(np.arange(12) <= reached + 2, 1.0, np.nan)
+        p["fit"], p["truth"] = "certified", {"loo_certified": truth.tolist()}
+        p["estimate"]["exact_undamped"] = undamped.tolist()
+    picture = plots.damped_or_not(given)
+    assert len([ax for ax in picture.figure.axes if ax.axison]) == 2
+    assert "10 points of 1 seed" in picture.alt and "undamped" in picture.alt
+    assert "slope 3" in picture.alt and "slope 1" in picture.alt  # damped estimates are a third of the truth here
+    for nothing in ([], make_points(k=12)):
+        assert "No points" in plots.damped_or_not(nothing).alt
+
+
+def test_truth_page_shows_undamped_estimates_beside_the_others(full):
+    certified = full[(full["ground_truth"] == "loo_tilted") & (full["estimator"] == "exact")]
+    both = [certified.assign(estimator=name, ground_truth="loo_certified") for name in ("exact", "exact_undamped")]
+    picture = plots.truth_page(pd.concat([full[full["ground_truth"] != "loo_certified"], *both]))
+    assert "Certified LOO, Hessian, undamped" in picture.alt
