@@ -297,7 +297,9 @@ def test_solver_page_gives_cost_residual_and_correlation(full):
 
 def test_truth_page_has_a_line_for_each_truth_and_kind_of_group(full):
     picture = plots.truth_page(full)
-    assert len(picture.figure.axes[0].get_yticks()) == 9
+    assert (
+        len(picture.figure.axes[0].get_yticks()) == 13
+    )  # five truths, four of them at the 30th percentile, one from scratch, three kinds of group
     rows = chosen(full, ground_truth="loo_warm")
     mean, ceiling = rows["spearman"].mean(), rows["ceiling_spearman"].mean()
     assert f"Warm-start LOO, Hessian: mean {number(mean)} (95% interval" in picture.alt
@@ -363,6 +365,14 @@ def test_damped_or_not_shows_the_test_point_with_most_minima():
     assert "slope 3" in picture.alt and "slope 1" in picture.alt  # damped estimates are a third of the truth here
     for nothing in ([], make_points(k=12)):
         assert "No points" in plots.damped_or_not(nothing).alt
+
+
+def test_truth_page_leaves_out_what_was_reached_for_too_few(full):
+    few = full[(full["ground_truth"] == "pbrf") & (full["train_choice"] == "top_influence")]
+    picture = plots.truth_page(pd.concat([full, few.assign(spearman=-1.0, status="not_certified")]))
+    shown = chosen(full, ground_truth="pbrf")["spearman"].mean()
+    assert f"PBRF, Hessian: mean {number(shown)} (95%" in picture.alt.replace("Pbrf", "PBRF")
+    assert "Not drawn" in picture.caption and "Not drawn" not in plots.truth_page(full).caption
 
 
 def test_truth_page_shows_undamped_estimates_beside_the_others(full):

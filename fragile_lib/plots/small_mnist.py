@@ -35,7 +35,7 @@ def by_test_point(
     """
     truths = ["loo_warm", "loo_certified", "loo_tilted", "pbrf"]
     defaults = {"weight_decay": DECAY, "train_choice": TRAIN_CHOICES, "ground_truth": truths}
-    rows = own_estimates(choose(results, defaults, where, statistic), where)
+    rows, left_out = reached(own_estimates(choose(results, defaults, where, statistic), where))
     if rows.empty:
         return base.empty_picture(words.nothing(statistic, "test_choice"))
     paper = paper if statistic == "spearman" else None
@@ -61,6 +61,7 @@ def by_test_point(
         words.units_sentence(rows),
         "Each mark is one test point of one seed, its colour the choice of training points",
         words.outcome_sentence(rows, statistic, dots=False, counts=False),
+        left_out,
     )
     return Picture(figure, words.sentences(head, *told), caption)
 
@@ -69,7 +70,7 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
     """The correlation against weight decay, a panel for each ground truth: mean over test points and seeds."""
     truths = ["loo_warm", "loo_tilted", "loo_certified", "pbrf"]
     defaults = {"test_choice": "max_loss", "train_choice": TRAIN_CHOICES, "ground_truth": truths}
-    rows = own_estimates(choose(results, defaults, where, statistic), where)
+    rows, left_out = reached(own_estimates(choose(results, defaults, where, statistic), where))
     if rows.empty:
         return base.empty_picture(words.nothing(statistic, "weight_decay"))
     shown, ticks = present(rows, "ground_truth"), axis_values(rows, "weight_decay")
@@ -100,6 +101,7 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
         "Mean over test points and seeds with 95% bootstrap intervals over them, which speak for these networks; "
         "faint dots are single test points",
         words.outcome_sentence(rows, statistic, counts=False),
+        left_out,
     )
     return Picture(figure, words.sentences(f"{words.short_word(statistic)} against weight decay", *told), caption)
 
@@ -118,6 +120,16 @@ def choose(results: pd.DataFrame, defaults: Mapping, where: Mapping | None, stat
         rows = rows[later == later.groupby([rows[k] for k in keys]).transform("min")]
     ceilings = {c: np.nan for c in ("ceiling_spearman", "ceiling_pearson", "test_loss") if c not in rows.columns}
     return rows.assign(**ceilings).sort_values([*keys, "test_choice", "test_point"], kind="stable", ignore_index=True)
+
+
+def reached(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows whose truth was reached for enough of the training points, and a sentence that counts the others."""
+    if rows.empty:
+        return rows, ""
+    found = rows[rows["status"] != "not_certified"].reset_index(drop=True)
+    lost = len(rows) - len(found)
+    few = f"Not drawn: {lost} of {len(rows)} rows, whose truth was reached for fewer than four in five training points"
+    return found, few if lost else ""
 
 
 def own_estimates(rows: pd.DataFrame, where: Mapping | None = None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from fragile_lib.evaluation import bootstrap_interval
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.curves import require
-from fragile_lib.plots.small_mnist import CEILING, DECAY, choose, present
+from fragile_lib.plots.small_mnist import CEILING, DECAY, choose, present, reached
 
 ORDERS = {
     "exact": "Hessian",
@@ -51,10 +51,11 @@ def truth_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
     """Spearman of the direct estimates with each ground truth, beside each truth's agreement with itself.
 
     Removals of groups have one row for each way of choosing them, with the estimates to first and to second order.
+    Where a truth was reached for too few of the training points (`not_certified`), its number is counted and not drawn.
     """
     defaults = {"weight_decay": DECAY, "test_choice": "max_loss", "estimator": list(ORDERS)}
-    defaults["train_choice"] = ["top_influence", "scratch", *GROUPS]
-    rows = choose(results, defaults, where, "spearman")
+    defaults["train_choice"] = ["top_influence", "p30_influence", "scratch", *GROUPS]
+    rows, left_out = reached(choose(results, defaults, where, "spearman"))
     if rows.empty:
         return base.empty_picture(words.nothing("spearman", "ground_truth"))
     lines = [
@@ -79,9 +80,11 @@ def truth_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         words.setting_sentence(rows, ["train_choice"]),
         words.scale_sentence(rows),
         words.units_sentence(rows),
+        "Training points of largest |influence|, but for lines that name others",
         "Faint dots are single test points of one seed, marks their mean with a 95% bootstrap interval over them",
         f"Black ticks: {CEILING} when it is repeated" if rows["ceiling_spearman"].notna().any() else "",
         words.outcome_sentence(rows, "spearman", dots=False, counts=False),
+        left_out,
     )
     return Picture(figure, words.sentences("Spearman by ground truth", *told), caption)
 
@@ -90,12 +93,14 @@ def _line_label(truth: str, train: str) -> str:
     words_of = {"loo_warm_minus_control": "LOO minus\ncontrol", "loo_scratch": "LOO from\nscratch"}
     words_of |= {"random_groups": "random\ngroups", "same_class_groups": "groups of\none class"}
     words_of |= {"top_influence_groups": "groups of\nlargest |infl.|"}
-    return words_of.get(train if truth == "group" else truth, words.value_word("", truth))
+    label = words_of.get(train if truth == "group" else truth, words.value_word("", truth))
+    return f"{label}\n(30th percentile)" if train == "p30_influence" else label
 
 
 def _draw_truth(ax: Axes, y: int, truth: str, train: str, rows: pd.DataFrame) -> list[str]:
     """Dots, mean and interval of each estimate in one line of the page, and the truth's ceiling; what they say."""
-    place = words.value_word("", truth) + (f", {words.value_word('', train)}" if truth == "group" else "")
+    named = truth == "group" or train == "p30_influence"
+    place = words.value_word("", truth) + (f", {words.value_word('', train)}" if named else "")
     present_orders = [e for e in ORDERS if (rows["estimator"] == e).any()]
     told = []
     for i, estimator in enumerate(present_orders):
