@@ -7,14 +7,17 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
+import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
 from fragile_lib.errors import InputError
-from fragile_lib.study.report import build_report
+from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
 
 
@@ -152,6 +155,16 @@ def test_summary_and_provenance(report):
     text = soup.find(class_="provenance").get_text(" ")
     assert "0123abc" in text and "yes, in 2 of 11 runs" in text and "torch 2.0" in text
     assert f"-f runs/quick/{synthetic.WITH_NOTEBOOK}/params.yaml" in soup.find(class_="commands").get_text()
+
+
+def test_summary_has_numbers_where_a_setting_is_missing():
+    table = pd.DataFrame({"dataset": ["iris", "cnn"] * 4, "depth": [1.0, np.nan] * 4, "seed": [0, 0, 1, 1] * 2})
+    table["weight_decay"], table["spearman"] = [0.1] * 4 + [0.2] * 4, np.arange(8) / 10
+    columns = [{"label": "Spearman", "statistic": "spearman"}]
+    settings = {"summary": {"by": ["dataset", "depth", "weight_decay"], "columns": columns}}
+    rows = tables.summary_table(SimpleNamespace(results=table, settings=settings))["rows"]
+    assert {tuple(cell.text for cell in row[:-1]) for row in rows} >= {("cnn", "", "0.1"), ("iris", "1", "0.2")}
+    assert sorted(row[-1].sort for row in rows) == pytest.approx([0.1, 0.2, 0.5, 0.6])
 
 
 def test_layout_of_the_study_of_record(study):

@@ -169,7 +169,8 @@ def summary_table(study: Study) -> dict:
     rows = []
     for keys, group in results.groupby(varying, sort=False, dropna=False):
         seeds = group["seed"].nunique()
-        rows.append([_setting(key, words) for key in keys] + [_mean(found.get(keys), seeds) for _, found in slices])
+        numbers = [_mean(found.get(_comparable(keys)), seeds) for _, found in slices]
+        rows.append([_setting(key, words) for key in keys] + numbers)
     return {
         "heads": [_word(column, words) for column in varying],
         "columns": [label for label, _ in slices],
@@ -190,7 +191,12 @@ def _slice(results: pd.DataFrame, column: dict, by: list[str]) -> dict[tuple, np
     rows = rows[np.isfinite(pd.to_numeric(rows[column["statistic"]], errors="coerce").to_numpy(float))]
     seeds = rows.groupby([*by, "seed"], sort=False, dropna=False)[column["statistic"]].mean().reset_index()
     groups = seeds.groupby(by, sort=False, dropna=False)[column["statistic"]]
-    return {keys: values.to_numpy(float) for keys, values in groups}
+    return {_comparable(keys): values.to_numpy(float) for keys, values in groups}
+
+
+def _comparable(keys: tuple) -> tuple:
+    """The keys of a group with None for what is missing: NaN, which pandas gives, does not equal itself."""
+    return tuple(None if pd.isna(key) else key for key in keys)
 
 
 def _setting(value: object, words: dict) -> Cell:
