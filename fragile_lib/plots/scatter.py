@@ -134,7 +134,11 @@ def damped_or_not(points: Sequence[Mapping], **options: str) -> Picture:
     found = [(np.isfinite(np.asarray(p["truth"].get("loo_certified", []), dtype=float)).sum(), p) for p in both]
     most = max(found, key=lambda pair: pair[0], default=(0, None))
     panels = [("certified", name, "loo_certified") for name in ("exact", "exact_undamped")]
-    return scatter_estimate_truth([most[1]] if most[0] else [], panels, **options)
+    picture = scatter_estimate_truth([most[1]] if most[0] else [], panels, **options)
+    if not most[0]:
+        return picture
+    which = "Left: the damped Hessian's estimates; right: the same without damping"
+    return picture._replace(caption=words.sentences(which, picture.caption))
 
 
 def _pairs(points: Sequence[Mapping], truth: str, estimator: str | None = None) -> dict:
@@ -264,7 +268,8 @@ def _title(combination: tuple[str, str, str]) -> str:
     fit, estimator, truth = combination
     names = {"loo_warm": "descent, LOO", "loo_warm_minus_control": "LOO minus control"}
     name = names.get(truth, words.value_word("", truth))
-    return name if estimator == "exact" else f"{name}, {words.value_word('', estimator)}"
+    by = "undamped" if estimator == "exact_undamped" else words.value_word("", estimator)
+    return name if estimator == "exact" else f"{name}, {by}"
 
 
 def _long_title(combination: tuple[str, str, str]) -> str:
