@@ -136,7 +136,9 @@ def build(root: Path, source: Path, out: Path) -> Path:
 
 def rebuild_published(root: Path) -> Path:
     """Render reports/ again from the committed records, without a run; return its index."""
-    jobs = {job.run.run_id: job for profile in RESTORED_PROFILES[::-1] for job in plan_if_any(root, profile)}
+    jobs: dict[str, Job] = {}
+    for job in (job for profile in RESTORED_PROFILES for job in plan_if_any(root, profile)):
+        jobs.setdefault(job.run.run_id, job)  # in the order in which a profile publishes its runs
     paths = published_records(root, list(jobs.values()))
     if paths:
         _, told = collect(paths, root / "reports" / "results.csv")
