@@ -11,6 +11,7 @@ from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.publish import publish
+from fragile_lib.study.study import rebuild_published
 from fragile_lib.study.yaml_file import load_yaml
 
 
@@ -95,6 +96,15 @@ def test_published_records_are_restored_in_a_fresh_clone(toy):
     for profile in ("quick", "paper"):
         prepare(toy.root, profile)
         assert set(states(toy, profile).values()) == {"missing"}, "another profile takes nothing from it"
+
+
+def test_the_published_table_keeps_its_order_when_it_is_made_again(toy, monkeypatch):
+    monkeypatch.setattr("fragile_lib.study.study.build", lambda *_: None)
+    toy.edit("  laptop:", "  paper:\n    grids: {depths: {depth: [2, 1]}}\n  laptop:")
+    published(toy)
+    table = (toy.root / "reports" / "results.csv").read_text()
+    rebuild_published(toy.root)
+    assert (toy.root / "reports" / "results.csv").read_text() == table
 
 
 def test_published_records_of_other_code_are_not_restored(toy):
