@@ -1,16 +1,17 @@
 """The inner loops of the convolution kernels, written as vector code for LLVM.
 
 A convolution of 8 channels is too narrow for matrix-product libraries, and copying its windows into a matrix costs as
-much as the arithmetic. Here one vector register holds the same number of several images (its lanes: 8 in float64, 16
-in float32), and a tile of 8 rows by 3 columns of registers is summed up without touching memory. On machines without
-512-bit registers LLVM splits the vectors; results stay the same.
+much as the arithmetic. Here one vector register holds the same number of several images (its lanes), and a tile of ROWS
+rows by 3 columns of registers is summed up without touching memory. A processor with AVX-512 has 32 registers of 64
+bytes, which hold a tile of 8 rows; others have 16 of 32 bytes or less, for 4 rows, and would spill a larger one. The
+two add up images in different orders: their results differ by rounding.
 
 Each of the following is called from compiled code (numba's nopython mode); arrays are one-dimensional and contiguous,
-positions count their elements, and ROWS is 8.
+positions count their elements.
 
 * `tile1`, `tile2`, `tile3` (columns p = 0 .. 0, 1 or 2; j a row; every sum runs over k = 0 .. count - 1):
 
-      out[at + j row + p column] = first + sum_k packed[w + 8 k + j] * source[start + offsets[k0 + k] + p step]
+      out[at + j row + p column] = first + sum_k packed[w + ROWS k + j] * source[start + offsets[k0 + k] + p step]
 
   where `first` is packed[bias + j], or, for bias < 0, what stands in `out`.
 * `outer1`, `outer3` (taps t = 0 .. 0 or 2; sums over y < ny, x < nx):
@@ -26,14 +27,16 @@ from collections.abc import Callable
 from math import factorial
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-ROWS = 8
+WIDE = binding.get_host_cpu_features().get("avx512f", False)
+ROWS = 8 if WIDE else 4
+REGISTER = 64 if WIDE else 32  # bytes
 TOGETHER = 4  # vectors of which tanh is taken side by side; a power of 2
-LANES = {np.dtype(np.float64): 8, np.dtype(np.float32): 16}  # of one 512-bit register
+LANES = {np.dtype(kind): REGISTER // np.dtype(kind).itemsize for kind in (np.float64, np.float32)}
 
 _INT = types.intp
 
@@ -45,7 +48,8 @@ class _Writer:
         self.context, self.builder, self.types, self.args = context, builder, signature.args, args
         self.double = signature.args[like].dtype == types.float64
         self.scalar = ir.DoubleType() if self.double else ir.FloatType()
-        self.lanes, self.bytes = (8, 8) if self.double else (16, 4)
+        self.bytes = 8 if self.double else 4
+        self.lanes = REGISTER // self.bytes
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.suffix = f"v{self.lanes}f{8 * self.bytes}"
 

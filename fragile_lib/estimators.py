@@ -17,8 +17,8 @@ from fragile_lib.measure import Peak
 from fragile_lib.objective import Objective
 from fragile_lib.prepared import NUDGE, Prepared
 
-# By the matrix that `prepare` made for them.
-DENSE = {"exact": "hessian", "exact_ggn": "gauss_newton", "exact_undamped": "hessian"}
+# The network's dense matrix that a direct solver takes, and its damping where that is not the network's own.
+DENSE = {"exact": ("hessian", None), "exact_ggn": ("gauss_newton", None), "exact_undamped": ("hessian", NUDGE)}
 SOLVERS = (*DENSE, "cg", "cg_ggn", "minres", "lissa", "arnoldi", "nystroem", "kfac", "ekfac", "identity")
 LISSA_BATCH = 100
 TRAK_DAMPING = 1e-3
@@ -35,6 +35,7 @@ def estimate_by(prepared: Prepared, points: Points, name: str, **options: object
     """
     objective, test, m = prepared.train, prepared.on_points(points), len(points.index)
     removals = leave_one_out(torch.arange(objective.n), objective.n).to(prepared.theta)
+    ready = getattr(prepared, DENSE[name][0]).seconds if name in DENSE else 0.0
     began = perf_counter()
     with Peak() as peak:
         if name in BY_CHECKPOINTS:
@@ -45,7 +46,7 @@ def estimate_by(prepared: Prepared, points: Points, name: str, **options: object
             found = influence(objective, test, prepared.theta, removals, torch.arange(m), kept)
             changes, residual, status = found.changes, found.residual, found.status
             products = kept.solution.products / m
-    seconds = perf_counter() - began + prepared.seconds.get(DENSE.get(name), 0)
+    seconds = perf_counter() - began + ready
     return Estimated(changes.double().cpu().numpy(), residual, seconds, products, peak.mb, status)
 
 
@@ -88,8 +89,9 @@ def make_solver(prepared: Prepared, name: str, **options: object) -> solvers.Sol
         InputError: an unknown name.
     """
     if name in DENSE:
-        solver = getattr(prepared, DENSE[name])
-        return solver.with_damping(NUDGE) if name == "exact_undamped" else solver
+        matrix, damping = DENSE[name]
+        solver = getattr(prepared, matrix)
+        return solver if damping is None else solver.with_damping(damping)
     common = prepared.train, prepared.theta, prepared.damping
     if name == "lissa":
         scale = 2 * (float(prepared.hessian.spectrum[-1]) + prepared.damping)

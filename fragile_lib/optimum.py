@@ -26,6 +26,7 @@ Solve = Callable[[Tensor], Tensor]  # (K, P) -> (K, P), the inverse curvature ti
 
 SHIFT = 1e-2  # mu as a share of the GGN's mean diagonal: enough for directions that only the rest of H curves
 MEMORY = 60  # pairs that L-BFGS keeps
+SHORTEST = 0.25  # of chord steps: shorter ones lower a gradient too slowly to be worth their passes
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def chord(
     """Minimise J(.; w_e) near theta (E, P) by theta <- theta - t C^-1 grad J: (theta, ||grad J|| (E,), steps (E,)).
 
     C is one fixed curvature, given as its `solve`; t = 1, halved for a network whose gradient norm did not fall. A
-    network stops at its tolerance, after `max_steps`, or when t falls below 1e-3.
+    network stops at its tolerance, after `max_steps`, or when t falls below `SHORTEST`.
 
     Args:
         objective: J.
@@ -160,7 +161,7 @@ def chord(
     length, steps = torch.ones_like(norm), torch.zeros(len(norm), dtype=torch.long, device=norm.device)
     with progress(total=len(theta), desc="left-out optima") as bar:
         for _ in range(max_steps):
-            rows = ((norm > goal) & (length > 1e-3)).nonzero()[:, 0]
+            rows = ((norm > goal) & (length >= SHORTEST)).nonzero()[:, 0]
             bar.update(len(theta) - len(rows) - bar.n)
             if not len(rows):
                 break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -34,7 +35,7 @@ RELATIVE = 1e-6  # ||grad J|| of a certified optimum, as a share of that at the 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network theta (P,) with its objectives, the direct solvers of both curvatures, and its certificate.
+    """A network theta (P,) with its objectives, the direct solver of its Hessian, and its certificate.
 
     train, test: J in float64; single: J on the training data in float32. checkpoints (T, P) with rates (T,) are those
     of minibatch training. seconds: of the parts of its making.
@@ -49,9 +50,13 @@ class Prepared:
     rates: Tensor
     damping: float
     hessian: DenseSolver
-    gauss_newton: DenseSolver
     certificate: dict
     seconds: dict
+
+    @cached_property
+    def gauss_newton(self) -> DenseSolver:
+        """The direct solver of the Gauss-Newton matrix, made when it is first asked for."""
+        return DenseSolver(self.train, self.theta, self.damping, gauss_newton=True, single=self.single)
 
     @property
     def certified(self) -> bool:
@@ -119,8 +124,6 @@ def prepare(
     theta = made.theta.to(objective.device)
     hessian = DenseSolver(objective, theta, damping, single=single)
     clock.lap("hessian")
-    ggn = DenseSolver(objective, theta, damping, gauss_newton=True, single=single)
-    clock.lap("gauss_newton")
     certificate = {"seed": protocol.seed} | _certificate(objective, theta, tolerance, hessian, made.passes)
     return Prepared(
         protocol.seed,
@@ -132,7 +135,6 @@ def prepare(
         made.rates,
         damping,
         hessian,
-        ggn,
         certificate,
         clock.seconds,
     )
