@@ -19,6 +19,7 @@ from fragile_lib.conv_passes import (
     forward,
     layer_sums,
     loss_deltas,
+    paired,
     softmax,
     tangent_forward,
     tangent_sums,
@@ -47,7 +48,7 @@ def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out, 
     """out (E, gradients / lanes) += gradient of sum_i w_i loss_i + <c_i, logits_i> over the blocks.
 
     weights (E, blocks * lanes); c, one for all networks, as cotangent (blocks, classes * lanes), or (0, 0) for none.
-    values (E,) += sum_i w_i loss_i, in float64, unless it is empty.
+    values (E,) += sum_i w_i loss_i + <c_i, logits_i>, in float64, unless it is empty.
     """
     units, deltas = buffer(net.units, packed), buffer(net.units, packed)
     sums, odds = buffer(net.gradients, packed), buffer(net.plan[-1, N_OUT] * net.lanes, packed)
@@ -65,6 +66,8 @@ def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out, 
                 values[e] += weighted_loss(net, units, odds, y[dataset[e]][rows], weights[e][rows])
             if given:
                 add_cotangent(net, cotangent[b], deltas)
+                if len(values):
+                    values[e] += paired(net, cotangent[b], units)
             backward(net, packed[e], units, deltas, none)
             layer_sums(net, image, units, deltas, sums)
         add_lane_sums(out[e], 0, sums, 0, len(sums) // net.lanes)

@@ -79,15 +79,16 @@ class ConvObjective(Objective):
         return torch.from_numpy(out[..., : self.n])
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self._gradient(theta, weights, np.zeros((0, 0), self._pixels.dtype), dataset)
+        return self._gradient(theta, weights, self._cotangent(None), dataset)
 
-    def value_and_gradient(  # noqa: D102
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        parts = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, np.zeros((0, 0), self._pixels.dtype), dataset, parts)
+        """J (E,), in float64, and its gradient (E, P), in one pass; with <c_i, logits_i> as in `gradient_with`."""
+        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
+        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
         wide = theta.double()
-        return torch.from_numpy(parts.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
+        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
     def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad of sum_i w_i loss_i + <c_i, logits_i>, plus L2: (E, P) for a constant c (n, classes) of all networks.
@@ -97,10 +98,7 @@ class ConvObjective(Objective):
         Raises:
             InputError: a cotangent that is not (n, classes).
         """
-        if cotangent.shape != (self.n, self.model.n_classes):
-            remedy = f"give one number for each example and class, ({self.n}, {self.model.n_classes})"
-            raise bad_input("cotangent.shape", tuple(cotangent.shape), remedy)
-        return self._gradient(theta, weights, _blocked(self._array(cotangent)[None], self._lanes)[0], dataset)
+        return self._gradient(theta, weights, self._cotangent(cotangent), dataset)
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
@@ -154,6 +152,15 @@ class ConvObjective(Objective):
     def _array(self, tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy(), dtype=self._pixels.dtype)
 
+    def _cotangent(self, cotangent: Tensor | None) -> np.ndarray:
+        """Constants c (n, classes) by blocks, as the kernels take them; (0, 0) for none."""
+        if cotangent is None:
+            return np.zeros((0, 0), self._pixels.dtype)
+        if cotangent.shape != (self.n, self.model.n_classes):
+            remedy = f"give one number for each example and class, ({self.n}, {self.model.n_classes})"
+            raise bad_input("cotangent.shape", tuple(cotangent.shape), remedy)
+        return _blocked(self._array(cotangent)[None], self._lanes)[0]
+
     def _packed(self, theta: Tensor) -> np.ndarray:
         return self._layout.packed(self._array(theta))
 
@@ -165,7 +172,7 @@ class ConvObjective(Objective):
         dataset: Tensor | None,
         values: np.ndarray | None = None,
     ) -> Tensor:
-        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses."""
+        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
         places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
         w = _filled(self._array(weights), self._lanes)
         fixed = self._packed(theta), self._x, self._y, places, w, cotangent

@@ -94,6 +94,15 @@ def add_cotangent(net, cotangent, deltas):
 
 
 @compiled
+def paired(net, cotangent, units):
+    """sum_i <c_i, logits_i> of a block, in float64."""
+    into, total = net.plan[-1, INTO], 0.0
+    for i in range(net.plan[-1, N_OUT] * net.lanes):
+        total += np.float64(cotangent[i]) * np.float64(units[into + i])
+    return total
+
+
+@compiled
 def curved_deltas(net, odds, weights, tangent, turned):
     """turned = w (diag(p) - p p^T) tangent at the logits."""
     top = net.plan[-1]

@@ -26,6 +26,7 @@ from torch.nn.functional import one_hot
 
 from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
+from fragile_lib.optimum import value_and_gradient
 
 
 class ProximalObjective:
@@ -55,6 +56,15 @@ class ProximalObjective:
         """grad Q(theta_e; w_e - 1/n): (E, P); always on Q's own data set, whatever `dataset` says."""
         found = gradient_with(self.objective, theta, weights, self._constant, int(self._place))
         return found - self.objective.decay * theta + self.proximity * (theta - self.start)
+
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Q but for a constant (E,), and its gradient (E, P), as `gradient`."""
+        value, found = value_and_gradient_with(self.objective, theta, weights, self._constant, int(self._place))
+        moved, decay = theta - self.start, self.objective.decay
+        value = value + (0.5 * (moved * moved) @ self.proximity - 0.5 * (theta * theta) @ decay).to(value)
+        return value, found - decay * theta + self.proximity * moved
 
 
 class TiltedObjective:
@@ -88,6 +98,15 @@ class TiltedObjective:
         found = self.objective.gradient(theta, weights, self._place.expand(len(theta)))
         return found - self.slope + self.damping * (theta - self.start)
 
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """T (E,) and its gradient (E, P), as `gradient`."""
+        value, found = value_and_gradient(self.objective, theta, weights, self._place.expand(len(theta)))
+        moved = theta - self.start
+        value = value + (0.5 * self.damping * (moved * moved).sum(1) - moved @ self.slope).to(value)
+        return value, found - self.slope + self.damping * moved
+
 
 def _check_damping(damping: float) -> None:
     if not (np.isfinite(damping) and damping >= 0):
@@ -109,6 +128,19 @@ def gradient_with(objective: Objective, theta: Tensor, weights: Tensor, cotangen
         return objective.gradient_with(theta, weights, cotangent, places)
     pulled = torch.stack([pull_back(objective, t, cotangent, dataset) for t in theta])
     return objective.gradient(theta, weights, places) + pulled
+
+
+def value_and_gradient_with(
+    objective: Objective, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: int = 0
+) -> tuple[Tensor, Tensor]:
+    """J(theta_e; w_e) + sum_i <c_i, logits_i> (E,) for c (n, C), and its gradient, as `gradient_with`."""
+    places = torch.full((len(theta),), dataset)
+    if hasattr(objective, "value_and_gradient"):
+        return objective.value_and_gradient(theta, weights, places, cotangent)
+    paired = (cotangent * objective.logits(theta, places)).sum((1, 2))
+    return objective.value(theta, weights, places) + paired, gradient_with(
+        objective, theta, weights, cotangent, dataset
+    )
 
 
 def pull_back(objective: Objective, theta: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.data import Data
 from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
 from fragile_lib.optimum import Optimum, value_and_gradient
 from fragile_lib.progress import progress
-from fragile_lib.solvers.dense import DenseSolver
+from fragile_lib.solvers.dense import DenseSolver, absolute_inverse
 from fragile_lib.training import FLAT, flushed_denormals
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions
@@ -103,39 +102,31 @@ def _one_round(
 
 def left_out_minimum(
     objective: Objective,
-    start: Tensor,
-    removal: Tensor,
-    curvature: DenseSolver,
-    goal: float,
     single: Objective,
+    start: Tensor,
+    weights: Tensor,
+    curvature: Tensor,
+    goal: float,
     steps: int = 120,
     fine_steps: int = 20,
 ) -> Optimum:
-    """A minimum of J(.; 1/n + d) near theta (P,), the minimum of J: for a removal d (n,) where Newton steps fail.
+    """A minimum of an objective under other weights (n,), near theta (P,), where Newton steps do not find it.
 
-    An example with much leverage takes more curvature with it than the others leave: the Hessian without it has
-    negative eigenvalues, or others altogether. BFGS starts from the absolute inverse of that Hessian, H + sum_i d_i
-    hess loss_i, as in `minimum`; in float32 as far as that gets, and on in float64, in which the gradient is measured.
-    What was reached is returned.
+    Examples with much leverage take more curvature with them than the others leave: the Hessian without them has
+    negative eigenvalues, or others altogether. BFGS starts from the absolute inverse of that Hessian, as in `minimum`;
+    in float32 as far as that gets, and on in float64, in which the gradient is measured. What was reached is returned.
 
     Args:
-        objective: J in float64, single: the same in float32; on the CPU or not.
-        start: where the search begins: theta, or a point beside it.
-        removal: the change of the weights.
-        curvature: the Hessian H of J, with its theta.
-        goal: ||grad J(.; 1/n + d)|| at which it ends.
+        objective: what is minimised, in float64: J, or one of `pbrf`'s around a network; single: the same in float32.
+        start: where the search begins: the network, or a point beside it.
+        weights: of the examples.
+        curvature: the Hessian under these weights at the network (P, P); in float32, since BFGS mends what is rounded.
+        goal: ||gradient|| at which it ends.
         steps: BFGS steps at most in float32, each of one or a few passes over the examples.
         fine_steps: the same in float64.
     """
-    members = removal.nonzero()[:, 0]
-    some = type(objective)(
-        objective.model, Data(objective.data.x[:1, members], objective.data.y[:1, members]), 0.0, str(objective.device)
-    )
-    taken = some.matrices(curvature.theta[None], removal[members].to(start)[None])[0]
-    values, vectors = torch.linalg.eigh((curvature.matrix() + taken).float())  # BFGS mends what is rounded
-    inverse = ((vectors / (values.abs() + LEFT_OUT_SHIFT)) @ vectors.T).double()
-    weights = objective.uniform(1) + removal.to(start)
-    rough, fine = _Search(single, weights), _Search(objective, weights)
+    inverse = absolute_inverse(*torch.linalg.eigh(curvature), LEFT_OUT_SHIFT)
+    rough, fine = _Search(single, weights[None]), _Search(objective, weights[None])
     with flushed_denormals():
         state = rough.descend(rough.at(start), inverse, goal, steps)
         state = fine.descend(fine.at(state.theta), inverse, goal, fine_steps)
@@ -158,8 +149,12 @@ class _Search:
         return _State(theta, float(value), gradient[0].double())
 
     def descend(self, state: _State, inverse: Tensor, goal: float, steps: int) -> _State:
-        """BFGS from a state with a positive inverse (P, P), which is overwritten."""
-        direction = -(inverse @ state.gradient)
+        """BFGS from a state with a positive inverse (P, P), which is overwritten; it may be in float32."""
+
+        def times(v: Tensor) -> Tensor:
+            return (inverse @ v.to(inverse)).double()
+
+        direction = -times(state.gradient)
         for _ in range(steps):
             if not state.norm > goal:
                 break
@@ -167,11 +162,12 @@ class _Search:
             if new is None:
                 break
             s, y = new.theta - state.theta, new.gradient - state.gradient
-            state, ahead = new, inverse @ new.gradient
+            state, ahead = new, times(new.gradient)
             hy, curved = ahead + direction, float(s @ y)
             if curved > 0:
                 u = (0.5 * (1 + float(y @ hy) / curved) * s - hy) / curved
-                inverse.addr_(s, u).addr_(u, s)
+                left, right = torch.stack([s, u], 1).to(inverse), torch.stack([u, s]).to(inverse)
+                inverse.addmm_(left, right)
                 ahead += s * (u @ state.gradient) + u * (s @ state.gradient)
             direction = -ahead
         return state

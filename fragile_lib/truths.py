@@ -5,14 +5,16 @@ Every truth says which examples were left out, what its control did, and, where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fragile_lib.data import Data
 from fragile_lib.examination import Points, Retrained, spread_over, union
 from fragile_lib.influence import leave_one_out
 from fragile_lib.minibatch import Protocol, train_beside
@@ -28,7 +30,6 @@ STEPS = 12  # gradients of each left-out network at most; one that needs more ha
 CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
 REPEATED = 4  # of the minima sought by BFGS one in so many is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
-GROUP_STEPS = 40  # the same for a group, which moves the network further
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
 
@@ -39,48 +40,68 @@ class Minima:
     (`pbrf.TiltedObjective`); `pbrf`, of the proximal Bregman objective.
     """
 
-    def __init__(self, prepared: Prepared, kind: str, max_steps: int = STEPS) -> None:
-        damping = prepared.damping
-        if kind == "loo_certified":
-            self.objective, solver, shift = prepared.train, prepared.hessian, NUDGE
-        elif kind == "loo_tilted":
-            self.objective = TiltedObjective(prepared.train, prepared.theta, damping)
-            solver, shift = prepared.hessian, damping
-        else:
-            self.objective = ProximalObjective(prepared.train, prepared.theta, damping)
-            solver, shift = prepared.gauss_newton, damping
-        self.solve, self.prepared, self.max_steps = partial(solver.shifted, shift=shift), prepared, max_steps
+    def __init__(self, prepared: Prepared, kind: str) -> None:
+        self.prepared, self.objective, self.single = prepared, prepared.train, prepared.single
+        self.solver, self.shift = prepared.hessian, NUDGE
+        if kind != "loo_certified":
+            around = TiltedObjective if kind == "loo_tilted" else ProximalObjective
+            self.shift = prepared.damping
+            self.objective = around(prepared.train, prepared.theta, self.shift)
+            self.single = around(prepared.single, prepared.theta.float(), self.shift)
+        if kind == "pbrf":
+            self.solver = prepared.gauss_newton
         self.gradients = prepared.train.example_gradients(prepared.theta[None])[0]
         self.resting = self.objective.gradient(prepared.theta[None], self.objective.uniform(1))
 
-    def caused(self, removals: Tensor) -> Tensor:
-        """(k, P) what removals (k, n) add to the gradient at theta."""
-        return removals.to(self.gradients) @ self.gradients
+    def __call__(
+        self, removals: Tensor, start: Tensor, max_steps: int = STEPS, further: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """(networks (k, P), whether each is a certified minimum (k,)) for removals (k, n), from `start` (P,).
 
-    def goals(self, removals: Tensor) -> Tensor:
-        """(k,) ||grad|| of a certified minimum; a control, an empty removal, is driven as far as the others."""
-        least = 1e-4 * self.prepared.certificate["tolerance"]
-        goal = (LEFT_OUT * self.caused(removals).norm(dim=1)).clamp(min=least)
-        goal[~removals.any(dim=1)] = goal[removals.any(dim=1)].min()
-        return goal
-
-    def __call__(self, removals: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """(networks (k, P), whether each is a certified minimum (k,)) by Newton steps from `start` (P,)."""
-        weights, goal = self.objective.uniform(len(removals)) + removals.to(self.gradients), self.goals(removals)
-        first = self.caused(removals) + self.resting if start is self.prepared.theta else None
+        By at most `max_steps` Newton steps with the one curvature; and for the rows `further`, where these do not end
+        at a minimum, by BFGS (`quasi_newton.left_out_minimum`).
+        """
+        weights = self.objective.uniform(len(removals)) + removals.to(self.gradients)
+        caused = removals.to(self.gradients) @ self.gradients  # what is added to the gradient at theta
+        goals = self._goals(removals, caused)
+        first = caused + self.resting if start is self.prepared.theta else None
         found = [
             chord(
                 self.objective,
                 start.expand(len(rows), -1),
                 weights[rows],
-                solve=self.solve,
-                tolerance=goal[rows],
+                solve=partial(self.solver.shifted, shift=self.shift),
+                tolerance=goals[rows],
                 first=first[rows] if first is not None else None,
-                max_steps=self.max_steps,
+                max_steps=max_steps,
             )
             for rows in torch.arange(len(removals)).split(AT_ONCE)
         ]
-        return torch.cat([theta for theta, _, _ in found]), torch.cat([norm for _, norm, _ in found]) <= goal
+        networks, norms = (torch.cat([part[i] for part in found]) for i in (0, 1))
+        for r in progress([r for r in further if norms[r] > goals[r]], desc="left-out optima by BFGS"):
+            curvature, goal = self._curvature + self._taken(removals[r]), float(goals[r])
+            at = left_out_minimum(self.objective, self.single, start, weights[r], curvature, goal)
+            networks[r], norms[r] = at.theta, at.grad_norm
+        return networks, norms <= goals
+
+    def _goals(self, removals: Tensor, caused: Tensor) -> Tensor:
+        """(k,) ||grad|| of a certified minimum; a control, an empty removal, is driven as far as the others."""
+        goals = (LEFT_OUT * caused.norm(dim=1)).clamp(min=1e-4 * self.prepared.certificate["tolerance"])
+        goals[~removals.any(dim=1)] = goals[removals.any(dim=1)].min()
+        return goals
+
+    @cached_property
+    def _curvature(self) -> Tensor:
+        """The Hessian at theta of what is minimised with nothing left out (P, P), in float32."""
+        matrix = self.solver.matrix()
+        matrix.diagonal().add_(self.shift)
+        return matrix.float()
+
+    def _taken(self, removal: Tensor) -> Tensor:
+        """sum_i d_i hess loss_i (P, P) of a removal d (n,), in float32: what leaving out does to that Hessian."""
+        members, data = removal.nonzero()[:, 0].cpu(), self.prepared.single.data
+        some = self.prepared.single.on(Data(data.x[:1, members], data.y[:1, members]))
+        return some.matrices(self.prepared.theta[None].to(data.x), removal[members][None].to(data.x))[0]
 
 
 def left_out(
@@ -100,36 +121,33 @@ def left_out(
         points: the examined test points (m,).
         kind: as in `Minima`.
         indices: training examples.
-        again: those for which the truth is repeated, from a start displaced at random.
-        further: those of `indices` for which the search goes on by BFGS (`quasi_newton.left_out_minimum`) where Newton
-            steps did not end at a minimum; for `loo_certified` alone.
+        again: those of the first test point, for which the truth is repeated from a start displaced at random.
+        further: those of `indices` for which the search goes on by BFGS where Newton steps did not end at a minimum.
     """
-    began, n = perf_counter(), prepared.train.n
-    respond = Minima(prepared, kind, CERTIFIED_STEPS if kind == "loo_certified" else STEPS)
+    began, n, respond = perf_counter(), prepared.train.n, Minima(prepared, kind)
 
-    def found_from(start: Tensor, examples: np.ndarray, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def found_from(start: Tensor, examples: np.ndarray, on: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
         removals = _nothing_and(leave_one_out(torch.from_numpy(examples), n))
-        networks, kept = respond(removals, start)
-        _go_on(respond, removals, start, networks, kept, np.flatnonzero(np.isin(examples, on)) + 1)
+        rows = np.flatnonzero(np.isin(examples, on)) + 1
+        networks, kept = respond(removals, start, steps, rows.tolist())
         changes = _changes(prepared, points, networks)
         return changes[0], spread_over(examples, changes[1:], n, kept[1:].cpu().numpy())
 
     further = np.zeros(0, int) if further is None else further
-    control, changes = found_from(prepared.theta, indices, further)
+    steps = CERTIFIED_STEPS if kind == "loo_certified" else STEPS
+    control, changes = found_from(prepared.theta, indices, further, steps)
     truth = Retrained(changes, perf_counter() - began, control, indices)
     if again is None or not len(again):
         return truth
-    second = found_from(displaced(prepared), again, further[::REPEATED])[1]
-    return replace(truth, repeats=np.stack([changes, second]))
+    second = found_from(displaced(prepared), again, np.intersect1d(further, again)[::REPEATED], STEPS)[1]
+    return replace(truth, repeats=_at_first_point(changes, second))
 
 
-def _go_on(respond: Minima, removals: Tensor, start: Tensor, networks: Tensor, kept: Tensor, rows: np.ndarray) -> None:
-    """Fill in, by BFGS from `start`, those of the rows of `networks` and `kept` that are not kept yet."""
-    prepared, goals = respond.prepared, respond.goals(removals)
-    missing = [r for r in rows.tolist() if not kept[r]]
-    for r in progress(missing, desc="left-out optima by BFGS"):
-        found = left_out_minimum(prepared.train, start, removals[r], prepared.hessian, float(goals[r]), prepared.single)
-        networks[r], kept[r] = found.theta, found.grad_norm <= goals[r]
+def _at_first_point(*changes: np.ndarray) -> np.ndarray:
+    """Repetitions (R, n, m) for what is left out at the first test point; others share but a few examples with it."""
+    repeats = np.stack(changes)
+    repeats[:, :, 1:] = np.nan
+    return repeats
 
 
 def displaced(prepared: Prepared) -> Tensor:
@@ -142,15 +160,22 @@ def displaced(prepared: Prepared) -> Tensor:
 def groups_left_out(prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False) -> Retrained:
     """The truth `kind` of `Minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached.
 
-    With a control as in `left_out`.
+    The search goes on by BFGS where Newton steps do not arrive; but not where the truth is repeated, from a displaced
+    start. With a control as in `left_out`.
     """
-    began, respond, outcomes = perf_counter(), Minima(prepared, kind, GROUP_STEPS), []
-    for start in (prepared.theta, displaced(prepared)) if repeat else (prepared.theta,):
-        networks, kept = respond(_nothing_and(removals), start)
-        outcomes.append(np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan))
-    (control, *changes), seconds = outcomes[0], perf_counter() - began
-    repeats = np.stack([found[1:] for found in outcomes]) if repeat else None
-    return Retrained(np.stack(changes), seconds, control, repeats=repeats)
+    began, respond = perf_counter(), Minima(prepared, kind)
+    removals = _nothing_and(removals)
+
+    def found_from(start: Tensor, further: Sequence[int]) -> np.ndarray:
+        networks, kept = respond(removals, start, further=further)
+        return np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan)
+
+    control, *changes = found_from(prepared.theta, range(1, len(removals)))
+    truth = Retrained(np.stack(changes), perf_counter() - began, control)
+    if not repeat:
+        return truth
+    second = found_from(displaced(prepared), ())[1:]
+    return replace(truth, repeats=np.stack([truth.changes, second]))
 
 
 def by_minibatches(
@@ -158,8 +183,8 @@ def by_minibatches(
 ) -> dict[str, Retrained]:
     """`loo_warm`: the paper's retraining by minibatches from the network, and the same minus its control.
 
-    All left-out networks and the control are one stack that sees the same batches. again: those for which it is
-    repeated, with batches in another order and its own control.
+    All left-out networks and the control are one stack that sees the same batches. again: those of the first test
+    point, for which it is repeated, with batches in another order and its own control.
     """
     began = perf_counter()
     control, changes = _trained_again(prepared, points, protocol, indices)
@@ -169,8 +194,8 @@ def by_minibatches(
         return {"loo_warm": warm, "loo_warm_minus_control": less}
     control_2, second = _trained_again(prepared, points, replace(protocol, seed=protocol.seed + 1_000), again)
     return {
-        "loo_warm": replace(warm, repeats=np.stack([changes, second])),
-        "loo_warm_minus_control": replace(less, repeats=np.stack([changes - control, second - control_2])),
+        "loo_warm": replace(warm, repeats=_at_first_point(changes, second)),
+        "loo_warm_minus_control": replace(less, repeats=_at_first_point(changes - control, second - control_2)),
     }
 
 
@@ -240,7 +265,7 @@ def ground_truths(
     Each example is left out once and evaluated on all test points. `loo_certified` needs a certified network and is
     left out without one. `loo_warm` brings `loo_warm_minus_control`. repeat: all truths are repeated for what is left
     out at the first test point. certified_points: first test points for whose first choice `loo_certified` goes on
-    where Newton steps fail.
+    where Newton steps fail; the others, whose damped objectives have minima close by, do so for everything.
     """
     wanted = union(indices for by_point in chosen.values() for indices in by_point)
     again = union(by_point[0] for by_point in chosen.values()) if repeat else None
@@ -249,6 +274,7 @@ def ground_truths(
         if kind == "loo_warm":
             found |= by_minibatches(prepared, points, protocol, wanted, again)
         elif kind != "loo_certified" or prepared.certified:
-            further = next(iter(chosen.values()))[:certified_points] if kind == "loo_certified" else []
-            found[kind] = left_out(prepared, points, kind, wanted, again, union(further) if further else None)
+            first = next(iter(chosen.values()))[:certified_points] or [np.zeros(0, int)]
+            further = union(first) if kind == "loo_certified" else wanted
+            found[kind] = left_out(prepared, points, kind, wanted, again, further)
     return found

@@ -372,6 +372,11 @@ def test_value_and_gradient_in_one_pass_are_those_of_the_reference(n, kind, tole
     assert value.dtype == torch.float64 and gradient.dtype == kind
     close(value, reference.value(theta.to(kind).double(), weights), tolerance)
     assert torch.equal(gradient, ours.gradient(theta.to(kind), weights.to(kind)))
+    cotangent = torch.randn(n, ODD.n_classes, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(kind)
+    more, gradient = ours.value_and_gradient(theta.to(kind), weights.to(kind), cotangent=cotangent)
+    paired = (cotangent.double() * reference.logits(theta.to(kind).double())).sum((1, 2))
+    close(more, value + paired, 10 * tolerance)
+    assert torch.equal(gradient, ours.gradient_with(theta.to(kind), weights.to(kind), cotangent))
 
 
 def test_the_value_of_a_sure_mistake_is_finite_and_right_in_single_precision():

@@ -46,6 +46,23 @@ def test_gradient_is_that_of_the_definition(setting) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
+def test_values_are_those_of_the_definition_but_for_a_constant(setting) -> None:
+    train, _, start = setting
+    change = leave_one_out(torch.tensor([7]), 120)
+    weights = (train.uniform(1) + change).expand(2, -1)
+    moved = start + 0.1 * torch.randn(2, len(start), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    proximal, tilted = ProximalObjective(train, start, DAMPING), TiltedObjective(train, start, DAMPING)
+    value, gradient = proximal.value_and_gradient(moved, weights)
+    expected = torch.stack([by_hand(train, start, change[0], t) for t in moved])
+    torch.testing.assert_close(value[0] - value[1], expected[0] - expected[1], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(gradient, proximal.gradient(moved, weights))
+    value, gradient = tilted.value_and_gradient(moved, weights)
+    slope, away = train.gradient(start[None], train.uniform(1))[0], moved - start
+    expected = train.value(moved, weights) - away @ slope + 0.5 * DAMPING * away.square().sum(1)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, tilted.gradient(moved, weights))
+
+
 def test_start_is_the_minimum_and_the_curvature_there_the_damped_gauss_newton_matrix(setting) -> None:
     train, _, start = setting
     proximal = ProximalObjective(train, start, DAMPING)

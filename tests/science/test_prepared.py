@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from fragile_lib import truths
 from fragile_lib.conv import SmallCNN
 from fragile_lib.data import mnist_digits
 from fragile_lib.errors import InputError
 from fragile_lib.estimators import ESTIMATORS, estimate_by, make_solver
 from fragile_lib.examination import Points, choose_test_points, choose_training_points, rows_of
 from fragile_lib.group_truths import group_rows
+from fragile_lib.groups import group_removals
 from fragile_lib.kept import Made, keep, load, settings
 from fragile_lib.minibatch import Protocol
+from fragile_lib.optimum import Optimum
 from fragile_lib.prepared import Prepared, prepare
 from fragile_lib.solvers import ExactSolver
-from fragile_lib.truths import from_scratch, ground_truths, left_out
+from fragile_lib.truths import Minima, from_scratch, ground_truths, groups_left_out, left_out
 
 DAMPING, DECAY = 0.02, 0.02
 
@@ -44,7 +47,7 @@ def test_it_says_how_far_it_was_driven_and_what_that_cost(prepared: Prepared) ->
     reached = norm <= certificate["tolerance"] and spectrum[0] >= -1e-6
     assert prepared.certified == bool(reached) and prepared.fit == ("certified" if reached else "finished")
     assert prepared.checkpoints.shape == (3, prepared.train.model.n_params)
-    assert set(prepared.seconds) == {"minibatch", "optimum", "hessian", "gauss_newton"}
+    assert set(prepared.seconds) == {"minibatch", "optimum", "hessian"}
     trained = prepared.train.value(prepared.checkpoints[-1:], weights)
     assert certificate["objective"] < float(trained)  # minibatch training had not ended there
 
@@ -65,6 +68,34 @@ def test_minimum_rounds_certify_where_rounds_alone_do_not() -> None:
     assert reached[:8].sum() > before[:8].sum() + 3 and (reached[8:] == before[8:]).all()
     np.testing.assert_array_equal(truth.changes[:10][before], by_newton.changes[:10][before])
     assert np.abs(truth.control).max() < 1e-3 * np.nanmax(np.abs(truth.changes))  # the network was a minimum
+
+
+def test_a_repetition_speaks_for_the_first_test_point_alone(prepared: Prepared, points: Points) -> None:
+    truth = left_out(prepared, points, "pbrf", np.arange(20), again=np.arange(5, 20))
+    once, again = truth.repeats[:, :, 0]
+    both = np.isfinite(once) & np.isfinite(again)
+    assert both[5:20].sum() >= 10 and not both[:5].any()
+    np.testing.assert_allclose(again[both], once[both], atol=0.05 * np.abs(once[both]).max())
+    assert np.isnan(truth.repeats[:, :, 1:]).all() and np.isfinite(truth.changes[:20, 1]).sum() >= 10
+
+
+@pytest.mark.parametrize("kind", ["pbrf", "loo_tilted"])
+def test_groups_that_newton_steps_do_not_follow_are_found_by_bfgs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = at_a_minimum()
+    found = choose_test_points(network.test.losses(network.theta[None])[0], {"max_loss": 2})
+    removals = group_removals(torch.arange(18).reshape(6, 3), network.train.n)
+    truth, respond = groups_left_out(network, found, kind, removals), Minima(network, kind)
+    networks, kept = respond(removals, network.theta, further=range(6))
+    monkeypatch.setattr(truths, "left_out_minimum", lambda *at: Optimum(at[2], np.inf, 0))
+    by_newton = groups_left_out(network, found, kind, removals)
+    reached, before = (np.isfinite(t.changes[:, 0]) for t in (truth, by_newton))
+    assert reached.all() and not before.all()
+    weights = network.train.uniform(6) + removals
+    norms = respond.objective.gradient(networks, weights).norm(dim=1)
+    caused = (removals @ respond.gradients).norm(dim=1)
+    assert kept.all() and (norms <= 0.01 * caused).all()
+    expected = network.test.losses(networks)[:, found.index] - network.test.losses(network.theta[None])[:, found.index]
+    np.testing.assert_allclose(truth.changes, expected.numpy(), atol=1e-6)
 
 
 def test_a_network_at_a_minimum_is_kept_and_certified_anew(tmp_path: Path) -> None:
@@ -173,10 +204,10 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
     }
     again = Protocol(steps=20, batch=20, learning_rate=1e-4, drops=())
     kinds = ["loo_certified", "loo_tilted", "pbrf", "loo_warm"]
-    truths = ground_truths(prepared, points, chosen, kinds, again, repeat=True)
-    assert set(truths) >= {"loo_tilted", "pbrf", "loo_warm", "loo_warm_minus_control"}
-    assert ("loo_certified" in truths) == prepared.certified
-    rows = rows_of(points, chosen, exact, truths, {})
+    found = ground_truths(prepared, points, chosen, kinds, again, repeat=True)
+    assert set(found) >= {"loo_tilted", "pbrf", "loo_warm", "loo_warm_minus_control"}
+    assert ("loo_certified" in found) == prepared.certified
+    rows = rows_of(points, chosen, exact, found, {})
     by = {(r["estimator"], r["ground_truth"], r["test_point"], r["train_choice"]): r for r in rows}
     first = int(points.index[0])
     tilted = [r for r in rows if (r["estimator"], r["ground_truth"]) == ("exact", "loo_tilted")]
@@ -184,12 +215,15 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Prepared, p
     assert all(r["status"] != "ok" for r in tilted if r["n_uncertified"] > 1)
     assert by["exact_ggn", "pbrf", first, "top_influence"]["spearman"] > 0.5
     for choice in chosen:  # repeated for all that is left out at the first test point
+        for truth in ("pbrf", "loo_warm", "loo_warm_minus_control"):
+            assert np.isfinite(by["exact_ggn", truth, first, choice]["ceiling_spearman"])
         assert by["exact_ggn", "pbrf", first, choice]["ceiling_spearman"] > 0.9
-    assert (truths["pbrf"].control == 0).all()  # its objective has its minimum at the network
+    assert all(np.isnan(r["ceiling_spearman"]) for r in rows if r["test_point"] != first)
+    assert (found["pbrf"].control == 0).all()  # its objective has its minimum at the network
     assert {r["test_choice"] for r in rows if r["ground_truth"] == "loo_warm"} == set(points.choice)
-    moved = truths["loo_warm"].changes - truths["loo_warm_minus_control"].changes
+    moved = found["loo_warm"].changes - found["loo_warm_minus_control"].changes
     kept = np.isfinite(moved[:, 0])
-    np.testing.assert_allclose(moved[kept], np.broadcast_to(truths["loo_warm"].control, moved[kept].shape), atol=1e-12)
+    np.testing.assert_allclose(moved[kept], np.broadcast_to(found["loo_warm"].control, moved[kept].shape), atol=1e-12)
 
 
 def test_groups_to_second_order(prepared: Prepared, points: Points) -> None:

@@ -10,7 +10,6 @@ from fragile_lib.influence import leave_one_out
 from fragile_lib.models import MLP
 from fragile_lib.objective import Objective, make_objective
 from fragile_lib.quasi_newton import _Search, left_out_minimum, minimum
-from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.stationary import newton
 from fragile_lib.training import FLAT
 
@@ -56,10 +55,10 @@ def test_at_a_minimum_nothing_is_done() -> None:
 def test_the_minimum_without_an_example_of_much_leverage_is_one_of_the_others_alone() -> None:
     train = objective(0.001)
     theta = minimum(train, train.model.init(1), tolerance=1e-9).theta
-    hessian = DenseSolver(train, theta, 0.0)
     i = int(train.example_gradients(theta[None])[0].norm(dim=1).argmax())
-    removal = leave_one_out(torch.tensor([i]), train.n)[0]
-    found = left_out_minimum(train, theta, removal, hessian, 1e-8, single=train, steps=500)
+    weights = train.uniform(1) + leave_one_out(torch.tensor([i]), train.n)
+    curvature = train.matrices(theta[None], weights)[0]
+    found = left_out_minimum(train, train, theta, weights[0], curvature, 1e-8, steps=500)
     assert found.grad_norm <= 1e-8 < float((found.theta - theta).norm())
     rest = torch.arange(train.n) != i
     others = make_objective(train.model, Data(train.data.x[:, rest], train.data.y[:, rest]), 0.001)
