@@ -209,11 +209,8 @@ def train_beside(
 
 def _first_difference(weights: np.ndarray, n: int, protocol: Protocol) -> np.ndarray:
     """(E,) the step whose batch is the first to hold an example with another weight than the first member's has."""
-    joins, others, rows = (
-        np.full(len(weights), protocol.steps),
-        weights != weights[0],
-        batches(n, protocol.batch, protocol.seed),
-    )
+    joins, others = np.full(len(weights), protocol.steps), weights != weights[0]
+    rows = batches(n, protocol.batch, protocol.seed)
     joins[0] = 0
     for step in range(protocol.steps):
         waiting = np.flatnonzero(joins == protocol.steps)

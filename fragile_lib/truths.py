@@ -28,7 +28,7 @@ from fragile_lib.retraining import loss_changes
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
 CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
-REPEATED = 4  # of the minima sought by BFGS one in so many is sought again where a truth is repeated
+REPEATED = 4  # one in so many minima is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
 DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
 
@@ -121,7 +121,8 @@ def left_out(
         points: the examined test points (m,).
         kind: as in `Minima`.
         indices: training examples.
-        again: those of the first test point, for which the truth is repeated from a start displaced at random.
+        again: those of the first test point. For one in `REPEATED` of them, and ten at least, the truth is found again,
+            from a start displaced at random.
         further: those of `indices` for which the search goes on by BFGS where Newton steps did not end at a minimum.
     """
     began, n, respond = perf_counter(), prepared.train.n, Minima(prepared, kind)
@@ -133,13 +134,15 @@ def left_out(
         changes = _changes(prepared, points, networks)
         return changes[0], spread_over(examples, changes[1:], n, kept[1:].cpu().numpy())
 
-    further = np.zeros(0, int) if further is None else further
+    further, again = (np.zeros(0, int) if given is None else given for given in (further, again))
     steps = CERTIFIED_STEPS if kind == "loo_certified" else STEPS
     control, changes = found_from(prepared.theta, indices, further, steps)
     truth = Retrained(changes, perf_counter() - began, control, indices)
-    if again is None or not len(again):
+    again = np.intersect1d(again, indices)
+    if not len(again):
         return truth
-    second = found_from(displaced(prepared), again, np.intersect1d(further, again)[::REPEATED], STEPS)[1]
+    some = again[:: max(1, min(REPEATED, len(again) // 10))]
+    second = found_from(displaced(prepared), some, further, STEPS)[1]
     return replace(truth, repeats=_at_first_point(changes, second))
 
 
@@ -262,19 +265,23 @@ def ground_truths(
 ) -> dict[str, Retrained]:
     """The truths `kinds` by name, for what `chosen` (by choice, for each test point) asks to be left out.
 
-    Each example is left out once and evaluated on all test points. `loo_certified` needs a certified network and is
-    left out without one. `loo_warm` brings `loo_warm_minus_control`. repeat: all truths are repeated for what is left
-    out at the first test point. certified_points: first test points for whose first choice `loo_certified` goes on
-    where Newton steps fail; the others, whose damped objectives have minima close by, do so for everything.
+    Each example is left out once and evaluated on all test points. `loo_warm` brings `loo_warm_minus_control`. repeat:
+    all truths are repeated for what is left out at the first test point. `loo_certified` needs a certified network.
+    certified_points: first test points for which it leaves out the first choice, those of largest influence, going on
+    by BFGS where Newton steps fail; of the other choices it takes what Newton steps find. `loo_tilted` and `pbrf`,
+    whose damping keeps the minima close by, go on for everything.
     """
     wanted = union(indices for by_point in chosen.values() for indices in by_point)
     again = union(by_point[0] for by_point in chosen.values()) if repeat else None
+    first, *others = chosen.values()
+    influential = [*first[:certified_points], np.zeros(0, int)]
     found: dict[str, Retrained] = {}
     for kind in kinds:
         if kind == "loo_warm":
             found |= by_minibatches(prepared, points, protocol, wanted, again)
-        elif kind != "loo_certified" or prepared.certified:
-            first = next(iter(chosen.values()))[:certified_points] or [np.zeros(0, int)]
-            further = union(first) if kind == "loo_certified" else wanted
-            found[kind] = left_out(prepared, points, kind, wanted, again, further)
+        elif kind != "loo_certified":
+            found[kind] = left_out(prepared, points, kind, wanted, again, further=wanted)
+        elif prepared.certified:
+            sought = union([*influential, *(indices for by_point in others for indices in by_point)])
+            found[kind] = left_out(prepared, points, kind, sought, again, further=union(influential))
     return found

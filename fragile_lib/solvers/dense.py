@@ -13,7 +13,7 @@ from fragile_lib.solvers.base import Solution, check_damping, relative
 
 LOWEST = 4  # eigenvectors in which the smallest eigenvalue is computed again
 REFINEMENTS = 10  # at most; with damping well above the matrix's error the first is enough
-SOLVED, UNSOLVED = 1e-8, 1e-4  # relative residuals: at which refinement ends, above which it has failed
+SOLVED, UNSOLVED = 1e-6, 1e-4  # relative residuals: at which refinement ends, above which it has failed
 
 
 class DenseSolver:

@@ -167,7 +167,7 @@ def test_the_dense_solver_takes_another_damping_and_refines_until_it_is_solved(p
         found = other(v)
         residual = (other._product(found.x) - v).norm(dim=1) / v.norm(dim=1)
         torch.testing.assert_close(found.residual, residual, rtol=1e-3, atol=1e-12)
-        assert found.residual.max() <= 1e-8 and found.status == "ok"
+        assert found.residual.max() <= 1e-6 and found.status == "ok"
     assert prepared.hessian.damping == DAMPING
     with pytest.raises(InputError, match="damping"):
         prepared.hessian.with_damping(-1.0)
