@@ -267,9 +267,8 @@ def ground_truths(
 
     Each example is left out once and evaluated on all test points. `loo_warm` brings `loo_warm_minus_control`. repeat:
     all truths are repeated for what is left out at the first test point. `loo_certified` needs a certified network.
-    certified_points: first test points for which it leaves out the first choice, those of largest influence, going on
-    by BFGS where Newton steps fail; of the other choices it takes what Newton steps find. `loo_tilted` and `pbrf`,
-    whose damping keeps the minima close by, go on for everything.
+    certified_points: first test points for whose first choice, the examples of largest influence, minima are sought by
+    BFGS where Newton steps fail. `loo_certified`, where they mostly do, leaves that choice out for these points alone.
     """
     wanted = union(indices for by_point in chosen.values() for indices in by_point)
     again = union(by_point[0] for by_point in chosen.values()) if repeat else None
@@ -280,7 +279,7 @@ def ground_truths(
         if kind == "loo_warm":
             found |= by_minibatches(prepared, points, protocol, wanted, again)
         elif kind != "loo_certified":
-            found[kind] = left_out(prepared, points, kind, wanted, again, further=wanted)
+            found[kind] = left_out(prepared, points, kind, wanted, again, further=union(influential))
         elif prepared.certified:
             sought = union([*influential, *(indices for by_point in others for indices in by_point)])
             found[kind] = left_out(prepared, points, kind, sought, again, further=union(influential))
