@@ -86,7 +86,9 @@ def truth_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         words.units_sentence(rows),
         "Training points of largest |influence|, but for lines that name others",
         "Faint dots are single test points of one seed, marks their mean with a 95% bootstrap interval over them",
-        f"Black ticks: {CEILING} when it is repeated" if rows["ceiling_spearman"].notna().any() else "",
+        f"Black ticks: {CEILING} when it is repeated; for single training points at one test point of each network"
+        if rows["ceiling_spearman"].notna().any()
+        else "",
         words.outcome_sentence(rows, "spearman", dots=False, counts=False),
         left_out,
     )
