@@ -295,6 +295,18 @@ def test_solver_page_gives_cost_residual_and_correlation(full):
     assert "no\nresidual" in [label.get_text() for label in lower[-1].get_xticklabels()]
 
 
+@pytest.mark.parametrize("factor", [1, 1e4])
+def test_seconds_of_the_solvers_are_plain_numbers_with_room_between_them(full, factor):
+    rows = full.assign(seconds_estimate=full["seconds_estimate"].where(full["estimator"] != "trak", 9 * factor))
+    figure = plots.solver_page(rows).figure
+    figure.canvas.draw()
+    axis, (low, high) = figure.axes[0].xaxis, figure.axes[0].get_xlim()
+    labels = [label for label in axis.get_ticklabels(which="both") if low <= label.get_position()[0] <= high]
+    assert len(labels) >= 2 and all(float(label.get_text().replace(",", "")) > 0 for label in labels)
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in zip(boxes[:-1], boxes[1:], strict=True))
+
+
 def test_truth_page_has_a_line_for_each_truth_and_kind_of_group(full):
     picture = plots.truth_page(full)
     # four truths, three of them at the 30th percentile too, one from scratch, three kinds of group

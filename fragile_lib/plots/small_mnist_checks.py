@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fragile_lib.evaluation import bootstrap_interval
 from fragile_lib.plots import base, words
@@ -152,7 +152,7 @@ def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         upper, *lower = axes[:, 0]
         for s, y in zip(solvers, _residual_axis(upper, "y", solvers), strict=True):
             _mark(upper, s, s.seconds, y)
-        upper.set_xscale("log")
+        _seconds_axis(upper, [s.seconds for s in solvers])
         upper.set_xlabel(words.column_word("seconds_estimate"))
         told = [_cost(s) for s in solvers]
         for ax, truth in zip(lower, truths, strict=True):
@@ -231,6 +231,15 @@ def _residual_axis(ax: Axes, which: str, solvers: list[Solver]) -> np.ndarray:
     axis.set_ticks(10.0**ticks, labels)
     axis.set_label_text("relative residual")
     return 10.0**exponents
+
+
+def _seconds_axis(ax: Axes, seconds: list[float]) -> None:
+    """A logarithmic axis with plain numbers: 1, 2, 5, 10 and so on, or powers of ten where there are many."""
+    ax.set_xscale("log")
+    short = np.nanmax(seconds) < 300 * np.nanmin(seconds)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_effect(ax: Axes, rows: pd.DataFrame, solvers: list[Solver], truth: str) -> list[str]:
