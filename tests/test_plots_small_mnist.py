@@ -295,6 +295,14 @@ def test_solver_page_gives_cost_residual_and_correlation(full):
     assert "no\nresidual" in [label.get_text() for label in lower[-1].get_xticklabels()]
 
 
+def test_solver_page_tells_products_and_memory(full):
+    spent = full.assign(products=31.0, memory_mb=1250.4)
+    spent.loc[spent["estimator"] == "trak", "products"] = np.nan
+    caption = plots.solver_page(spent).caption
+    assert "K-FAC (31, 1,250 MB)" in caption and "TRAK (none, 1,250 MB)" in caption
+    assert "peak memory" not in plots.solver_page(full.drop(columns=["products"], errors="ignore")).caption
+
+
 @pytest.mark.parametrize("factor", [1, 1e4])
 def test_seconds_of_the_solvers_are_plain_numbers_with_room_between_them(full, factor):
     rows = full.assign(seconds_estimate=full["seconds_estimate"].where(full["estimator"] != "trak", 9 * factor))

@@ -167,6 +167,7 @@ def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         words.scale_sentence(rows),
         words.units_sentence(rows),
         "Residual and seconds are medians, correlations means over test points and seeds",
+        _spent(rows, solvers),
         f"Hollow: flagged by the solver ({flagged})" if flagged else "",
         words.outcome_sentence(rows, "spearman", dots=False, counts=False),
     )
@@ -256,6 +257,19 @@ def _draw_effect(ax: Axes, rows: pd.DataFrame, solvers: list[Solver], truth: str
     ax.set_title(f"with {words.value_word('', truth)}")
     each = [f"{words.value_word('', name)} {words.number(mean)}" for name, mean in means.items()]
     return [f"Mean Spearman with {words.value_word('', truth)}: {', '.join(each) or 'no number'}"]
+
+
+def _spent(rows: pd.DataFrame, solvers: list[Solver]) -> str:
+    """The products and the memory of each solver in one sentence, where they are known."""
+    if not {"products", "memory_mb"} <= set(rows.columns):
+        return ""
+    medians = rows.groupby("estimator")[["products", "memory_mb"]].median()
+    each = [
+        f"{words.value_word('', s.name)} ({'none' if np.isnan(products) else f'{products:.0f}'}, {memory:,.0f} MB)"
+        for s in solvers
+        for products, memory in [medians.loc[s.name].to_numpy(dtype=float)]
+    ]
+    return f"Products with the curvature for a test point, and peak memory with the scoring: {'; '.join(each)}"
 
 
 def _cost(s: Solver) -> str:
