@@ -6,8 +6,8 @@ from llvmlite import binding
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not binding.get_host_cpu_features().get("avx512f", False):
-    # The AVX2 code of oneDNN 3.12 (torch 2.14) writes out of bounds in the weights' gradient of a strided 1x1 convolution
-    # of fewer than 8 channels, channels last. Networks as narrow as that exist in tests alone.
+    # The AVX2 code of oneDNN 3.12 (torch 2.14) writes out of bounds in the weights' gradient of a strided 1x1
+    # convolution of fewer than 8 channels, channels last. Networks as narrow as that exist in tests alone.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 os.environ["MPLBACKEND"] = "Agg"
 for name in [name for name in os.environ if name.startswith("FRAGILE_")]:
