@@ -78,27 +78,26 @@ class ConvObjective(Objective):
         self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self._gradient(theta, weights, self._cotangent(None), dataset)
-
-    def value_and_gradient(
+    def gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """J (E,), in float64, and its gradient (E, P), in one pass; with <c_i, logits_i> as in `gradient_with`."""
-        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
-        wide = theta.double()
-        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
-
-    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """grad of sum_i w_i loss_i + <c_i, logits_i>, plus L2: (E, P) for a constant c (n, classes) of all networks.
+    ) -> Tensor:
+        """grad J (E, P); with a constant c (n, classes) of all networks, that of J + sum_i <c_i, logits_i>.
 
         One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
 
         Raises:
-            InputError: a cotangent that is not (n, classes).
+            InputError: a cotangent c that is not (n, classes).
         """
         return self._gradient(theta, weights, self._cotangent(cotangent), dataset)
+
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """J (E,), in float64, and its gradient (E, P), as `gradient`, in one pass; both with the cotangent."""
+        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
+        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
+        wide = theta.double()
+        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""

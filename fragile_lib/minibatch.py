@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, sqrt
 
 import numpy as np
@@ -153,14 +154,11 @@ def train(
     theta = theta.to(kind, copy=True)
     state = State.fresh(theta) if state is None else state
     first, second = state.first.to(kind, copy=True), state.second.to(kind, copy=True)
-    gradient = _batch_gradient(objective, _on_batches(objective, weights, protocol), dataset)
-    rows, kept = batches(objective.n, protocol.batch, protocol.seed), []
-    with flushed_denormals(), progress(total=steps, desc=label) as bar:
-        for step in range(steps):
-            if step in wanted:
-                kept.append(theta.clone())
-            _advance(protocol, theta, gradient(theta, next(rows)), first, second, step, state.steps + step + 1)
-            bar.update()
+    kept = []
+    for step, gradient in _steps(objective, weights, protocol, dataset, label):
+        if step in wanted:
+            kept.append(theta.clone())
+        _advance(protocol, theta, gradient(theta), first, second, step, state.steps + step + 1)
     if steps in wanted:
         kept.append(theta.clone())
     copies = torch.stack(kept) if kept else theta.new_empty(0, *theta.shape)
@@ -188,23 +186,31 @@ def train_beside(
     """
     joins = _first_difference(weights.cpu().numpy(), objective.n, protocol)
     order = joins.argsort(kind="stable")
-    weights = _on_batches(objective, weights[order], protocol)
-    gradient, rows = _batch_gradient(objective, weights, None), batches(objective.n, protocol.batch, protocol.seed)
     stack = theta.to(objective.data.x.dtype).repeat(len(weights), 1)
     first, second, awake = torch.zeros_like(stack), torch.zeros_like(stack), 1
-    with flushed_denormals(), progress(total=protocol.steps, desc=label) as bar:
-        for step in range(protocol.steps):
-            joined = int(np.searchsorted(joins[order], step, side="right"))
-            for part in (stack, first, second):
-                part[awake:joined] = part[0]
-            awake = joined
-            now = [part[:awake] for part in (stack, first, second)]
-            _advance(protocol, now[0], gradient(now[0], next(rows)), *now[1:], step, step + 1)
-            bar.update()
+    for step, gradient in _steps(objective, weights[order], protocol, None, label):
+        joined = int(np.searchsorted(joins[order], step, side="right"))
+        for part in (stack, first, second):
+            part[awake:joined] = part[0]
+        awake = joined
+        now = [part[:awake] for part in (stack, first, second)]
+        _advance(protocol, now[0], gradient(now[0]), *now[1:], step, step + 1)
     stack[awake:] = stack[0]
     found = torch.empty_like(stack)
     found[order] = stack
     return found
+
+
+def _steps(
+    objective: Objective, weights: Tensor, protocol: Protocol, dataset: Tensor | None, label: str
+) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
+    """Each step with the gradient on its batch, theta (E, P) -> (E, P), under the weights of the first E members."""
+    gradient = _batch_gradient(objective, _on_batches(objective, weights, protocol), dataset)
+    drawn = batches(objective.n, protocol.batch, protocol.seed)
+    with flushed_denormals(), progress(total=protocol.steps, desc=label) as bar:
+        for step in range(protocol.steps):
+            yield step, partial(gradient, rows=next(drawn))
+            bar.update()
 
 
 def _first_difference(weights: np.ndarray, n: int, protocol: Protocol) -> np.ndarray:

@@ -55,7 +55,7 @@ class ProximalObjective:
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad Q(theta_e; w_e - 1/n): (E, P); always on Q's own data set, whatever `dataset` says."""
         found = gradient_with(self.objective, theta, weights, self._constant, int(self._place))
-        return found - self.objective.decay * theta + self.proximity * (theta - self.start)
+        return self._near(found, theta)
 
     def value_and_gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
@@ -64,7 +64,11 @@ class ProximalObjective:
         value, found = value_and_gradient_with(self.objective, theta, weights, self._constant, int(self._place))
         moved, decay = theta - self.start, self.objective.decay
         value = value + (0.5 * (moved * moved) @ self.proximity - 0.5 * (theta * theta) @ decay).to(value)
-        return value, found - decay * theta + self.proximity * moved
+        return value, self._near(found, theta)
+
+    def _near(self, gradient: Tensor, theta: Tensor) -> Tensor:
+        """The gradient with the proximity in the place of the decay."""
+        return gradient - self.objective.decay * theta + self.proximity * (theta - self.start)
 
 
 class TiltedObjective:
@@ -96,7 +100,7 @@ class TiltedObjective:
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad T(theta_e; w_e): (E, P); always on T's own data set, whatever `dataset` says."""
         found = self.objective.gradient(theta, weights, self._place.expand(len(theta)))
-        return found - self.slope + self.damping * (theta - self.start)
+        return self._near(found, theta)
 
     def value_and_gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
@@ -105,7 +109,11 @@ class TiltedObjective:
         value, found = value_and_gradient(self.objective, theta, weights, self._place.expand(len(theta)))
         moved = theta - self.start
         value = value + (0.5 * self.damping * (moved * moved).sum(1) - moved @ self.slope).to(value)
-        return value, found - self.slope + self.damping * moved
+        return value, self._near(found, theta)
+
+    def _near(self, gradient: Tensor, theta: Tensor) -> Tensor:
+        """The gradient with the linear and the proximal term."""
+        return gradient - self.slope + self.damping * (theta - self.start)
 
 
 def _check_damping(damping: float) -> None:
@@ -124,8 +132,8 @@ def logit_gradients(objective: Objective, theta: Tensor, dataset: int = 0) -> Te
 def gradient_with(objective: Objective, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
     """(E, P) grad J(theta_e; w_e) + sum_i J_ei^T c_i for c (n, C); in one pass where the objective can do that."""
     places = torch.full((len(theta),), dataset)
-    if hasattr(objective, "gradient_with"):
-        return objective.gradient_with(theta, weights, cotangent, places)
+    if _takes_cotangents(objective):
+        return objective.gradient(theta, weights, places, cotangent)
     pulled = torch.stack([pull_back(objective, t, cotangent, dataset) for t in theta])
     return objective.gradient(theta, weights, places) + pulled
 
@@ -135,12 +143,15 @@ def value_and_gradient_with(
 ) -> tuple[Tensor, Tensor]:
     """J(theta_e; w_e) + sum_i <c_i, logits_i> (E,) for c (n, C), and its gradient, as `gradient_with`."""
     places = torch.full((len(theta),), dataset)
-    if hasattr(objective, "value_and_gradient"):
+    if _takes_cotangents(objective):
         return objective.value_and_gradient(theta, weights, places, cotangent)
     paired = (cotangent * objective.logits(theta, places)).sum((1, 2))
-    return objective.value(theta, weights, places) + paired, gradient_with(
-        objective, theta, weights, cotangent, dataset
-    )
+    gradient = gradient_with(objective, theta, weights, cotangent, dataset)
+    return objective.value(theta, weights, places) + paired, gradient
+
+
+def _takes_cotangents(objective: Objective) -> bool:
+    return hasattr(objective, "value_and_gradient")  # `conv_objective.ConvObjective`
 
 
 def pull_back(objective: Objective, theta: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:

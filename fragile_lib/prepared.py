@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -22,9 +22,9 @@ from fragile_lib.data import Data
 from fragile_lib.errors import InputError
 from fragile_lib.examination import Points
 from fragile_lib.kept import Made
-from fragile_lib.minibatch import Protocol, train
+from fragile_lib.minibatch import Protocol, Trained, train
 from fragile_lib.objective import Objective, resolve_device
-from fragile_lib.optimum import approach
+from fragile_lib.optimum import Optimum, approach
 from fragile_lib.quasi_newton import minimum
 from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.training import FLAT, accuracy
@@ -106,6 +106,7 @@ def prepare(
     Raises:
         InputError: a folder that cannot be written to, or a kept network that cannot be read.
     """
+    torch.backends.cudnn.allow_tf32 = False  # TF32 leaves the Hessian off by 1e-3, too much for a left-out minimum
     single_data = Data(train_data.x.float(), train_data.y)
     objective = cnn_objective(model, train_data, weight_decay, device)
     single = cnn_objective(model, single_data, weight_decay, device)
@@ -118,7 +119,11 @@ def prepare(
     if made is None:
         if stored:
             kept.check_folder(networks)
-        made = _made(objective, single, start, protocol, tolerance, rounds, minimum_rounds, checkpoints, clock)
+        trained = _trained(single, start, protocol, checkpoints)
+        clock.lap("minibatch")
+        reached = _driven_on(objective, single, trained.theta[0].double(), tolerance, rounds, minimum_rounds)
+        clock.lap("optimum")
+        made = Made(reached.theta, trained.checkpoints[:, 0].double(), trained.rates, reached.passes)
         if stored:
             _keep_or_warn(networks, made_with, made)
     theta = made.theta.to(objective.device)
@@ -148,27 +153,21 @@ def _keep_or_warn(networks: Path | str, made_with: dict, made: Made) -> None:
         warnings.warn(f"the network is not kept: {error}", stacklevel=3)
 
 
-def _made(
-    objective: Objective,
-    single: Objective,
-    start: Tensor,
-    protocol: Protocol,
-    tolerance: float,
-    rounds: int,
-    minimum_rounds: int,
-    checkpoints: int,
-    clock: _Clock,
-) -> Made:
+def _trained(single: Objective, start: Tensor, protocol: Protocol, checkpoints: int) -> Trained:
+    """Minibatch training of one network from start (P,), with so many checkpoints, evenly spread."""
     places = np.unique(np.linspace(0, protocol.steps, checkpoints + 1).astype(int)[1:]).tolist()
-    trained = train(single, start[None].float(), single.uniform(1), protocol, checkpoints=places)
-    clock.lap("minibatch")
-    reached = approach(single, trained.theta[0].double(), tolerance, rounds)
-    passes = reached.passes
-    if minimum_rounds:
-        reached = minimum(objective, reached.theta, tolerance, single, rounds=minimum_rounds)
-        passes += reached.passes
-    clock.lap("optimum")
-    return Made(reached.theta, trained.checkpoints[:, 0].double(), trained.rates, passes)
+    return train(single, start[None].float(), single.uniform(1), protocol, checkpoints=places)
+
+
+def _driven_on(
+    objective: Objective, single: Objective, theta: Tensor, tolerance: float, rounds: int, minimum_rounds: int
+) -> Optimum:
+    """theta (P,) by L-BFGS, and from there to a minimum where that is asked for."""
+    reached = approach(single, theta, tolerance, rounds)
+    if not minimum_rounds:
+        return reached
+    further = minimum(objective, reached.theta, tolerance, single, rounds=minimum_rounds)
+    return replace(further, passes=reached.passes + further.passes)
 
 
 class _Clock:

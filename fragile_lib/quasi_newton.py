@@ -16,7 +16,7 @@ from fragile_lib.errors import bad_input
 from fragile_lib.objective import Objective
 from fragile_lib.optimum import Optimum, value_and_gradient
 from fragile_lib.progress import progress
-from fragile_lib.solvers.dense import DenseSolver, absolute_inverse
+from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.training import FLAT, flushed_denormals
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions
@@ -25,6 +25,9 @@ SHIFTS = 1e-5, 1e-2  # bounds of what is added to |H| before it is inverted: the
 ROUGH = 300  # times the tolerance: down to there float32 serves, and from there on a fresh Hessian saves many steps
 BEYOND = 1e-3  # share of the tolerance at which the last round ends: some more steps, and left-out optima start clean
 LEFT_OUT_SHIFT = 1e-3  # added to |H| of a left-out network; below it lie directions in which nothing is known
+RANK, ITERATIONS = 100, 3  # of the subspace in which a change of curvature is seen
+LEAST = 0.3  # share of a direction's curvature that a change leaves at least
+NEAR = 30  # times the goal: a left-out network whose gradient is larger after float32 would not get there in float64
 NOISE = 4  # rounding of J, in units of its type's precision
 OFF = (0.01, 0.03, 0.1, 0.3, 1.0)  # lengths that are tried along the lowest eigenvector of a saddle
 
@@ -100,36 +103,68 @@ def _one_round(
     return search.descend(state, inverse, ROUGH * tolerance, steps)
 
 
+class AbsoluteInverse:
+    """(|C| + shift)^-1 (P, P) of a dense curvature C, in float32, and what becomes of it when C changes a little.
+
+    Examples with much leverage take more curvature with them than the others leave: the Hessian without them has
+    negative eigenvalues, or others altogether. With B = |C| + shift, and a change T ~ U M U^T in the space U of its
+    largest eigenvalues (randomized subspace iteration: Halko, Martinsson and Tropp 2011),
+
+        B + T ~ B^1/2 (I + Y diag(mu) Y^T) B^1/2,    Y orthonormal, from the eigenvectors of B^-1/2 U M U^T B^-1/2,
+
+    and the inverse has |1 + mu|, or `LEAST`, for 1 + mu, so that it turns round what has become negative. It costs a
+    tenth of the eigendecomposition of C + T, and BFGS, which starts from it, needs no more steps.
+
+    Args:
+        curvature: the direct solver of C.
+        shift: added to |C|; above 0 where C has no inverse.
+    """
+
+    def __init__(self, curvature: DenseSolver, shift: float) -> None:
+        vectors = curvature.vectors
+        self._half = ((vectors / (curvature.spectrum.abs() + shift).sqrt()) @ vectors.T).float()
+        self._whole = self._half @ self._half
+
+    def after(self, change: Tensor) -> Tensor:
+        """The inverse (P, P) for C + T, T (P, P) symmetric and in float32."""
+        basis = torch.randn(len(change), min(RANK, len(change)), generator=torch.Generator().manual_seed(0)).to(change)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(change @ basis)[0]
+        outer, inner = torch.linalg.qr(self._half @ basis)
+        mu, vectors = torch.linalg.eigh(inner @ (basis.T @ change @ basis) @ inner.T)
+        turned = self._half @ (outer @ vectors)
+        return self._whole + (turned * (1 / (1 + mu).abs().clamp(min=LEAST) - 1)) @ turned.T
+
+
 def left_out_minimum(
     objective: Objective,
     single: Objective,
     start: Tensor,
     weights: Tensor,
-    curvature: Tensor,
+    inverse: Tensor,
     goal: float,
     steps: int = 120,
     fine_steps: int = 20,
 ) -> Optimum:
     """A minimum of an objective under other weights (n,), near theta (P,), where Newton steps do not find it.
 
-    Examples with much leverage take more curvature with them than the others leave: the Hessian without them has
-    negative eigenvalues, or others altogether. BFGS starts from the absolute inverse of that Hessian, as in `minimum`;
-    in float32 as far as that gets, and on in float64, in which the gradient is measured. What was reached is returned.
+    BFGS from an inverse that is positive (`AbsoluteInverse`): in float32 as far as that gets, and from near the goal on
+    in float64, in which the gradient is measured. What was reached is returned.
 
     Args:
         objective: what is minimised, in float64: J, or one of `pbrf`'s around a network; single: the same in float32.
         start: where the search begins: the network, or a point beside it.
         weights: of the examples.
-        curvature: the Hessian under these weights at the network (P, P); in float32, since BFGS mends what is rounded.
+        inverse: of the curvature under these weights (P, P), in float32, since BFGS mends what is rounded; overwritten.
         goal: ||gradient|| at which it ends.
         steps: BFGS steps at most in float32, each of one or a few passes over the examples.
         fine_steps: the same in float64.
     """
-    inverse = absolute_inverse(*torch.linalg.eigh(curvature), LEFT_OUT_SHIFT)
     rough, fine = _Search(single, weights[None]), _Search(objective, weights[None])
     with flushed_denormals():
         state = rough.descend(rough.at(start), inverse, goal, steps)
-        state = fine.descend(fine.at(state.theta), inverse, goal, fine_steps)
+        near = state.norm <= NEAR * goal
+        state = fine.descend(fine.at(state.theta), inverse, goal, fine_steps if near else 0)
     return Optimum(state.theta, state.norm, rough.passes + fine.passes)
 
 

@@ -22,7 +22,7 @@ from fragile_lib.optimum import chord
 from fragile_lib.pbrf import ProximalObjective, TiltedObjective
 from fragile_lib.prepared import NUDGE, Prepared
 from fragile_lib.progress import progress
-from fragile_lib.quasi_newton import left_out_minimum
+from fragile_lib.quasi_newton import LEFT_OUT_SHIFT, AbsoluteInverse, left_out_minimum
 from fragile_lib.retraining import loss_changes
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
@@ -30,7 +30,9 @@ STEPS = 12  # gradients of each left-out network at most; one that needs more ha
 CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
 REPEATED = 4  # one in so many minima is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
-DISPLACED = 1e-3  # length of the random displacement, as a share of ||theta||, from which a truth is repeated
+DISPLACED = 3e-4  # from where a truth is repeated, as a share of ||theta||: farther than most left-out minima lie
+# What is minimised around the network by each kind of minimum; None: J itself.
+AROUND = {"loo_certified": None, "loo_tilted": TiltedObjective, "pbrf": ProximalObjective}
 
 
 class Minima:
@@ -41,15 +43,13 @@ class Minima:
     """
 
     def __init__(self, prepared: Prepared, kind: str) -> None:
+        around = AROUND[kind]
         self.prepared, self.objective, self.single = prepared, prepared.train, prepared.single
-        self.solver, self.shift = prepared.hessian, NUDGE
-        if kind != "loo_certified":
-            around = TiltedObjective if kind == "loo_tilted" else ProximalObjective
-            self.shift = prepared.damping
+        self.shift = prepared.damping if around else NUDGE
+        self.solver = prepared.gauss_newton if kind == "pbrf" else prepared.hessian
+        if around:
             self.objective = around(prepared.train, prepared.theta, self.shift)
             self.single = around(prepared.single, prepared.theta.float(), self.shift)
-        if kind == "pbrf":
-            self.solver = prepared.gauss_newton
         self.gradients = prepared.train.example_gradients(prepared.theta[None])[0]
         self.resting = self.objective.gradient(prepared.theta[None], self.objective.uniform(1))
 
@@ -79,8 +79,8 @@ class Minima:
         ]
         networks, norms = (torch.cat([part[i] for part in found]) for i in (0, 1))
         for r in progress([r for r in further if norms[r] > goals[r]], desc="left-out optima by BFGS"):
-            curvature, goal = self._curvature + self._taken(removals[r]), float(goals[r])
-            at = left_out_minimum(self.objective, self.single, start, weights[r], curvature, goal)
+            inverse = self._inverse.after(self._taken(removals[r]))
+            at = left_out_minimum(self.objective, self.single, start, weights[r], inverse, float(goals[r]))
             networks[r], norms[r] = at.theta, at.grad_norm
         return networks, norms <= goals
 
@@ -91,11 +91,9 @@ class Minima:
         return goals
 
     @cached_property
-    def _curvature(self) -> Tensor:
-        """The Hessian at theta of what is minimised with nothing left out (P, P), in float32."""
-        matrix = self.solver.matrix()
-        matrix.diagonal().add_(self.shift)
-        return matrix.float()
+    def _inverse(self) -> AbsoluteInverse:
+        """That of the curvature at theta of what is minimised with nothing left out."""
+        return AbsoluteInverse(self.solver, self.shift + LEFT_OUT_SHIFT)
 
     def _taken(self, removal: Tensor) -> Tensor:
         """sum_i d_i hess loss_i (P, P) of a removal d (n,), in float32: what leaving out does to that Hessian."""
@@ -123,7 +121,8 @@ def left_out(
         indices: training examples.
         again: those of the first test point. For one in `REPEATED` of them, and ten at least, the truth is found again,
             from a start displaced at random.
-        further: those of `indices` for which the search goes on by BFGS where Newton steps did not end at a minimum.
+        further: those of `indices` for which the search goes on by BFGS where Newton steps did not end at a minimum;
+            when the truth is found again it always does.
     """
     began, n, respond = perf_counter(), prepared.train.n, Minima(prepared, kind)
 
@@ -142,7 +141,7 @@ def left_out(
     if not len(again):
         return truth
     some = again[:: max(1, min(REPEATED, len(again) // 10))]
-    second = found_from(displaced(prepared), some, further, STEPS)[1]
+    second = found_from(displaced(prepared), some, some, STEPS)[1]
     return replace(truth, repeats=_at_first_point(changes, second))
 
 
@@ -163,21 +162,21 @@ def displaced(prepared: Prepared) -> Tensor:
 def groups_left_out(prepared: Prepared, points: Points, kind: str, removals: Tensor, repeat: bool = False) -> Retrained:
     """The truth `kind` of `Minima` for removals (k, n) of groups: changes (k, m), nan where no minimum was reached.
 
-    The search goes on by BFGS where Newton steps do not arrive; but not where the truth is repeated, from a displaced
-    start. With a control as in `left_out`.
+    The search goes on by BFGS where Newton steps do not arrive. repeat: and once more, from a displaced start. With a
+    control as in `left_out`.
     """
     began, respond = perf_counter(), Minima(prepared, kind)
     removals = _nothing_and(removals)
 
-    def found_from(start: Tensor, further: Sequence[int]) -> np.ndarray:
-        networks, kept = respond(removals, start, further=further)
+    def found_from(start: Tensor) -> np.ndarray:
+        networks, kept = respond(removals, start, further=range(1, len(removals)))
         return np.where(kept.cpu().numpy()[:, None], _changes(prepared, points, networks), np.nan)
 
-    control, *changes = found_from(prepared.theta, range(1, len(removals)))
+    control, *changes = found_from(prepared.theta)
     truth = Retrained(np.stack(changes), perf_counter() - began, control)
     if not repeat:
         return truth
-    second = found_from(displaced(prepared), ())[1:]
+    second = found_from(displaced(prepared))[1:]
     return replace(truth, repeats=np.stack([truth.changes, second]))
 
 

@@ -103,11 +103,7 @@ class DenseSolver:
 
     def absolute_inverse(self, shift: float) -> Tensor:
         """(|C~| + shift)^-1 (P, P): |C~| has C~'s eigenvectors and the magnitudes of its eigenvalues."""
-        return absolute_inverse(self.spectrum, self.vectors, shift)
-
-    def matrix(self) -> Tensor:
-        """C~ itself (P, P), from its eigenvectors."""
-        return (self.vectors * self.spectrum) @ self.vectors.T
+        return (self.vectors / (self.spectrum.abs() + shift)) @ self.vectors.T
 
     def lowest(self) -> float:
         """The smallest eigenvalue, by Rayleigh and Ritz with C itself in the space of the lowest eigenvectors of C~."""
@@ -119,8 +115,3 @@ class DenseSolver:
         weights, theta = self.objective.uniform(1), self.theta[None]
         found = self.objective.products(theta, v[None].contiguous(), weights, gauss_newton=self.gauss_newton)[0]
         return found + self.damping * v
-
-
-def absolute_inverse(spectrum: Tensor, vectors: Tensor, shift: float) -> Tensor:
-    """Q diag(1 / (|lambda| + shift)) Q^T (P, P) from eigenvalues lambda (P,) and eigenvectors Q (P, P)."""
-    return (vectors / (spectrum.abs() + shift)) @ vectors.T

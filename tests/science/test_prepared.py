@@ -79,6 +79,26 @@ def test_a_repetition_speaks_for_the_first_test_point_alone(prepared: Prepared, 
     assert np.isnan(truth.repeats[:, :, 1:]).all() and np.isfinite(truth.changes[:20, 1]).sum() >= 10
 
 
+def test_minima_that_newton_steps_do_not_find_are_repeated_too() -> None:
+    network = at_a_minimum()
+    found = choose_test_points(network.test.losses(network.theta[None])[0], {"max_loss": 2})
+    by_newton = left_out(network, found, "loo_certified", np.arange(10))
+    truth = left_out(network, found, "loo_certified", np.arange(10), again=np.arange(10), further=np.arange(10))
+    once, again = truth.repeats[:, :10, 0]
+    hard, both = ~np.isfinite(by_newton.changes[:10, 0]), np.isfinite(once) & np.isfinite(again)
+    assert both.sum() == np.isfinite(once).sum() >= 5 and (both & hard).any()
+    np.testing.assert_allclose(again[both], once[both], atol=0.05 * np.abs(once[both]).max())
+
+
+def test_groups_are_repeated_where_newton_steps_do_not_follow_them() -> None:
+    network = at_a_minimum()
+    found = choose_test_points(network.test.losses(network.theta[None])[0], {"max_loss": 2})
+    removals = group_removals(torch.arange(18).reshape(6, 3), network.train.n)
+    once, again = groups_left_out(network, found, "pbrf", removals, repeat=True).repeats
+    assert np.isfinite(again).all() and not np.array_equal(once, again)
+    np.testing.assert_allclose(again, once, atol=0.05 * np.abs(once).max())
+
+
 @pytest.mark.parametrize("kind", ["pbrf", "loo_tilted"])
 def test_groups_that_newton_steps_do_not_follow_are_found_by_bfgs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = at_a_minimum()

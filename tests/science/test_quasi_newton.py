@@ -9,7 +9,8 @@ from fragile_lib.errors import InputError
 from fragile_lib.influence import leave_one_out
 from fragile_lib.models import MLP
 from fragile_lib.objective import Objective, make_objective
-from fragile_lib.quasi_newton import _Search, left_out_minimum, minimum
+from fragile_lib.quasi_newton import LEAST, RANK, AbsoluteInverse, _Search, left_out_minimum, minimum
+from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.stationary import newton
 from fragile_lib.training import FLAT
 
@@ -57,14 +58,63 @@ def test_the_minimum_without_an_example_of_much_leverage_is_one_of_the_others_al
     theta = minimum(train, train.model.init(1), tolerance=1e-9).theta
     i = int(train.example_gradients(theta[None])[0].norm(dim=1).argmax())
     weights = train.uniform(1) + leave_one_out(torch.tensor([i]), train.n)
-    curvature = train.matrices(theta[None], weights)[0]
-    found = left_out_minimum(train, train, theta, weights[0], curvature, 1e-8, steps=500)
+    both = train.matrices(theta.expand(2, -1), torch.cat([weights, train.uniform(1)]))
+    inverse = AbsoluteInverse(DenseSolver(train, theta, 0.0), 1e-3).after((both[0] - both[1]).float())
+    found = left_out_minimum(train, train, theta, weights[0], inverse, 1e-8, steps=500)
     assert found.grad_norm <= 1e-8 < float((found.theta - theta).norm())
     rest = torch.arange(train.n) != i
     others = make_objective(train.model, Data(train.data.x[:, rest], train.data.y[:, rest]), 0.001)
     weights = torch.full((1, train.n - 1), 1 / train.n, dtype=torch.float64)
     assert float(others.gradient(found.theta[None], weights).norm()) == pytest.approx(found.grad_norm, abs=1e-12)
     assert float(others.value(found.theta[None], weights)) < float(others.value(theta[None], weights))
+
+
+class Spectrum:
+    """Eigenvalues and eigenvectors of a matrix, in the place of its direct solver."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.spectrum, self.vectors = torch.linalg.eigh(matrix)
+
+
+def symmetric(seed: int, eigenvalues: torch.Tensor) -> torch.Tensor:
+    draw = torch.randn(len(eigenvalues), len(eigenvalues), generator=torch.Generator().manual_seed(seed)).double()
+    q = torch.linalg.qr(draw)[0]
+    return (q * eigenvalues) @ q.T
+
+
+def test_the_absolute_inverse_of_a_changed_matrix_is_its_inverse_where_that_is_positive() -> None:
+    matrix = symmetric(0, torch.linspace(0.5, 2, 150).double())
+    change = symmetric(1, torch.cat([torch.linspace(-0.3, 0.5, RANK), torch.zeros(150 - RANK)]).double())
+    assert torch.linalg.eigvalsh(matrix + change)[0] > 0.15
+    found = AbsoluteInverse(Spectrum(matrix), 0.01).after(change.float())
+    expected = torch.linalg.inv(matrix + change + 0.01 * torch.eye(150))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_absolute_inverse_turns_round_what_a_change_made_negative() -> None:
+    matrix = symmetric(2, torch.linspace(0.5, 2, 60).double())
+    change = symmetric(3, torch.cat([torch.tensor([-4.0, -3.0, -2.5, 1.0]), torch.zeros(56)]).double())
+    whole = matrix + change
+    negative = int((torch.linalg.eigvalsh(whole) < 0).sum())
+    found = AbsoluteInverse(Spectrum(matrix), 0.0).after(change.float()).double()
+    assert negative >= 2 and torch.linalg.eigvalsh(found)[0] > 0
+    signs = torch.linalg.eigvals(found @ whole).real.sort().values  # of 1 + mu, as far as that is above `LEAST`
+    torch.testing.assert_close(signs[:negative], -torch.ones(negative).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(signs[negative:], torch.ones(60 - negative).double(), atol=1e-3, rtol=0)
+
+
+def test_the_absolute_inverse_leaves_a_share_of_every_curvature() -> None:
+    change = torch.zeros(5, 5)
+    change[0, 0], change[1, 1] = -1.0, -0.9
+    found = AbsoluteInverse(Spectrum(torch.eye(5).double()), 0.0).after(change)
+    torch.testing.assert_close(found, torch.diag(torch.tensor([1 / LEAST, 1 / LEAST, 1, 1, 1])), atol=1e-5, rtol=0)
+
+
+def test_the_absolute_inverse_of_a_saddle_takes_magnitudes() -> None:
+    matrix = symmetric(4, torch.linspace(-1, 2, 30).double())
+    found = AbsoluteInverse(Spectrum(matrix), 0.1).after(torch.zeros(30, 30)).double()
+    spectrum, vectors = torch.linalg.eigh(matrix)
+    torch.testing.assert_close(found @ vectors, vectors / (spectrum.abs() + 0.1), atol=1e-4, rtol=1e-3)
 
 
 class Quadratic:
