@@ -13,8 +13,10 @@ from PIL import Image
 
 from fragile_lib import plots
 from fragile_lib.evaluation import bootstrap_interval, compare
+from fragile_lib.plots.base import CYCLE
 from fragile_lib.plots.words import number
 
+BLUE, ORANGE = CYCLE[:2]
 DECAYS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SOLVERS = {  # relative residual and seconds
     "exact": (3e-15, 20.0),
@@ -250,9 +252,43 @@ def test_by_test_point_orders_test_points_by_loss(full):
     line = next(line for line in ax.get_lines() if len(line.get_xdata()) == 16)
     x, y = (np.asarray(v, dtype=float) for v in line.get_data())
     np.testing.assert_allclose(y[np.argsort(x)][:8], rows["spearman"])
-    bars = [c for c in ax.collections if hasattr(c, "get_segments")]
-    heights = [segment[0][1] for c in bars for segment in c.get_segments()]
-    assert set(rows["ceiling_spearman"].round(9)) <= set(np.round(heights, 9))
+
+
+def dashed(ax):
+    """Heights of the dashed lines, by colour."""
+    lines = [line for line in ax.get_lines() if line.is_dashed() and len(line.get_ydata())]
+    return {line.get_color(): (line.get_ydata()[0], line.get_xdata()) for line in lines}
+
+
+def repeated(full, decays=DECAYS):
+    """Warm-start retraining was repeated, at these decays: 0.61 and 0.27 for the two choices of training points."""
+    heights = full["train_choice"].map({"top_influence": 0.61, "p30_influence": 0.27})
+    told = (full["ground_truth"] == "loo_warm") & full["weight_decay"].isin(decays)
+    return full.assign(ceiling_spearman=heights.where(told))
+
+
+def test_a_truths_agreement_with_itself_is_drawn_beside_the_correlations(full):
+    picture = plots.by_test_point(repeated(full))
+    first, *others = picture.figure.axes
+    assert {colour: h for colour, (h, _) in dashed(first).items()} == pytest.approx({BLUE: 0.61, ORANGE: 0.27})
+    assert not any(dashed(ax) for ax in others)
+    assert picture.alt.count("; agreement of the truth with itself 0.61") == 2  # highest and median loss
+    assert "Dashed: agreement of the truth with itself" in picture.caption
+
+
+def test_the_ceiling_stands_at_the_weight_decays_where_a_truth_was_repeated(full):
+    picture = plots.against_decay(repeated(full, decays=[0.001]))
+    height, ends = dashed(picture.figure.axes[0])[BLUE]
+    assert height == pytest.approx(0.61) and ends[0] < DECAYS.index(0.001) < ends[1] < ends[0] + 2
+    words = "training points of largest |influence|, weight decay 0.001; agreement of the truth with itself 0.61"
+    assert words in picture.alt and "Dashed: " in picture.caption
+
+
+def test_the_solver_page_has_each_truths_ceiling(full):
+    picture = plots.solver_page(repeated(full))
+    _, warm, *others = picture.figure.axes
+    assert [h for h, _ in dashed(warm).values()] == pytest.approx([0.61]) and not any(dashed(ax) for ax in others)
+    assert "agreement of the truth with itself 0.61" in picture.alt and "Dashed: " in picture.caption
 
 
 def test_pearson_has_no_published_range(full):

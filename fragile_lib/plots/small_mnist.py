@@ -19,6 +19,7 @@ TRAIN_CHOICES = ("top_influence", "p30_influence")
 TRUTHS = ("loo_warm", "loo_warm_minus_control", "loo_tilted", "loo_certified", "pbrf", "loo_scratch", "group")
 NEEDED = ("seed", "weight_decay", "test_choice", "train_choice", "test_point", "estimator", "ground_truth", "status")
 CEILING = "agreement of the truth with itself"
+CEILING_SENTENCE = f"Dashed: {CEILING}, a mean over the networks where it was repeated, at one test point of each"
 SLOT = 0.19  # distance between marks at one test point, unless there are too many for the room of one
 
 
@@ -60,6 +61,7 @@ def by_test_point(
         words.scale_sentence(rows),
         words.units_sentence(rows),
         "Each mark is one test point of one seed, its colour the choice of training points",
+        CEILING_SENTENCE if np.isfinite(with_itself(rows, statistic)) else "",
         words.outcome_sentence(rows, statistic, dots=False, counts=False),
         left_out,
     )
@@ -84,10 +86,19 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
             drawn = curves(units[units["ground_truth"] == truth], "weight_decay", statistic, hue="train_choice")
             drawn = [replace(c, label=f"training points {c.label}") for c in drawn]
             draw(ax, drawn, ticks, "weight_decay")
+            repeated = _ceilings(rows[rows["ground_truth"] == truth], statistic)
+            for place, _, decay, height in repeated:
+                at = ticks.index(decay)
+                draw_ceiling(ax, height, base.CYCLE[place], place, (at - 0.75, at + 0.75))
             _upright_ticks(ax, ticks, last=i + columns >= len(shown))
             ax.set_title(_panel_title(truth, rows[rows["ground_truth"] == truth]).replace(", ", "\n"), fontsize=12)
             everything += drawn
             told += [f"{words.value_word('', truth)}, {describe(c, 'weight_decay', intervals=True)}" for c in drawn]
+            told += [
+                f"{words.value_word('', truth)}, training points {words.value_word('', train)}, "
+                f"{words.value_word('weight_decay', decay)}{itself(height)}"
+                for _, train, decay, height in repeated
+            ]
         for ax in list(axes.flat)[len(shown) :]:
             ax.set_axis_off()
         for ax in list(axes.flat)[: len(shown)]:
@@ -100,10 +111,21 @@ def against_decay(results: pd.DataFrame, statistic: str = "spearman", where: Map
         words.units_sentence(rows),
         "Mean over test points and seeds with 95% bootstrap intervals over them, which speak for these networks; "
         "faint dots are single test points",
+        CEILING_SENTENCE if np.isfinite(with_itself(rows, statistic)) else "",
         words.outcome_sentence(rows, statistic, counts=False),
         left_out,
     )
     return Picture(figure, words.sentences(f"{words.short_word(statistic)} against weight decay", *told), caption)
+
+
+def _ceilings(rows: pd.DataFrame, statistic: str) -> list[tuple[int, str, float, float]]:
+    """(place among the choices, choice of training points, weight decay, ceiling) where a truth was repeated."""
+    found = [
+        (i, train, decay, with_itself(part, statistic))
+        for i, train in enumerate(levels(rows, "train_choice"))
+        for decay, part in rows[rows["train_choice"] == train].groupby("weight_decay")
+    ]
+    return [one for one in found if np.isfinite(one[-1])]
 
 
 def choose(results: pd.DataFrame, defaults: Mapping, where: Mapping | None, statistic: str) -> pd.DataFrame:
@@ -138,6 +160,30 @@ def own_estimates(rows: pd.DataFrame, where: Mapping | None = None) -> pd.DataFr
         return rows
     kept = rows["estimator"] == rows["ground_truth"].map(lambda truth: OWN.get(truth, "exact"))
     return rows[kept].reset_index(drop=True)
+
+
+def with_itself(rows: pd.DataFrame, statistic: str = "spearman") -> float:
+    """A truth's mean agreement with itself over the rows for which it was repeated; nan where it never was."""
+    return float(rows[f"ceiling_{statistic}"].astype(float).mean())
+
+
+def draw_ceiling(ax: Axes, height: float, colour: str, place: int = 0, ends: tuple[float, float] | None = None) -> None:
+    """A truth's agreement with itself as a dashed line, across the axes or from end to end; nothing where it is nan.
+
+    place: of lines that may lie on one another, so that the dashes of one fill the gaps of the other.
+    """
+    if not np.isfinite(height):
+        return
+    left, right = ends or (0, 1)
+    across = ax.get_yaxis_transform() if ends is None else ax.transData
+    dashes = {"linestyle": (3 * place, (3, 3)), "linewidth": 2.0}
+    ax.plot([left, right], [height] * 2, color=colour, transform=across, zorder=2, **dashes)
+    ax.plot([], [], color="0.35", label=CEILING, **dashes)
+
+
+def itself(height: float) -> str:
+    """The same in words, to be put after what it is the ceiling of; nothing where it is nan."""
+    return f"; {CEILING} {words.number(height)}" if np.isfinite(height) else ""
 
 
 def _panel_title(truth: str, rows: pd.DataFrame) -> str:
@@ -176,7 +222,7 @@ def _placed(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
 
 
 def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, seeds: list) -> None:
-    """A mark for each row, side by side by choice of training points and seed, and its truth's ceiling as a bar."""
+    """A mark for each row, side by side by choice of training points and seed; a choice's ceiling across the panel."""
     slots = len(trains) * len(seeds)
     slot = min(SLOT, 0.84 / slots)
     for i, train in enumerate(trains):
@@ -187,10 +233,8 @@ def _draw_points(ax: Axes, part: pd.DataFrame, statistic: str, trains: list, see
             x = rows["x"].to_numpy() + slot * (i * len(seeds) + j - (slots - 1) / 2)
             fill = colour if j == 0 else "white"
             ax.plot(x, rows[statistic].to_numpy(), marker, color=colour, markerfacecolor=fill, markersize=5.5, zorder=3)
-            ceiling = rows.get(f"ceiling_{statistic}", pd.Series(np.nan, rows.index)).to_numpy(dtype=float)
-            ax.hlines(ceiling, x - slot * 0.6, x + slot * 0.6, color="0.45", linewidth=2.0, zorder=2)
-    if f"ceiling_{statistic}" in part.columns and part[f"ceiling_{statistic}"].notna().any():
-        ax.plot([], [], color="0.45", linewidth=2.0, label=CEILING)
+    for i, train in enumerate(trains):
+        draw_ceiling(ax, with_itself(part[part["train_choice"] == train], statistic), base.CYCLE[i], i)
     if len(seeds) > 1:
         ax.plot([], [], "o", color="0.3", label=f"seed {seeds[0]}")
         others = words.joined([str(s) for s in seeds[1:]])
@@ -233,7 +277,7 @@ def _spread(rows: pd.DataFrame, statistic: str, paper: tuple | None, truth: str,
     text += f" over {len(values)} test points"
     if paper and train == "top_influence":
         text += f", {values.between(min(paper), max(paper)).sum()} of them in the paper's range"
-    return f"{', '.join(names)}: {text}"
+    return f"{', '.join(names)}: {text}{itself(with_itself(part, statistic))}"
 
 
 def _upright_ticks(ax: Axes, ticks: list, last: bool) -> None:

@@ -14,7 +14,17 @@ from fragile_lib.evaluation import bootstrap_interval
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.curves import require
-from fragile_lib.plots.small_mnist import CEILING, DECAY, choose, present, reached
+from fragile_lib.plots.small_mnist import (
+    CEILING,
+    CEILING_SENTENCE,
+    DECAY,
+    choose,
+    draw_ceiling,
+    itself,
+    present,
+    reached,
+    with_itself,
+)
 
 ORDERS = {
     "exact": "Hessian",
@@ -115,10 +125,10 @@ def _draw_truth(ax: Axes, y: int, truth: str, train: str, rows: pd.DataFrame) ->
         at = y + ROOM * (i - (len(present_orders) - 1) / 2) / max(len(present_orders), 2)
         text = _draw_mean(ax, at, values[np.isfinite(values)], name, list(ORDERS).index(estimator))
         told.append(f"{place}, {name}: {text}")
-    ceiling = rows["ceiling_spearman"].astype(float).mean()
+    ceiling = with_itself(rows)
     if told and np.isfinite(ceiling):
         ax.plot([ceiling, ceiling], [y - 0.38, y + 0.38], color="black", linewidth=2.4, zorder=3, label=CEILING)
-        told[-1] += f"; {CEILING} {words.number(ceiling)}"
+        told[-1] += itself(ceiling)
     return told
 
 
@@ -160,7 +170,7 @@ def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         for ax in lower[:-1]:
             ax.set_xlabel("")
         figure.align_ylabels()
-        base.legend_below(figure, [upper])
+        base.legend_below(figure, [upper, *lower])
     flagged = words.joined([words.value_word("", s.name) for s in solvers if s.flagged])
     caption = words.sentences(
         words.setting_sentence(rows, []),
@@ -169,6 +179,7 @@ def solver_page(results: pd.DataFrame, where: Mapping | None = None) -> Picture:
         "Residual and seconds are medians, correlations means over test points and seeds",
         _spent(rows, solvers),
         f"Hollow: flagged by the solver ({flagged})" if flagged else "",
+        CEILING_SENTENCE if np.isfinite(with_itself(rows)) else "",
         words.outcome_sentence(rows, "spearman", dots=False, counts=False),
     )
     return Picture(
@@ -251,12 +262,14 @@ def _draw_effect(ax: Axes, rows: pd.DataFrame, solvers: list[Solver], truth: str
         if np.isfinite(mean):
             means[s.name] = mean
             _mark(ax, s, x, mean)
-    ax.set_ylim(min([0.0, *means.values()]) - 0.05, 1.05)
+    ceiling = with_itself(rows)
+    draw_ceiling(ax, ceiling, "0.35")
+    ax.set_ylim(np.nanmin([0.0, ceiling, *means.values()]) - 0.05, 1.05)
     ax.axhline(0, color="0.35", linewidth=1.0, zorder=1)
     ax.set_ylabel("Spearman")
     ax.set_title(f"with {words.value_word('', truth)}")
     each = [f"{words.value_word('', name)} {words.number(mean)}" for name, mean in means.items()]
-    return [f"Mean Spearman with {words.value_word('', truth)}: {', '.join(each) or 'no number'}"]
+    return [f"Mean Spearman with {words.value_word('', truth)}: {', '.join(each) or 'no number'}{itself(ceiling)}"]
 
 
 def _spent(rows: pd.DataFrame, solvers: list[Solver]) -> str:
