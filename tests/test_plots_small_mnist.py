@@ -14,6 +14,7 @@ from PIL import Image
 from fragile_lib import plots
 from fragile_lib.evaluation import bootstrap_interval, compare
 from fragile_lib.plots.base import CYCLE
+from fragile_lib.plots.small_mnist import with_itself
 from fragile_lib.plots.words import number
 
 BLUE, ORANGE = CYCLE[:2]
@@ -282,6 +283,11 @@ def test_the_ceiling_stands_at_the_weight_decays_where_a_truth_was_repeated(full
     assert height == pytest.approx(0.61) and ends[0] < DECAYS.index(0.001) < ends[1] < ends[0] + 2
     words = "training points of largest |influence|, weight decay 0.001; agreement of the truth with itself 0.61"
     assert words in picture.alt and "Dashed: " in picture.caption
+
+
+def test_a_test_point_counts_once_in_the_ceiling_whatever_number_of_estimators_it_has():
+    rows = pd.DataFrame({"seed": [2, 2, 2, 3, 3], "test_point": [7, 7, 7, 9, 4]})
+    assert with_itself(rows.assign(ceiling_spearman=[0.4, 0.4, 0.4, 0.1, np.nan])) == pytest.approx(0.25)
 
 
 def test_the_solver_page_has_each_truths_ceiling(full):

@@ -163,8 +163,12 @@ def own_estimates(rows: pd.DataFrame, where: Mapping | None = None) -> pd.DataFr
 
 
 def with_itself(rows: pd.DataFrame, statistic: str = "spearman") -> float:
-    """A truth's mean agreement with itself over the rows for which it was repeated; nan where it never was."""
-    return float(rows[f"ceiling_{statistic}"].astype(float).mean())
+    """A truth's mean agreement with itself over the test points for which it was repeated; nan where it never was.
+
+    Each test point counts once, whatever number of estimators it has rows for.
+    """
+    ceilings = rows[f"ceiling_{statistic}"].astype(float)
+    return float(ceilings.groupby([rows["seed"], rows["test_point"]]).mean().mean())
 
 
 def draw_ceiling(ax: Axes, height: float, colour: str, place: int = 0, ends: tuple[float, float] | None = None) -> None:
