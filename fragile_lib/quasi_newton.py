@@ -113,7 +113,7 @@ class AbsoluteInverse:
         B + T ~ B^1/2 (I + Y diag(mu) Y^T) B^1/2,    Y orthonormal, from the eigenvectors of B^-1/2 U M U^T B^-1/2,
 
     and the inverse has |1 + mu|, or `LEAST`, for 1 + mu, so that it turns round what has become negative. At 2,616
-    parameters it costs an eighth of the eigendecomposition of C + T, and BFGS, which starts from it, about as many steps.
+    parameters it costs a tenth of the eigendecomposition of C + T, and BFGS, which starts from it, about as many steps.
 
     Args:
         curvature: the direct solver of C.

@@ -30,7 +30,8 @@ STEPS = 12  # gradients of each left-out network at most; one that needs more ha
 CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
 REPEATED = 4  # one in so many minima is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
-DISPLACED = 3e-4  # from where a truth is repeated, a share of ||theta||: more than most images at the 30th percentile move it
+# Displacement from which a truth is repeated, a share of ||theta||: more than most images at the 30th percentile cause.
+DISPLACED = 3e-4
 # What is minimised around the network by each kind of minimum; None: J itself.
 AROUND = {"loo_certified": None, "loo_tilted": TiltedObjective, "pbrf": ProximalObjective}
 
