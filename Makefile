@@ -81,7 +81,7 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV): some minutes the first time"
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
 	@echo "compiling the kernels: about two minutes"
-	@$(RUN) -c 'from fragile_lib import conv_objective, mlp_kernels; mlp_kernels.compile_all(); conv_objective.compile_all()'
+	@$(RUN) -c 'from fragile_lib.kernels import mlp; from fragile_lib.objectives import conv; mlp.compile_all(); conv.compile_all()'
 	@touch $@
 
 active:

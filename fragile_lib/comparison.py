@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib import evaluation
+from fragile_lib import agreement as evaluation
 from fragile_lib.influence import influence, leave_one_out, parameter_change
-from fragile_lib.objective import Objective
-from fragile_lib.progress import progress
-from fragile_lib.retraining import Minimise, loss_changes, retrain
+from fragile_lib.minimise.descent import STATIONARY, Certificate, certify, descend
+from fragile_lib.minimise.newton import finish, newton
+from fragile_lib.minimise.retraining import Minimise, loss_changes, retrain
+from fragile_lib.objectives.base import Objective
 from fragile_lib.selection import test_point, train_points
 from fragile_lib.solvers import ExactSolver, LissaSolver, Solver
-from fragile_lib.stationary import finish, newton
-from fragile_lib.training import STATIONARY, Certificate, certify, descend
+from fragile_lib.tools.progress import progress
 
 UNUSABLE = ("diverged", "constant", "separable", "not_certified")  # fits at which no influence is estimated
 CERTIFIED_SHARE = 0.8  # of the left-out optima that must be certified for a row to be `ok`

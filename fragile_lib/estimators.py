@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fragile_lib import solvers
-from fragile_lib.errors import bad_input
 from fragile_lib.examination import Estimated, Points
 from fragile_lib.influence import influence, leave_one_out
-from fragile_lib.measure import Peak
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.prepared import NUDGE, Prepared
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.measure import Peak
 
 # The network's dense matrix that a direct solver takes, and its damping where that is not the network's own.
 DENSE = {"exact": ("hessian", None), "exact_ggn": ("gauss_newton", None), "exact_undamped": ("hessian", NUDGE)}

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from fragile_lib import evaluation
-from fragile_lib.errors import bad_input
+from fragile_lib import agreement as evaluation
+from fragile_lib.tools.errors import bad_input
 
 NAN = float("nan")
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.data import Data
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.data.sets import Data
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers import Solver
+from fragile_lib.tools.errors import bad_input
 
 GROUP_CHOICES = ("random", "same_class", "top_influence")
 

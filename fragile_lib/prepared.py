@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib import kept
-from fragile_lib.conv import SmallCNN
-from fragile_lib.conv_objective import ConvObjective
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data
 from fragile_lib.examination import Points
-from fragile_lib.kept import Made
-from fragile_lib.minibatch import Protocol, Trained, train
-from fragile_lib.objective import Objective, resolve_device
-from fragile_lib.optimum import Optimum, approach
-from fragile_lib.quasi_newton import minimum
+from fragile_lib.minimise import kept
+from fragile_lib.minimise.descent import FLAT, accuracy
+from fragile_lib.minimise.kept import Made
+from fragile_lib.minimise.minibatch import Protocol, Trained, train
+from fragile_lib.minimise.near_optimum import Optimum, approach
+from fragile_lib.minimise.quasi_newton import minimum
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective, resolve_device
+from fragile_lib.objectives.conv import ConvObjective
 from fragile_lib.solvers.dense import DenseSolver
-from fragile_lib.training import FLAT, accuracy
+from fragile_lib.tools.errors import InputError
 
 NUDGE = 1e-6  # damping of what is undamped: a common shift of the output biases has no curvature at all
 RELATIVE = 1e-6  # ||grad J|| of a certified optimum, as a share of that at the start of training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fragile_lib.errors import bad_input
+from fragile_lib.tools.errors import bad_input
 
 TEST_CHOICES = ("max_loss", "p50_loss")
 TRAIN_CHOICES = ("top_loss", "top_influence", "all")

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.data import Data
+from fragile_lib.data.sets import Data
 from fragile_lib.examination import Points, Retrained, spread_over, union
 from fragile_lib.influence import leave_one_out
-from fragile_lib.minibatch import Protocol, train_beside
-from fragile_lib.optimum import chord
-from fragile_lib.pbrf import ProximalObjective, TiltedObjective
+from fragile_lib.minimise.minibatch import Protocol, train_beside
+from fragile_lib.minimise.near_optimum import chord
+from fragile_lib.minimise.quasi_newton import LEFT_OUT_SHIFT, AbsoluteInverse, left_out_minimum
+from fragile_lib.minimise.retraining import loss_changes
+from fragile_lib.objectives.proximal import ProximalObjective, TiltedObjective
 from fragile_lib.prepared import NUDGE, Prepared
-from fragile_lib.progress import progress
-from fragile_lib.quasi_newton import LEFT_OUT_SHIFT, AbsoluteInverse, left_out_minimum
-from fragile_lib.retraining import loss_changes
+from fragile_lib.tools.progress import progress
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood

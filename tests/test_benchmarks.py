@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data, image_subset, iris_splits, mnist_digits
+from fragile_lib.data.sets import Data, image_subset, iris_splits, mnist_digits
+from fragile_lib.models.small_cnn import SmallCNN
 
 
 def at_once(run, repeats=1):

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fragile_lib.errors import InputError
-from fragile_lib.evaluation import (
+from fragile_lib.agreement import (
     Interval,
     bootstrap_interval,
     compare,
@@ -20,6 +19,7 @@ from fragile_lib.evaluation import (
     spearman_brown,
     summarise,
 )
+from fragile_lib.tools.errors import InputError
 
 
 @pytest.fixture(autouse=True)

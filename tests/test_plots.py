@@ -15,8 +15,8 @@ from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from fragile_lib import plots
-from fragile_lib.errors import InputError
-from fragile_lib.evaluation import bootstrap_interval, compare
+from fragile_lib.agreement import bootstrap_interval, compare
+from fragile_lib.tools.errors import InputError
 
 OF_RESULTS = [
     plots.correlation_against,

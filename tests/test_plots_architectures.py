@@ -13,11 +13,11 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from fragile_lib import plots
-from fragile_lib.errors import InputError
-from fragile_lib.evaluation import bootstrap_interval
+from fragile_lib.agreement import bootstrap_interval
 from fragile_lib.plots.architectures import GAP, _apart
 from fragile_lib.plots.architectures_rows import rounded
 from fragile_lib.study.collect import COLUMNS
+from fragile_lib.tools.errors import InputError
 
 NETWORKS = {  # depth, parameters, width, name, mean Spearman on MNIST with decay
     "small_cnn": (7, 2_616, 1.0, "small CNN", 0.85),

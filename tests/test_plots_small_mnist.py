@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fragile_lib import plots
-from fragile_lib.evaluation import bootstrap_interval, compare
+from fragile_lib.agreement import bootstrap_interval, compare
 from fragile_lib.plots.base import CYCLE
 from fragile_lib.plots.small_mnist import with_itself
 from fragile_lib.plots.words import number

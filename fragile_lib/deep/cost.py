@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from fragile_lib.errors import bad_input
+from fragile_lib.tools.errors import bad_input
 
 PARTS = ("train", "retrain", "lissa", "cg_ggn", "ekfac", "identity")
 LEAST_NETWORKS = 3  # two coefficients for each kind of pass, and one network to contradict them

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.deep.lissa import BatchLissaSolver
 from fragile_lib.deep.network import Network
-from fragile_lib.errors import bad_input
 from fragile_lib.examination import Estimated, Points
-from fragile_lib.measure import Peak
 from fragile_lib.solvers import BlockCGSolver, IdentitySolver, Solver
+from fragile_lib.solvers.batch_lissa import BatchLissaSolver
 from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.measure import Peak
 
 ESTIMATORS = ("lissa", "cg_ggn", "ekfac", "identity")
 TOLERANCE = 1e-2  # relative residual at which conjugate gradients may stop

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.deep.architectures import check_batch, frozen_statistics
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Continued, Schedule, Trained, train
+from fragile_lib.data.sets import Data
 from fragile_lib.examination import Estimated, Points
-from fragile_lib.objective import resolve_device
+from fragile_lib.minimise.modules import Continued, Schedule, Trained, train
+from fragile_lib.models.architectures import check_batch, frozen_statistics
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.base import resolve_device
+from fragile_lib.objectives.streamed import StreamedObjective
 
 POWER_STEPS = 8
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fragile_lib.deep.lissa import POWER_STEPS
 from fragile_lib.deep.network import flops_per_image
-from fragile_lib.errors import bad_input
+from fragile_lib.solvers.batch_lissa import POWER_STEPS
+from fragile_lib.tools.errors import bad_input
 
 CG_BLOCKS = 6  # blocks of vectors that block conjugate gradients hold
 MOMENTS = {"adam": 2, "rmsprop": 1, "nesterov": 1, "sgd": 0}  # vectors in an optimiser's memory

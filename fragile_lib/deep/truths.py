@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fragile_lib.deep.network import Network
-from fragile_lib.deep.training import Continued, Schedule, from_scratch_without, go_on_without, losses_of
 from fragile_lib.examination import Estimated, Points, Retrained, rows_of, spread_over, union
 from fragile_lib.groups import GROUP_CHOICES, choose_groups
+from fragile_lib.minimise.modules import Continued, Schedule, from_scratch_without, go_on_without, losses_of
 
 AGAIN = 1_000  # added to a seed where a truth is repeated with other batches
 

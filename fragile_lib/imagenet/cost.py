@@ -10,15 +10,15 @@ import pandas as pd
 import psutil
 import torch
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
+from fragile_lib.data.sets import Data
 from fragile_lib.deep.network import flops_per_image
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Schedule, _step, make_optimiser
-from fragile_lib.errors import bad_input
 from fragile_lib.imagenet.examined import outputs_of
 from fragile_lib.imagenet.scores import Loading, Scoring
-from fragile_lib.measure import Peak
+from fragile_lib.minimise.modules import Schedule, _step, make_optimiser
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.measure import Peak
 
 IMAGES = 1_281_167  # of ImageNet's training set
 SIZE = 224  # pixels a side of the published networks' images

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from fragile_lib.deep.estimators import ESTIMATORS, TOLERANCE, selecting
-from fragile_lib.deep.lissa import BatchLissaSolver
-from fragile_lib.deep.training import Continued
-from fragile_lib.errors import bad_input
 from fragile_lib.examination import Estimated, Retrained, spread_over
-from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
 from fragile_lib.imagenet.examined import Examined
 from fragile_lib.imagenet.scores import Slopes
-from fragile_lib.measure import Peak
+from fragile_lib.minimise.modules import Continued
 from fragile_lib.solvers import BlockCGSolver, IdentitySolver, Solver
 from fragile_lib.solvers.base import Solution
+from fragile_lib.solvers.batch_lissa import BatchLissaSolver
 from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
 from fragile_lib.solvers.operator import nowhere
+from fragile_lib.tools.checkpoint import Checkpoint, digest_of
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.measure import Peak
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Trained
-from fragile_lib.errors import bad_input
+from fragile_lib.data.folder import find_sets
+from fragile_lib.data.photographs import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data.standin import is_whole, place_of
 from fragile_lib.examination import Points
-from fragile_lib.imagenet.folder import find_sets
-from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
 from fragile_lib.imagenet.scores import Loading
-from fragile_lib.imagenet.standin import is_whole, place_of
+from fragile_lib.minimise.modules import Trained
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.tools.errors import bad_input
 
 SHOWN = 112  # pixels a side of a photograph in a figure: the crop that the network sees, as fine as a page needs
 

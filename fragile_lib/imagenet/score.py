@@ -20,11 +20,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from fragile_lib.errors import InputError, bad_input
-from fragile_lib.imagenet.loading import ON_BAD
+from fragile_lib.data.photographs import ON_BAD
 from fragile_lib.imagenet.scores import Loading, Scoring, Slopes, read_job
-from fragile_lib.objective import resolve_device
+from fragile_lib.objectives.base import resolve_device
 from fragile_lib.solvers.operator import check_count
+from fragile_lib.tools.errors import InputError, bad_input
 
 PATIENCE = timedelta(days=14)  # that a process which has finished its share waits for the others
 

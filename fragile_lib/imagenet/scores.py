@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.errors import bad_input
-from fragile_lib.imagenet.checkpoint import Checkpoint, digest_of
-from fragile_lib.imagenet.folder import list_folder
-from fragile_lib.imagenet.loading import Batch, Notes, PhotoSet, batches_of, stream
-from fragile_lib.imagenet.weights import load_state, make_network
-from fragile_lib.progress import progress
+from fragile_lib.data.folder import list_folder
+from fragile_lib.data.photographs import Batch, Notes, PhotoSet, batches_of, stream
+from fragile_lib.data.sets import Data
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.models.weights import load_state, make_network
+from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.solvers.operator import check_count
+from fragile_lib.tools.checkpoint import Checkpoint, digest_of
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.progress import progress
 
 
 @dataclass(frozen=True)

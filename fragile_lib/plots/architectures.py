@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from scipy.optimize import isotonic_regression
 
-from fragile_lib.errors import bad_input
 from fragile_lib.plots import base, words
 from fragile_lib.plots.architectures_rows import (
     ARCHITECTURES,
@@ -30,6 +29,7 @@ from fragile_lib.plots.architectures_rows import (
 )
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.small_mnist import CEILING
+from fragile_lib.tools.errors import bad_input
 
 AXES = {"n_params": "parameters", "depth": "depth (layers with weights)"}
 STATISTICS = ("pearson", "spearman")  # in the order of the paper's pairs

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fragile_lib.evaluation import bootstrap_interval
+from fragile_lib.agreement import bootstrap_interval
 from fragile_lib.plots import base, words
 from fragile_lib.plots.curves import require, select
 from fragile_lib.plots.small_mnist import CEILING, DECAY

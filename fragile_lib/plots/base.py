@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
-from fragile_lib.errors import bad_input
+from fragile_lib.tools.errors import bad_input
 
 WIDTH = 6.4  # inches; at the default dpi about 1000 pixels
 DPI = 156

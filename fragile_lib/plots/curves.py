@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fragile_lib.errors import bad_input
-from fragile_lib.evaluation import summarise
+from fragile_lib.agreement import summarise
 from fragile_lib.plots import base, words
+from fragile_lib.tools.errors import bad_input
 
 # What a figure shows of a results table when its caller does not say otherwise: the paper's protocol.
 DEFAULTS = {

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from fragile_lib.deep import cost, planned
-from fragile_lib.deep.architectures import build, input_of
 from fragile_lib.deep.cost import CostModel
 from fragile_lib.deep.planned import NetworkSize
-from fragile_lib.errors import InputError
+from fragile_lib.models.architectures import build, input_of
 from fragile_lib.plots import words
 from fragile_lib.plots.architectures_rows import ARCHITECTURES, DATASETS, name
 from fragile_lib.study.collect import read_records
 from fragile_lib.study.files import study_root
 from fragile_lib.study.params import load_spec
 from fragile_lib.study.record import row_dicts
+from fragile_lib.tools.errors import InputError
 
 NOTEBOOK = "mnist_cifar10"
 RATE = 1.6e13  # operations a second in float32: a training step of ResNet-50, 100 images of 32 pixels, on an H100

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fragile_lib.evaluation import Agreement, compare
+from fragile_lib.agreement import Agreement, compare
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.curves import OWN

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fragile_lib.evaluation import bootstrap_interval
+from fragile_lib.agreement import bootstrap_interval
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.curves import require

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.errors import bad_input
+from fragile_lib.tools.errors import bad_input
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution
 from fragile_lib.solvers.operator import DampedCurvature, check_count, check_tolerance, nowhere
 

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution, check_damping, relative
 
 

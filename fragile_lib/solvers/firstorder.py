@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution
 from fragile_lib.solvers.operator import DampedCurvature, check_count, nowhere
+from fragile_lib.tools.errors import bad_input
 
 
 class IdentitySolver:

@@ -14,11 +14,11 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution
 from fragile_lib.solvers.kfac_layers import Layer, batches, find_layers, loss_root
 from fragile_lib.solvers.operator import DampedCurvature, check_count, check_positive_damping, nowhere
+from fragile_lib.tools.errors import bad_input
 
 
 @dataclass(frozen=True)

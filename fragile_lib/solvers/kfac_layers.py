@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from fragile_lib.errors import bad_input
+from fragile_lib.tools.errors import bad_input
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, group_norm, layer_norm
 
-from fragile_lib.adapter import _check as check_constant
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.models.module import _check as check_constant
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.kfac_layers import Layer
+from fragile_lib.tools.errors import bad_input
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 

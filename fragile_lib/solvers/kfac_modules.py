@@ -14,12 +14,12 @@ import torch
 from scipy import linalg
 from torch import Tensor, nn
 
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.kfac import Block, KfacSolver, _decays, _output_gradients
 from fragile_lib.solvers.kfac_layers import Layer, batches
 from fragile_lib.solvers.kfac_module_layers import NormLayer, check_module, find_module_layers, own_copy
 from fragile_lib.solvers.operator import DampedCurvature, check_count, check_positive_damping
+from fragile_lib.tools.errors import bad_input
 
 PIECE = 2**24  # numbers in one temporary of patches or of examples' gradients: 64 MB in single precision
 

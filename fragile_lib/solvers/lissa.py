@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.curvature import example_curvature_bound
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution, check_damping, relative
+from fragile_lib.solvers.spectrum import example_curvature_bound
+from fragile_lib.tools.errors import bad_input
 
 
 class LissaSolver:

@@ -9,10 +9,10 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution, check_damping
 from fragile_lib.solvers.operator import DampedCurvature, NotFiniteError, check_count, check_positive_damping, nowhere
+from fragile_lib.tools.errors import bad_input
 
 REMAINDERS = ("drop", "diagonal")
 

@@ -10,7 +10,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor
 
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import Solution
 from fragile_lib.solvers.operator import DampedCurvature, NotFiniteError, check_count, check_tolerance, nowhere
 

@@ -12,9 +12,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from fragile_lib.errors import bad_input
-from fragile_lib.objective import Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import check_damping, relative
+from fragile_lib.tools.errors import bad_input
 
 
 class NotFiniteError(ArithmeticError):

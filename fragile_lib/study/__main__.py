@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from fragile_lib.errors import InputError, bad_input
 from fragile_lib.study.files import profile_dir, study_root
+from fragile_lib.tools.errors import InputError, bad_input
 
 PROFILE_HELP = "quick (minutes), laptop (hours; the study of record) or paper (the published scale)"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fragile_lib.errors import bad_input
 from fragile_lib.study.claim_parts import KINDS, SIGNS, UNITS, Part, PartVerdict, judge_part
 from fragile_lib.study.claim_rows import TRANSFORMS
 from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.tools.errors import bad_input
 
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
 _CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.errors import InputError, bad_input
 from fragile_lib.study.files import study_root, write_if_changed
 from fragile_lib.study.record import read_record, row_dicts
+from fragile_lib.tools.errors import InputError, bad_input
 
 if TYPE_CHECKING:
     import pandas as pd

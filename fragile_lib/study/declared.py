@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fragile_lib.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, bad_input
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 BOUNDS = {"min": "at least", "max": "at most", "above": "above", "below": "below"}

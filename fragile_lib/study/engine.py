@@ -22,10 +22,10 @@ from typing import IO
 
 import psutil
 
-from fragile_lib.errors import bad_input
 from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.plan import Job
 from fragile_lib.study.run import OWNERS
+from fragile_lib.tools.errors import bad_input
 
 WORKFLOW = Path("workflow")
 NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import fragile_lib
-from fragile_lib.errors import bad_input
-from fragile_lib.files import write_whole
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import write_whole
 
 
 def study_root() -> Path:

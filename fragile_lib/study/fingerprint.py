@@ -15,7 +15,7 @@ from typing import Any
 
 from fragile_lib.study.reached import reached
 
-NOT_SCIENCE = ("study", "plots", "__init__", "errors")
+NOT_SCIENCE = ("study", "plots", "__init__", "tools")
 
 
 def run_fingerprint(parameters: dict[str, Any], code: list[Any]) -> str:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.errors import bad_input
 from fragile_lib.study.files import shown
 from fragile_lib.study.params import STANDARD, Spec, assigned
+from fragile_lib.tools.errors import bad_input
 
 
 def read_notebook(path: Path, root: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
 from fragile_lib.study.files import package_dir, profile_dir, write_atomic, write_if_changed
 from fragile_lib.study.fingerprint import canonical_code, digest, science_code
@@ -22,6 +21,7 @@ from fragile_lib.study.notebook_file import code_cells, read_notebook, source_of
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES
 from fragile_lib.study.run import known, write_failure
+from fragile_lib.tools.errors import InputError
 
 
 def page_path(root: Path, profile: str, notebook: str) -> Path:

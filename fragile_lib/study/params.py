@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fragile_lib.errors import bad_input
-from fragile_lib.sources import data_root
+from fragile_lib.data.sources import data_root
 from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
 from fragile_lib.study.files import study_root
 from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.tools.errors import bad_input
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
 OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml")

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.files import package_dir, profile_dir, shown, study_root, write_atomic, write_if_changed
 from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
 from fragile_lib.study.notebook_file import check_notebook, code_cells
 from fragile_lib.study.params import Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
 from fragile_lib.study.yaml_file import dump_yaml
+from fragile_lib.tools.errors import InputError
 
 RESTORED_PROFILES = ("laptop", "paper")
 

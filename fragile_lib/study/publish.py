@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fragile_lib.errors import bad_input
 from fragile_lib.study.collect import collect
 from fragile_lib.study.pages import page_path
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan
+from fragile_lib.tools.errors import bad_input
 
 
 def check_publishable(profile: str) -> None:

@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.errors import bad_input
 from fragile_lib.study.files import study_root, write_json
 from fragile_lib.study.params import started_at
+from fragile_lib.tools.errors import bad_input
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 
-from fragile_lib.errors import InputError, bad_input
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
 from fragile_lib.study.files import profile_dir, study_root, write_json
 from fragile_lib.study.plan import write_stamp
 from fragile_lib.study.record import plain, read_record, timestamp
 from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.tools.errors import InputError, bad_input
 
 OWNERS = "FRAGILE_OWNERS"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fragile_lib.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, bad_input
 
 
 class _StrictLoader(yaml.SafeLoader):

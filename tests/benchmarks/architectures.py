@@ -27,14 +27,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.deep.architectures import build, frozen_statistics
+from fragile_lib.data.sets import Data
 from fragile_lib.deep.network import Network
-from fragile_lib.deep.streamed import StreamedObjective, gauss_newton_product, hessian_product
-from fragile_lib.deep.training import Schedule, copied, go_on_without, losses_of
-from fragile_lib.measure import Peak
+from fragile_lib.minimise.modules import Schedule, copied, go_on_without, losses_of
+from fragile_lib.models.architectures import build, frozen_statistics
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective, gauss_newton_product, hessian_product
 from fragile_lib.solvers import BlockCGSolver
+from fragile_lib.tools.measure import Peak
 
 TIMES_FASTER = 3  # what forward mode is asked for, against vmap(grad)
 

@@ -12,12 +12,12 @@ from small_mnist import Timed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.deep.architectures import build, frozen_statistics
+from fragile_lib.data.sets import Data
 from fragile_lib.deep.network import Network, prepare
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Schedule, make_optimiser
+from fragile_lib.minimise.modules import Schedule, make_optimiser
+from fragile_lib.models.architectures import build, frozen_statistics
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective
 
 DECAY, DAMPING, RATE = 1e-3, 1e-2, 1e-3  # those of the study
 # Relative differences allowed in float32: of slopes along one direction, of those along several and of products, and of

@@ -21,13 +21,13 @@ import torch
 from clock import best, matrix_product_rate
 from threadpoolctl import threadpool_limits
 
-from fragile_lib import conv_objective
-from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data, image_subset, iris_splits, koh_liang_mnist
+from fragile_lib.data.sets import Data, image_subset, iris_splits, koh_liang_mnist
 from fragile_lib.influence import influence, leave_one_out
-from fragile_lib.mlp_kernels import compile_all
-from fragile_lib.models import MLP
-from fragile_lib.objective import Objective, make_objective, resolve_device
+from fragile_lib.kernels.mlp import compile_all
+from fragile_lib.models.mlp import MLP
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives import conv as conv_objective
+from fragile_lib.objectives.base import Objective, make_objective, resolve_device
 from fragile_lib.solvers import ExactSolver
 
 SEEDS, LEFT_OUT, STEPS = 10, 25, 200

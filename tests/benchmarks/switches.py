@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 from small_mnist import Timed, agree
 from torch import Tensor
 
-from fragile_lib.adapter import ModuleModel
 from fragile_lib.deep.estimators import make_solver, test_gradients
-from fragile_lib.deep.streamed import StreamedObjective
 from fragile_lib.examination import choose_test_points, choose_training_points
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective
 
 SAME_RANKING = 0.999  # Spearman; and the same images on top
 

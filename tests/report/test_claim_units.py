@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.claim_parts import UNITS, Part, PartVerdict, judge_part
 from fragile_lib.study.claims import Claim, Verdict, load_claims
 from fragile_lib.study.report.tables import interval_words
+from fragile_lib.tools.errors import InputError
 
 RNG = np.random.default_rng(5)
 SEED_EFFECT = RNG.normal(0.0, 0.1, 9)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.bootstrap import bootstrap_mean
 from fragile_lib.study.claim_parts import Part, judge_part
 from fragile_lib.study.claims import Claim, combine, evaluate_claims, load_claims
+from fragile_lib.tools.errors import InputError
 
 CLAIMS = Path(__file__).parents[2] / "params" / "claims.yaml"
 NOISE = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])

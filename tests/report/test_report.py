@@ -16,9 +16,9 @@ import pytest
 import synthetic
 from bs4 import BeautifulSoup
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
+from fragile_lib.tools.errors import InputError
 
 
 def pages(report) -> dict[Path, BeautifulSoup]:

@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from fragile_lib.data import Data, iris_splits
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective, Objective
+from fragile_lib.data.sets import Data, iris_splits
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective, Objective
 
 
 class Linear:

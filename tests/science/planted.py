@@ -10,10 +10,10 @@ from helpers import Linear, iris_subset, rotated
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fragile_lib.data import Data
-from fragile_lib.models import MLP
-from fragile_lib.objective import Objective
-from fragile_lib.stationary import newton
+from fragile_lib.data.sets import Data
+from fragile_lib.minimise.newton import newton
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import Objective
 
 SPECTRA = {
     "well conditioned": np.linspace(1, 6, 12),

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.objective import Objective
+from fragile_lib.data.sets import Data
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers import KfacSolver
+from fragile_lib.tools.errors import InputError
 
 
 def images(n=5):

@@ -11,9 +11,7 @@ from torch import nn
 from torch.func import jvp, vjp, vmap
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.conv import SmallCNN
-from fragile_lib.deep.architectures import (
+from fragile_lib.models.architectures import (
     ARCHITECTURES,
     NORMS,
     build,
@@ -22,8 +20,10 @@ from fragile_lib.deep.architectures import (
     frozen_statistics,
     input_of,
 )
-from fragile_lib.deep.networks import groups_of
-from fragile_lib.errors import InputError
+from fragile_lib.models.layers import groups_of
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.tools.errors import InputError
 
 CASES = [
     *[(name, "batch") for name in ("small_cnn", "lenet")],

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fragile_lib import cifar, data, sources
-from fragile_lib.cifar import (
+from fragile_lib.data import cifar, sources
+from fragile_lib.data import sets as data
+from fragile_lib.data.cifar import (
     CIFAR10,
     CIFAR100,
     PICKLES,
@@ -26,10 +27,10 @@ from fragile_lib.cifar import (
     from_pictures,
     records,
 )
-from fragile_lib.data import cifar10, cifar100, image_subset, is_available, mnist_raw
-from fragile_lib.errors import InputError
-from fragile_lib.sources import RouteFailed, checked, data_root, is_stored, npm_pack, raw_files
-from fragile_lib.subsets import IMAGE_SETS, balanced, stratified
+from fragile_lib.data.sets import cifar10, cifar100, image_subset, is_available, mnist_raw
+from fragile_lib.data.sources import RouteFailed, checked, data_root, is_stored, npm_pack, raw_files
+from fragile_lib.data.subsets import IMAGE_SETS, balanced, stratified
+from fragile_lib.tools.errors import InputError
 
 SIZES = {**{f"data_batch_{k}": k for k in range(1, 6)}, "test_batch": 4}  # images of each file of the tiny set
 LABELS = np.random.RandomState(1).randint(0, 10, 19).astype(np.uint8)

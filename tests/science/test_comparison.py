@@ -22,11 +22,11 @@ from fragile_lib.comparison import (
     leave_out,
     scatter_points,
 )
-from fragile_lib.data import Data, iris_splits
+from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.influence import leave_one_out
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective
-from fragile_lib.training import Certificate
+from fragile_lib.minimise.descent import Certificate
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective
 
 SEEDS = [4, 7]
 TEST_CHOICES, TRAIN_CHOICES = ["max_loss", "p50_loss"], ["top_influence", "top_loss", "all"]

@@ -7,14 +7,14 @@ from numba import njit
 from torch.func import hessian, jacrev, vjp
 from torch.nn.functional import cross_entropy
 
-from fragile_lib import kernel_cache
-from fragile_lib.conv import SmallCNN
-from fragile_lib.conv_kernels import gradients
-from fragile_lib.conv_objective import ConvObjective
-from fragile_lib.conv_tiles import LANES, tanh_in_place
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.objective import Objective
+from fragile_lib.data.sets import Data
+from fragile_lib.kernels import kernel_cache
+from fragile_lib.kernels.conv_kernels import gradients
+from fragile_lib.kernels.conv_tiles import LANES, tanh_in_place
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.conv import ConvObjective
+from fragile_lib.tools.errors import InputError
 
 # Fewer channels than a tile has rows and more; sides that leave rows over at a stride of 2 and sides that do not.
 SMALL, ODD, WIDE = SmallCNN(2, 3, 21), SmallCNN(3, 4, 24, "relu"), SmallCNN(9, 11, 23)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_lib.data import Data
+from fragile_lib.data.sets import Data
 from fragile_lib.deep import cost, estimators, network, planned
-from fragile_lib.deep.architectures import build
 from fragile_lib.deep.cost import CostModel
-from fragile_lib.deep.training import Schedule, go_on_without, train
-from fragile_lib.errors import InputError
 from fragile_lib.examination import choose_test_points
+from fragile_lib.minimise.modules import Schedule, go_on_without, train
+from fragile_lib.models.architectures import build
+from fragile_lib.tools.errors import InputError
 
 KNOWN = {  # seconds of an image's pass: constant, and for each operation
     "step": (2e-4, 1.5e-10),

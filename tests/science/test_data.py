@@ -7,10 +7,18 @@ import pytest
 import torch
 from sklearn.datasets import load_iris
 
-from fragile_lib import data as data_module
-from fragile_lib.data import MnistRaw, iris_splits, koh_liang_indices, koh_liang_mnist, mnist, mnist_digits, mnist_raw
-from fragile_lib.errors import InputError
-from fragile_lib.sources import data_root
+from fragile_lib.data import sets as data_module
+from fragile_lib.data.sets import (
+    MnistRaw,
+    iris_splits,
+    koh_liang_indices,
+    koh_liang_mnist,
+    mnist,
+    mnist_digits,
+    mnist_raw,
+)
+from fragile_lib.data.sources import data_root
+from fragile_lib.tools.errors import InputError
 
 
 def test_a_split_has_120_training_and_30_test_flowers_in_float64():

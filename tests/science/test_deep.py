@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
+from fragile_lib.data.sets import Data
 from fragile_lib.deep import estimators, network, truths
-from fragile_lib.deep.architectures import build, frozen_statistics
-from fragile_lib.deep.lissa import BatchLissaSolver, DivergedWarning
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Schedule, from_scratch_without, go_on_without, losses_of, make_optimiser, train
-from fragile_lib.errors import InputError
 from fragile_lib.examination import choose_test_points
-from fragile_lib.objective import Objective
+from fragile_lib.minimise.modules import Schedule, from_scratch_without, go_on_without, losses_of, make_optimiser, train
+from fragile_lib.models.architectures import build, frozen_statistics
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.solvers.batch_lissa import BatchLissaSolver, DivergedWarning
+from fragile_lib.tools.errors import InputError
 
 N, CLASSES = 23, 3
 

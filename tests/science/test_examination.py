@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from fragile_lib.errors import InputError
 from fragile_lib.examination import (
     Estimated,
     Points,
@@ -17,6 +16,7 @@ from fragile_lib.examination import (
     together,
     union,
 )
+from fragile_lib.tools.errors import InputError
 
 LOSSES = torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0, 0.0, 6.0])
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from fragile_lib.data import iris_splits
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import iris_splits
 from fragile_lib.groups import choose_groups, group_removals, second_order_influence
 from fragile_lib.influence import influence, leave_one_out
-from fragile_lib.models import MLP
-from fragile_lib.objective import make_objective
-from fragile_lib.retraining import loss_changes
+from fragile_lib.minimise.newton import newton
+from fragile_lib.minimise.retraining import loss_changes
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import make_objective
 from fragile_lib.solvers import ExactSolver
-from fragile_lib.stationary import newton
+from fragile_lib.tools.errors import InputError
 
 LABELS = torch.arange(60) % 3
 SCORES = torch.linspace(-1, 2, 60)

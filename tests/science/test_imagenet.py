@@ -14,18 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.deep.streamed import StreamedObjective
-from fragile_lib.deep.training import Schedule, go_on_without
-from fragile_lib.errors import InputError
-from fragile_lib.imagenet import cost, estimates, examined, leave_out, standin, weights
-from fragile_lib.imagenet.checkpoint import Checkpoint
-from fragile_lib.imagenet.folder import find_sets, list_folder
-from fragile_lib.imagenet.loading import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data import standin
+from fragile_lib.data.folder import find_sets, list_folder
+from fragile_lib.data.photographs import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data.sets import Data
+from fragile_lib.imagenet import cost, estimates, examined
 from fragile_lib.imagenet.score import main, score, score_by
 from fragile_lib.imagenet.scores import Loading, Scoring, read_job
+from fragile_lib.minimise import photographs as leave_out
+from fragile_lib.minimise.modules import Schedule, go_on_without
+from fragile_lib.models import weights
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.solvers.kfac_modules import eigen
+from fragile_lib.tools.checkpoint import Checkpoint
+from fragile_lib.tools.errors import InputError
 
 HERE = Loading()
 SIZE, CLASSES, N = 16, 3, 21
@@ -433,7 +436,7 @@ def test_projections_are_images_over_rates_and_operations_over_speed():
 
 
 def fake_cifar(monkeypatch):
-    from fragile_lib.cifar import CifarRaw
+    from fragile_lib.data.cifar import CifarRaw
 
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10

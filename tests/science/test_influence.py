@@ -5,10 +5,10 @@ import pytest
 import torch
 from helpers import Linear, Regression, SquaredError, iris_subset, random_network, sklearn_softmax, softmax_regression
 
-from fragile_lib.data import Data
+from fragile_lib.data.sets import Data
 from fragile_lib.influence import influence, leave_one_out, parameter_change
+from fragile_lib.minimise.newton import newton
 from fragile_lib.solvers import ExactSolver
-from fragile_lib.stationary import newton
 
 
 def slope(estimate, truth):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.conv import SmallCNN
-from fragile_lib.conv_objective import ConvObjective
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data
 from fragile_lib.influence import leave_one_out
-from fragile_lib.minibatch import Protocol, batches, train, train_beside
-from fragile_lib.objective import Objective
+from fragile_lib.minimise.minibatch import Protocol, batches, train, train_beside
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.conv import ConvObjective
+from fragile_lib.tools.errors import InputError
 
 MODEL, DECAY, N = SmallCNN(2, 3, 21), 0.03, 22
 DROPS = ((0.3, 0.1), (0.6, 0.01))

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fragile_lib.errors import InputError
-from fragile_lib.models import ACTIVATIONS, MLP
+from fragile_lib.models.mlp import ACTIVATIONS, MLP
+from fragile_lib.tools.errors import InputError
 
 
 def as_torch_modules(model, theta):

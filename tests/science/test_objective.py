@@ -7,10 +7,10 @@ from helpers import Regression, iris_subset, random_network, softmax_regression
 from torch.func import grad, hessian, jacrev
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective, Objective, make_objective, resolve_device
+from fragile_lib.data.sets import Data
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective, Objective, make_objective, resolve_device
+from fragile_lib.tools.errors import InputError
 
 SHAPES = [(1, 5, 121), (1, 8, 7), (2, 3, 7), (2, 8, 121), (4, 3, 121), (4, 5, 7), (4, 8, 7), (1, 1, 1)]
 CASES = [(activation, *shape) for activation in ("relu", "tanh", "softplus") for shape in SHAPES]

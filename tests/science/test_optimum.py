@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from fragile_lib.data import iris_splits
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import iris_splits
 from fragile_lib.influence import leave_one_out
-from fragile_lib.models import MLP
-from fragile_lib.objective import Objective, make_objective
-from fragile_lib.optimum import approach, chord
-from fragile_lib.retraining import retrain
+from fragile_lib.minimise.near_optimum import approach, chord
+from fragile_lib.minimise.newton import newton
+from fragile_lib.minimise.retraining import retrain
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import Objective, make_objective
 from fragile_lib.solvers import ExactSolver
-from fragile_lib.stationary import newton
+from fragile_lib.tools.errors import InputError
 
 
 @pytest.fixture(scope="module")

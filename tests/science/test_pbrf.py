@@ -5,17 +5,17 @@ import torch
 from helpers import Regression, SquaredError
 from torch.func import grad, hessian
 
-from fragile_lib.conv import SmallCNN
-from fragile_lib.conv_objective import ConvObjective
-from fragile_lib.data import Data, iris_splits
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.influence import influence, leave_one_out
-from fragile_lib.models import MLP
-from fragile_lib.objective import Objective
-from fragile_lib.optimum import chord
-from fragile_lib.pbrf import ProximalObjective, TiltedObjective
-from fragile_lib.retraining import loss_changes, retrain
+from fragile_lib.minimise.near_optimum import chord
+from fragile_lib.minimise.retraining import loss_changes, retrain
+from fragile_lib.models.mlp import MLP
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.conv import ConvObjective
+from fragile_lib.objectives.proximal import ProximalObjective, TiltedObjective
 from fragile_lib.solvers import ExactSolver
+from fragile_lib.tools.errors import InputError
 
 DAMPING = 0.02
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from fragile_lib import truths
-from fragile_lib.conv import SmallCNN
-from fragile_lib.data import mnist_digits
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import mnist_digits
 from fragile_lib.estimators import ESTIMATORS, estimate_by, make_solver
 from fragile_lib.examination import Points, choose_test_points, choose_training_points, rows_of
 from fragile_lib.group_truths import group_rows
 from fragile_lib.groups import group_removals
-from fragile_lib.kept import Made, keep, load, settings
-from fragile_lib.minibatch import Protocol
-from fragile_lib.optimum import Optimum
+from fragile_lib.minimise.kept import Made, keep, load, settings
+from fragile_lib.minimise.minibatch import Protocol
+from fragile_lib.minimise.near_optimum import Optimum
+from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.prepared import Prepared, prepare
 from fragile_lib.solvers import ExactSolver
+from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import Minima, from_scratch, ground_truths, groups_left_out, left_out
 
 DAMPING, DECAY = 0.02, 0.02

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from fragile_lib import quasi_newton
-from fragile_lib.data import Data, iris_splits
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.influence import leave_one_out
-from fragile_lib.models import MLP
-from fragile_lib.objective import Objective, make_objective
-from fragile_lib.quasi_newton import LEAST, RANK, AbsoluteInverse, _Search, left_out_minimum, minimum
+from fragile_lib.minimise import quasi_newton
+from fragile_lib.minimise.descent import FLAT
+from fragile_lib.minimise.newton import newton
+from fragile_lib.minimise.quasi_newton import LEAST, RANK, AbsoluteInverse, _Search, left_out_minimum, minimum
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import Objective, make_objective
 from fragile_lib.solvers.dense import DenseSolver
-from fragile_lib.stationary import newton
-from fragile_lib.training import FLAT
+from fragile_lib.tools.errors import InputError
 
 
 def objective(weight_decay: float = 0.01) -> Objective:

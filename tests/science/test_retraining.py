@@ -8,9 +8,9 @@ import torch
 from helpers import Regression, iris_subset, random_network, sklearn_softmax, softmax_regression
 
 from fragile_lib.influence import leave_one_out
-from fragile_lib.retraining import loss_changes, retrain
-from fragile_lib.stationary import newton
-from fragile_lib.training import descend
+from fragile_lib.minimise.descent import descend
+from fragile_lib.minimise.newton import newton
+from fragile_lib.minimise.retraining import loss_changes, retrain
 
 
 def protocol(objective, steps=40):

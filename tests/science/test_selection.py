@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fragile_lib import selection
-from fragile_lib.errors import InputError
 from fragile_lib.selection import TRAIN_CHOICES, train_points
+from fragile_lib.tools.errors import InputError
 
 NAN = float("nan")
 

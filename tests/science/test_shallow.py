@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fragile_lib.data import iris_splits
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective, Objective
-from fragile_lib.shallow import shallow_matrices, softmax_factor
+from fragile_lib.data.sets import iris_splits
+from fragile_lib.kernels.shallow import shallow_matrices, softmax_factor
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective, Objective
 
 
 @pytest.mark.parametrize("gauss_newton", [False, True])

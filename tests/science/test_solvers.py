@@ -5,13 +5,13 @@ import pytest
 import torch
 from helpers import PlantedObjective, Regression, iris_subset, random_network, rotated, softmax_regression
 
-from fragile_lib.curvature import example_curvature_bound, extreme_eigenvalues
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective
+from fragile_lib.data.sets import Data
+from fragile_lib.minimise.newton import newton
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective
 from fragile_lib.solvers import ExactSolver, LissaSolver
-from fragile_lib.stationary import newton
+from fragile_lib.solvers.spectrum import example_curvature_bound, extreme_eigenvalues
+from fragile_lib.tools.errors import InputError
 
 ONE = torch.zeros(6, dtype=torch.float64)
 V = torch.tensor(np.random.default_rng(1).standard_normal((3, 6)))

@@ -17,8 +17,7 @@ from planted import (
 )
 
 from fragile_lib import solvers
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data
 from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.solvers import (
     ArnoldiSolver,
@@ -30,6 +29,7 @@ from fragile_lib.solvers import (
     MinresSolver,
     NystroemSolver,
 )
+from fragile_lib.tools.errors import InputError
 
 STATUSES = {"ok", "indefinite", "not_converged", "solver_diverged"}
 

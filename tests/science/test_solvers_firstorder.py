@@ -6,14 +6,14 @@ import torch
 from helpers import Linear, Regression, iris_subset
 from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
 
-from fragile_lib.conv import SmallCNN
-from fragile_lib.conv_objective import ConvObjective
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
+from fragile_lib.data.sets import Data
 from fragile_lib.influence import influence, leave_one_out
-from fragile_lib.objective import Objective
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.conv import ConvObjective
 from fragile_lib.solvers import ExactSolver, IdentitySolver, tracin, trak
 from fragile_lib.solvers.firstorder import margin_features
+from fragile_lib.tools.errors import InputError
 
 
 @pytest.fixture(scope="module")

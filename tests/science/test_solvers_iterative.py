@@ -6,9 +6,9 @@ import torch
 from helpers import rotated
 from planted import Planted, dense, mlp_problem, planted, right_hand_sides
 
-from fragile_lib.errors import InputError
 from fragile_lib.solvers import BlockCGSolver, MinresSolver, NystroemSolver
 from fragile_lib.solvers.cg import orthonormal
+from fragile_lib.tools.errors import InputError
 
 KINDS = [BlockCGSolver, MinresSolver]
 

@@ -18,12 +18,12 @@ from planted import (
 )
 from torch import nn
 
-from fragile_lib.conv import SmallCNN
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.objective import Objective
+from fragile_lib.data.sets import Data
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers import BlockCGSolver, EkfacSolver, ExactSolver, KfacSolver
 from fragile_lib.solvers.kfac_layers import loss_root
+from fragile_lib.tools.errors import InputError
 
 KINDS = [KfacSolver, EkfacSolver]
 

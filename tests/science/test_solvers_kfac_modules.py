@@ -8,13 +8,13 @@ from planted import conv_net, dense, filled, mlp_problem, right_hand_sides
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from fragile_lib.adapter import ModuleModel
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.objective import Objective
+from fragile_lib.data.sets import Data
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers import BlockCGSolver, EkfacSolver, KfacSolver, kfac_modules
 from fragile_lib.solvers.kfac_layers import Layer
 from fragile_lib.solvers.kfac_modules import DiagonalBlock, ModuleEkfacSolver
+from fragile_lib.tools.errors import InputError
 
 PLAIN = {False: KfacSolver, True: EkfacSolver}
 

@@ -6,9 +6,9 @@ import torch
 from helpers import rotated
 from planted import Planted, dense, linear_problem, mlp_problem, right_hand_sides
 
-from fragile_lib.errors import InputError
 from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.solvers import ArnoldiSolver, ExactSolver, NystroemSolver
+from fragile_lib.tools.errors import InputError
 
 SIGNED = np.array([-6.0, -3.0, -0.01, *np.linspace(0.1, 2, 30), 4.0, 9.0])
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from fragile_lib import sources
-from fragile_lib.errors import InputError
-from fragile_lib.sources import MNIST, RawSet, Route, RouteFailed, data_root, raw_files, unpack
+from fragile_lib.data import sources
+from fragile_lib.data.sources import MNIST, RawSet, Route, RouteFailed, data_root, raw_files, unpack
+from fragile_lib.tools.errors import InputError
 
 FILES = {"images": b"pixels" * 5_000, "labels": b"0123456789", "more": b"x"}
 MD5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
@@ -262,7 +262,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
 PRELUDE = f"""
 import os, signal, sys, time
 from pathlib import Path
-from fragile_lib.sources import RawSet, Route, raw_files
+from fragile_lib.data.sources import RawSet, Route, raw_files
 FILES, MD5, root = {FILES!r}, {MD5!r}, Path(sys.argv[1])
 """
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers import Regression, iris_subset, sklearn_softmax, softmax_regression
 
-from fragile_lib.data import Data
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective
-from fragile_lib.stationary import SHARPNESS, finish, newton
-from fragile_lib.training import certify, descend
+from fragile_lib.data.sets import Data
+from fragile_lib.minimise.descent import certify, descend
+from fragile_lib.minimise.newton import SHARPNESS, finish, newton
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective
 
 
 @pytest.mark.parametrize("weight_decay", [0.3, 0.01])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import iris_subset, random_network, sklearn_softmax, softmax_regression
 
-from fragile_lib.data import Data
-from fragile_lib.errors import InputError
-from fragile_lib.models import MLP
-from fragile_lib.objective import FusedObjective
-from fragile_lib.training import accuracy, certify, descend, kinks, separable
+from fragile_lib.data.sets import Data
+from fragile_lib.minimise.descent import accuracy, certify, descend, kinks, separable
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import FusedObjective
+from fragile_lib.tools.errors import InputError
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.__main__ import main
 from fragile_lib.study.params import check_parameters, load_specs
+from fragile_lib.tools.errors import InputError
 
 DEPTH = "depth: {type: int, min: 1, max: 64, help: hidden layers}"
 BASE = "base: {weight_decay: 0.005, fraction: 0.2, activation: relu, seeds: [0, 1], certify: true, mode: ok}"

@@ -5,8 +5,9 @@ import pytest
 from fragile_lib.study.fingerprint import canonical_code, notebook_code, run_fingerprint, science_code
 
 MODULE = """'Doc.'
-from fragile_lib import evaluation, solvers
-from fragile_lib.objective import J
+from fragile_lib import agreement as evaluation
+from fragile_lib import solvers
+from fragile_lib.objectives.base import J
 
 
 def f(x):
@@ -35,7 +36,7 @@ def package(tmp_path):
         "solvers/other": "class Cg:\n    pass\n",
         "objective": "J = 0\nprint('loaded')\n",
         "evaluation": "def compare(x):\n    return x\n\n\ndef another(x):\n    return x\n",
-        "other": "import fragile_lib.objective\n",
+        "other": "import fragile_lib.objectives.base\n",
         "plots": "import fragile_lib.other\n\n\ndef show():\n    return 1\n",
         "study": "X = 1\n",
     }
@@ -58,11 +59,11 @@ def test_definitions_are_those_that_the_notebook_reaches(package):
 
 
 def test_a_module_used_as_an_object_counts_whole(package):
-    cells = ["from fragile_lib import evaluation\nname = 'another'\ngetattr(evaluation, name)"]
+    cells = ["from fragile_lib import agreement as evaluation\nname = 'another'\ngetattr(evaluation, name)"]
     assert sorted(science_code(cells, package)) == ["evaluation:another", "evaluation:compare"]
-    cells = ["import fragile_lib.solvers.base as b\nb.other(1)", "import fragile_lib.evaluation"]
+    cells = ["import fragile_lib.solvers.base as b\nb.other(1)", "import fragile_lib.agreement"]
     assert sorted(science_code(cells, package)) == ["solvers.base:other"]
-    assert "evaluation:another" in science_code([*cells, "fragile_lib.evaluation.another(1)"], package)
+    assert "evaluation:another" in science_code([*cells, "fragile_lib.agreement.another(1)"], package)
 
 
 @pytest.mark.parametrize(

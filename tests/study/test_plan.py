@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from fragile_lib.errors import InputError
 from fragile_lib.study import engine, pages
 from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
@@ -13,6 +12,7 @@ from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.publish import publish
 from fragile_lib.study.study import rebuild_published
 from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.tools.errors import InputError
 
 
 def states(toy, profile="quick"):

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fragile_lib.errors import InputError
 from fragile_lib.study.collect import COLUMNS, collect, results_csv
 from fragile_lib.study.record import git_state, plain, read_record, record, rows_frame
+from fragile_lib.tools.errors import InputError
 
 ROWS = pd.DataFrame(
     {

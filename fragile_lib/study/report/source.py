@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fragile_lib.errors import InputError, bad_input
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.record import read_record, rows_frame
 from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.tools.errors import InputError, bad_input
 
 Planner = Callable[[Path, str], dict[str, list[str]]]
 

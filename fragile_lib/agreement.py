@@ -1,0 +1,264 @@
+"""How well do influence estimates agree with retraining? Correlations, slopes, intervals over seeds, noise ceilings.
+
+Letters in shapes: k points (removals), R repeats of a ground truth, S splits of the repeats into halves.
+
+Data never make these functions raise: what cannot be computed gets a named `status` and NaN in place of numbers.
+Arguments of the wrong shape raise `tools.errors.InputError`, since they can only come from a mistake in a call.
+Nothing here takes the absolute value of a correlation: an estimate of the wrong sign must show as negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fragile_lib.tools.errors import bad_input
+
+NAN = float("nan")
+RELATIVE_RANGE = 1e-12  # values that differ by less than this share of their size are rounding, not a ranking
+FEWEST_POINTS = 3  # two points always correlate perfectly
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of one vector of estimates with one vector of true loss changes.
+
+    `slope` is the ordinary least-squares slope of truth on estimate, with an intercept: truth ~ a + slope * estimate.
+    A perfect estimate has slope 1; estimates twice too large have slope 1/2. `status` is "ok", "diverged" (a value is
+    not finite), "too_few" (fewer than 3 points) or "constant" (one of the two does not vary); but for "ok" the
+    three numbers are NaN.
+    """
+
+    n: int
+    pearson: float
+    spearman: float
+    slope: float
+    status: str
+
+
+class NormAgreement(NamedTuple):
+    """Agreement of parameter-change norms: Spearman over the points, and the median of estimated / true."""
+
+    spearman: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic (`mean`, unless another was asked for) of n finite values and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class NoiseCeiling:
+    """Agreement of a noisy ground truth with itself; see `noise_ceiling`. Unless status is "ok", all is NaN."""
+
+    pearson: float
+    spearman: float
+    pearson_corrected: float
+    spearman_corrected: float
+    n_repeats: int
+    n_points: int
+    status: str
+
+
+def compare(estimate: np.ndarray, truth: np.ndarray) -> Agreement:
+    """Compare estimated with true loss changes, both (k,): Pearson, Spearman (ties share their mean rank), slope."""
+    estimate, truth = _pair("estimate", estimate, "truth", truth)
+    n = estimate.size
+
+    def unusable(status: str) -> Agreement:
+        return Agreement(n, NAN, NAN, NAN, status)
+
+    if not (np.isfinite(estimate).all() and np.isfinite(truth).all()):
+        return unusable("diverged")
+    if n < FEWEST_POINTS:
+        return unusable("too_few")
+    if _is_constant(estimate) or _is_constant(truth):
+        return unusable("constant")
+    slope = _slope(estimate, truth)
+    if not np.isfinite(slope):  # truth larger than the estimate by more than a float can say
+        return unusable("diverged")
+    spearman = _pearson(stats.rankdata(estimate), stats.rankdata(truth))
+    return Agreement(n, float(_pearson(estimate, truth)), float(spearman), slope, "ok")
+
+
+def compare_norms(estimated: np.ndarray, true: np.ndarray) -> NormAgreement:
+    """Compare estimated with true norms of the parameter change, both (k,) and not negative.
+
+    The ratio is the median over points of estimated / true. A point where both norms are zero has no ratio and is left
+    out of it; one where only the true norm is zero counts as infinitely overestimated, so that it moves the median
+    towards overestimation. A median that is itself infinite, like any other number that is undefined, is NaN.
+    """
+    estimated, true = _pair("estimated", estimated, "true", true)
+    if (estimated < 0).any() or (true < 0).any():
+        worst = min(estimated.min(), true.min())
+        raise bad_input("norm", float(worst), "a norm is not negative; pass norms, not signed changes")
+    if not (np.isfinite(estimated).all() and np.isfinite(true).all()):
+        return NormAgreement(NAN, NAN)
+    moved = (estimated > 0) | (true > 0)
+    with np.errstate(divide="ignore", over="ignore"):
+        ratios = estimated[moved] / true[moved]
+    ratio = float(np.median(ratios)) if ratios.size else NAN
+    return NormAgreement(compare(estimated, true).spearman, ratio if np.isfinite(ratio) else NAN)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    statistic: Callable[..., float] = np.mean,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic of independent values (one per seed).
+
+    Values that are not finite are ignored; with fewer than two left all three numbers are NaN. The percentile
+    interval is too short on few values: simulated 95% intervals of the mean of normal values cover it 76% of the
+    time at n = 3, 85% at 5, 90% at 10, 93% at 20, of skewed values bounded by 1 (Beta(8, 1)) 70, 82, 87 and 91% (BCa:
+    no better), so n belongs beside every interval that is shown.
+
+    `statistic` takes an `axis` argument if it is to be fast. The work is done by `scipy.stats.bootstrap`: 3 ms for the
+    mean of ten values, 10,000 times; a hand-written version took 2 ms, which is not worth having.
+    """
+    if not 0 < level < 1:
+        raise bad_input("level", level, "use a number between 0 and 1, like 0.95")
+    values = np.asarray(values, dtype=float).ravel()
+    values = values[np.isfinite(values)]
+    if values.size < 2:
+        return Interval(NAN, NAN, NAN, int(values.size))
+    rng = np.random.default_rng(seed)
+    result = stats.bootstrap(
+        (values,), statistic, confidence_level=level, n_resamples=resamples, method="percentile", rng=rng
+    )
+    low, high = result.confidence_interval
+    return Interval(float(statistic(values)), float(low), float(high), int(values.size))
+
+
+def noise_ceiling(repeats: np.ndarray, splits: int = 200, seed: int = 0) -> NoiseCeiling:
+    """Split-half agreement of R noisy repeats of one ground truth, `repeats` of shape (R, k).
+
+    The repeats are split at random into two halves of h = R // 2; the correlation over the k points of the two
+    half-means, averaged over the splits, is `pearson` and `spearman`. It tells how well a truth of h repeats agrees
+    with another such truth. The Spearman-Brown formula extends it to the mean of all R,
+
+        corrected = f r / (1 + (f - 1) r),    f = R / h    (2 r / (1 + r) for even R)
+
+    (C. Spearman, "Correlation calculated from faulty data", and W. Brown, "Some experimental results in the correlation
+    of mental abilities", both British Journal of Psychology 3, 1910), exact for Pearson with equal independent noise,
+    customary for Spearman. An estimate without any error would correlate with the mean of all R at sqrt(corrected), the
+    ceiling proper; `pearson` and `spearman` themselves are lower, since both halves are noisy there.
+    """
+    repeats = np.asarray(repeats, dtype=float)
+    if repeats.ndim != 2:
+        raise bad_input("repeats.shape", repeats.shape, "pass one row per repeat and one column per point")
+    n_repeats, n_points = repeats.shape
+
+    def unusable(status: str) -> NoiseCeiling:
+        return NoiseCeiling(NAN, NAN, NAN, NAN, n_repeats, n_points, status)
+
+    if not np.isfinite(repeats).all():
+        return unusable("diverged")
+    if n_repeats < 2 or n_points < FEWEST_POINTS:
+        return unusable("too_few")
+    half = n_repeats // 2
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_repeats), (splits, 1)), axis=1)
+    first, second = (repeats[rows].mean(axis=1) for rows in (order[:, :half], order[:, half : 2 * half]))  # (S, k)
+    varying = ~(_is_constant(first) | _is_constant(second))
+    if not varying.any():
+        return unusable("constant")
+    first, second = first[varying], second[varying]
+    pearson = float(_pearson(first, second).mean())
+    spearman = float(_pearson(stats.rankdata(first, axis=-1), stats.rankdata(second, axis=-1)).mean())
+    factor = n_repeats / half
+    corrected = [spearman_brown(r, factor) for r in (pearson, spearman)]
+    return NoiseCeiling(pearson, spearman, *corrected, n_repeats, n_points, "ok")
+
+
+def spearman_brown(r: float, factor: float = 2.0) -> float:
+    """Reliability of `factor` times as many repeats as gave the reliability r, not below -1."""
+    denominator = 1 + (factor - 1) * r
+    return max(-1.0, factor * r / denominator) if denominator > 0 else -1.0
+
+
+def summarise(
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    statistic: str = "spearman",
+    average: Callable[..., float] = np.mean,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean over seeds of the column `statistic`, with its bootstrap interval, for each group of the columns `by`.
+
+    Returns one row per group, sorted: the columns `by`, then `mean, low, high, n, n_degenerate`. The seed is what is
+    resampled: rows of one seed in one group (several test points, say) are averaged first. n counts the seeds with a
+    number; n_degenerate the seeds with a row that has no number or whose `status` is other than "ok" (an indefinite
+    Hessian leaves numbers, so a seed can count in both). One seed gives a mean without an interval. `average` may be
+    np.median; the column keeps the name `mean`.
+    """
+    by = list(by)
+    for name in [*by, statistic]:
+        if name not in rows.columns:
+            raise bad_input("column", name, f"the table has {', '.join(map(str, rows.columns)) or 'no columns'}")
+    columns = [*by, "mean", "low", "high", "n", "n_degenerate"]
+    if rows.empty:
+        return pd.DataFrame(columns=columns)
+    table = rows[by].copy()
+    value = pd.to_numeric(rows[statistic], errors="coerce").astype(float)
+    table["_value"] = value.where(np.isfinite(value))
+    status = rows["status"].astype(object) if "status" in rows.columns else pd.Series("ok", index=rows.index)
+    flagged = status.notna() & status.ne("ok")
+    table["_degenerate"] = table["_value"].isna() | flagged
+    table["_seed"] = rows["seed"] if "seed" in rows.columns else np.arange(len(rows))
+    units = table.groupby([*by, "_seed"], dropna=False, observed=True).agg({"_value": "mean", "_degenerate": "any"})
+    units = units.reset_index()
+    groups = units.groupby(by, dropna=False, observed=True) if by else [((), units)]
+    lines = [(*key, *_summary(group, average, level, seed)) for key, group in groups]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _summary(units: pd.DataFrame, average: Callable[..., float], level: float, seed: int) -> tuple:
+    values = units["_value"].dropna().to_numpy(dtype=float)
+    interval = bootstrap_interval(values, average, level=level, seed=seed)
+    centre = float(average(values)) if values.size else NAN
+    return centre, interval.low, interval.high, int(values.size), int(units["_degenerate"].sum())
+
+
+def _pair(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise bad_input(f"shapes of {name_a} and {name_b}", (a.shape, b.shape), "pass two vectors of one length")
+    return a, b
+
+
+def _is_constant(x: np.ndarray) -> np.ndarray:
+    """Whether the last axis varies by no more than rounding; x is finite."""
+    size = np.abs(x).max(axis=-1)
+    return x.max(axis=-1) / 2 - x.min(axis=-1) / 2 <= RELATIVE_RANGE * size / 2  # halves: the range may overflow
+
+
+def _standardised(x: np.ndarray) -> np.ndarray:
+    """Divide by the largest size, so that no square over- or underflows, and centre; along the last axis."""
+    x = x / np.abs(x).max(axis=-1, keepdims=True)
+    return x - x.mean(axis=-1, keepdims=True)
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = _standardised(a), _standardised(b)
+    r = (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return np.clip(r, -1.0, 1.0)
+
+
+def _slope(estimate: np.ndarray, truth: np.ndarray) -> float:
+    e, t = _standardised(estimate), _standardised(truth)
+    with np.errstate(over="ignore"):
+        return float((e @ t) / (e @ e) * (np.abs(truth).max() / np.abs(estimate).max()))

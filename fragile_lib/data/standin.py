@@ -1,0 +1,232 @@
+"""A stand-in for ImageNet, in its layout, from real photographs: for machines that have no ImageNet.
+
+    python -m fragile_lib.data.standin
+
+CIFAR-10's images, enlarged, are the training and test set, one folder a class; seven of ImageNet's own photographs,
+which the package foolbox carries, are further test images of the classes that they show. The folder says what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from fragile_lib.data.cifar import cifar10_raw
+from fragile_lib.data.folder import MARK
+from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files
+from fragile_lib.data.subsets import stratified
+from fragile_lib.solvers.operator import check_count
+from fragile_lib.tools.errors import InputError, bad_input
+
+SOURCES = ("cifar10", "crops")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 256  # pixels of the enlarged images: those of ImageNet before they are cropped
+CROP = 128  # pixels of a crop of the two sample photographs
+PREFIX = "photo-"  # of the names of ImageNet's own photographs
+SHOWN = {  # foolbox's files whose ImageNet class is a kind of one of the ten: bull mastiff, jeep, spoonbill, ...
+    "imagenet_00_243.jpg": "dog",
+    "imagenet_06_609.jpg": "automobile",
+    "imagenet_07_609.jpg": "automobile",
+    "imagenet_14_129.jpg": "bird",
+    "imagenet_15_99.jpg": "bird",
+    "imagenet_16_251.jpg": "dog",
+    "imagenet_17_22.jpg": "bird",
+}
+
+
+def standin_folder(
+    source: str = "cifar10",
+    train_per_class: int = 20,
+    test_per_class: int = 10,
+    seed: int = 0,
+    root: Path | str | None = None,
+) -> Path:
+    """The folder of a stand-in with train/ and val/ in it; made in the data root where it is not there or not whole.
+
+    It is written beside its place and renamed. `standin.json` in it has the checksum of each file, and says that this
+    is not ImageNet.
+
+    Args:
+        source: `cifar10`, as above; or `crops`, of the two photographs that come with scikit-learn (a temple, a
+            flower: two classes), for which nothing is fetched.
+        train_per_class, test_per_class: images drawn from CIFAR-10's training and test set, or crops.
+        seed: of the draw.
+        root: the data root; default `sources.data_root()`.
+
+    Raises:
+        InputError: an unknown source, a count below 1 or beyond CIFAR-10's; CIFAR-10 cannot be had; or the root cannot
+            be written to. ImageNet's seven photographs are left out with a warning where they cannot be had.
+    """
+    if source not in SOURCES:
+        raise bad_input("standin", source, f"choose one of {', '.join(SOURCES)}")
+    for name, value, most in (("train_per_class", train_per_class, 5000), ("test_per_class", test_per_class, 1000)):
+        check_count(name, value)
+        if value > most:
+            raise bad_input(name, value, f"give at most {most}, which CIFAR-10 has of a class")
+    root = data_root() if root is None else Path(root).expanduser().absolute()
+    place = place_of(source, train_per_class, test_per_class, seed, root)
+    if is_whole(place):
+        return place
+    draw = _cifar_images if source == "cifar10" else _crops
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".making-", dir=place.parent, ignore_cleanup_errors=True) as work:
+            whole = Path(work) / place.name
+            sums = {
+                name: _store(whole / name, content)
+                for name, content in draw(train_per_class, test_per_class, seed, root)
+            }
+            about = {
+                "what": "stand-in, not ImageNet",
+                "source": source,
+                "seed": seed,
+                "sha256": dict(sorted(sums.items())),
+            }
+            _store(whole / MARK, (json.dumps(about, indent=1) + "\n").encode())
+            if place.exists():  # not whole
+                shutil.rmtree(place)
+            os.replace(whole, place)
+    except OSError as error:
+        if not is_whole(place):  # another process may have come first
+            raise bad_input("root", str(root), f"the stand-in cannot be stored there ({error})") from error
+    return place
+
+
+def place_of(
+    source: str, train_per_class: int, test_per_class: int, seed: int = 0, root: Path | str | None = None
+) -> Path:
+    """Where a stand-in lies or would lie."""
+    root = data_root() if root is None else Path(root)
+    return root / "imagenet-standin" / f"{source}-{train_per_class}-{test_per_class}-s{seed}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a stand-in is there with all its files, each with its checksum, and no others."""
+    try:
+        sums = json.loads((folder / MARK).read_text())["sha256"]
+        found = {path.relative_to(folder).as_posix() for path in folder.glob("*/*/*")}
+        return found == set(sums) and all(_sum((folder / name).read_bytes()) == sums[name] for name in sums)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def photographs(root: Path | str | None = None) -> dict[str, bytes]:
+    """Name -> content of the seven ImageNet photographs, from the data root; fetched there first if need be."""
+    return raw_files(PHOTOGRAPHS, root)
+
+
+def _cifar_images(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+    raw = cifar10_raw(root)
+    for part, pixels, labels, count in (
+        ("train", raw.train_images, raw.train_labels, train),
+        ("val", raw.test_images, raw.test_labels, test),
+    ):
+        for row in np.sort(stratified(labels, count * len(CLASSES), len(CLASSES), [seed, int(part == "val")])):
+            image = Image.fromarray(pixels[row].transpose(1, 2, 0)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            yield f"{part}/{CLASSES[labels[row]]}/cifar-{row:05d}.jpg", _jpeg(image)
+    try:
+        own = photographs(root)
+    except InputError as error:
+        warnings.warn(f"the stand-in has none of ImageNet's own photographs: {error}", stacklevel=3)
+        own = {}
+    for name, content in own.items():
+        yield f"val/{SHOWN[name]}/{PREFIX}{name}", content
+
+
+def _crops(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+    rng, samples = np.random.default_rng([seed, 17]), load_sample_images()
+    for name, pixels in zip(("temple", "flower"), samples.images, strict=True):
+        for part, count in (("train", train), ("val", test)):
+            for number in range(count):
+                top, left = (int(rng.integers(extent - CROP)) for extent in pixels.shape[:2])
+                crop = Image.fromarray(pixels[top : top + CROP, left : left + CROP])
+                yield f"{part}/{name}/crop-{number:04d}.jpg", _jpeg(crop)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    packed = io.BytesIO()
+    image.save(packed, format="JPEG", quality=95)
+    return packed.getvalue()
+
+
+def _store(path: Path, content: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return _sum(content)
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _by_pip(work: Path) -> Path:
+    """The package foolbox from the package index, by pip and its settings; only the photographs are taken out."""
+    command = [sys.executable, "-m", "pip", "download", "foolbox==3.3.4", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--disable-pip-version-check", "--timeout=10", "--retries=1", "--dest", str(work)]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RouteFailed(f"{type(error).__name__}: {error}") from error
+    if said.returncode:
+        raise RouteFailed(said.stderr.strip()[-500:] or f"pip ended with status {said.returncode}")
+    folder = work / "photographs"
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(next(work.glob("foolbox-*.whl"))) as wheel:
+            for name in SHOWN:
+                (folder / name).write_bytes(wheel.read(f"foolbox/data/{name}"))
+    except (zipfile.BadZipFile, KeyError, StopIteration) as error:
+        raise RouteFailed(f"what pip gave is not foolbox 3.3.4 ({error})") from error
+    return folder
+
+
+PHOTOGRAPHS = RawSet(
+    name="seven of ImageNet's photographs",
+    folder="imagenet-photographs",
+    md5={
+        "imagenet_00_243.jpg": "49f3e9a234d30bd343f471a2951aadbd",
+        "imagenet_06_609.jpg": "51dbbc21e753eb5db75667b414203fdb",
+        "imagenet_07_609.jpg": "1c7c7b6e5b16b47eb37ba7fa40f4a6c3",
+        "imagenet_14_129.jpg": "5662f1302d46404d6ad293db1c88349e",
+        "imagenet_15_99.jpg": "6c29ae4bbef53956e86c64fc5b4c0a83",
+        "imagenet_16_251.jpg": "47a211ff97f50e86de46b9e180062fde",
+        "imagenet_17_22.jpg": "906bd567d8c8fb81d4b3271fcc28b9e4",
+    },
+    routes=(Route("package foolbox 3.3.4 by pip", _by_pip),),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the stand-in of the study of record, or one of another size, and say where it lies."""
+    parser = argparse.ArgumentParser(prog="python -m fragile_lib.data.standin", description=__doc__.split("\n")[0])
+    parser.add_argument("--source", default="cifar10", choices=SOURCES, help="which photographs")
+    parser.add_argument("--train", type=int, default=20, help="training images of each class")
+    parser.add_argument("--test", type=int, default=10, help="test images of each class")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--root", default=None, help="data root; default FRAGILE_DATA or a cache folder")
+    given = parser.parse_args(arguments)
+    try:
+        print(standin_folder(given.source, given.train, given.test, given.seed, given.root))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

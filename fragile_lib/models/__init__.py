@@ -1,0 +1,1 @@
+"""Networks as functions of one flat parameter vector, theta (P,), x -> outputs."""

@@ -1,0 +1,157 @@
+"""ResNet-50 and its weights: torchvision's, a local checkpoint's, or none; checked key by key before they are used."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50
+
+from fragile_lib.data.folder import FIRST, LAST, OUTPUTS, Listing
+from fragile_lib.models.architectures import _drawing_from, build
+from fragile_lib.tools.errors import bad_input
+
+NONE, TORCHVISION = "none", "torchvision"
+TIMEOUT = 10  # seconds that the download may be silent
+
+
+class MeanOverPlaces(nn.Module):
+    """The mean over height and width, as the pool it stands for: that one has no batching rule for many tangents."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, C, 1, 1)."""
+        return x.mean((2, 3), keepdim=True)
+
+
+def make_network(outputs: int = OUTPUTS, size: int = 224, width_multiplier: float = 1.0, seed: int = 0) -> nn.Module:
+    """torchvision's ResNet-50 as it starts (25,557,032 parameters with 1000 outputs), in training mode, on the CPU.
+
+    With another width it is `architectures.build`'s ResNet-50 of that width, for tests and quick looks.
+
+    Raises:
+        InputError: fewer than two outputs, or what `build` raises.
+    """
+    if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 2:
+        raise bad_input("outputs", outputs, "give a whole number of at least 2")
+    if width_multiplier != 1:
+        network = build("resnet50", 3, size, outputs, width_multiplier, stem="strided", seed=seed)
+    else:
+        with _drawing_from(seed):
+            network = resnet50(num_classes=outputs)
+    network.avgpool = MeanOverPlaces()
+    network.width_multiplier = width_multiplier  # a scoring job has to make the same network elsewhere
+    for part in network.modules():
+        if hasattr(part, "inplace"):  # hooks and transforms may hold what it would overwrite
+            part.inplace = False
+    return network
+
+
+def read_state(weights: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(state, names of the classes where the file has them) of `torchvision`, or of a local file.
+
+    The file is read by torch.load with weights_only, so that nothing in it is run: a state dictionary, or one under
+    `state_dict`, `model` or `model_state_dict`, with DataParallel's prefix or without; `classes` beside it is optional.
+
+    Raises:
+        InputError: torchvision's weights are neither in torch's cache nor to be had; no file; or one of another kind.
+    """
+    if weights == TORCHVISION:
+        return _torchvision_state(), ()
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise bad_input("weights", weights, f"is no file; give a checkpoint, {TORCHVISION}, or {NONE}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = f"cannot be read as weights alone ({reason}); save module.state_dict() by torch.save"
+        raise bad_input("weights", weights, remedy) from None
+    classes = content.get("classes", ()) if isinstance(content, Mapping) else ()
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise bad_input("weights", weights, "holds no state dictionary; save module.state_dict() by torch.save")
+    return {name.removeprefix("module."): value for name, value in content.items()}, tuple(classes)
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], weights: str) -> nn.Module:
+    """Put a state into the network, which is then in evaluation mode.
+
+    Raises:
+        InputError: keys that are missing or left over, other shapes, or numbers that are not finite: each is named.
+    """
+    wanted = network.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older checkpoints lack them
+    faults = [f"{name} is missing" for name in wanted if name not in state and name not in counters]
+    faults += [f"{name} is not the network's" for name in state if name not in wanted]
+    faults += [
+        f"{name} has the shape {tuple(value.shape)} and not {tuple(wanted[name].shape)}"
+        for name, value in state.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    faults += [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise bad_input("weights", weights, f"are not ResNet-50's: {'; '.join(faults[:3])}{more}")
+    network.load_state_dict({**{name: wanted[name] for name in counters}, **state})
+    return network.eval()
+
+
+def pretrained(weights: str, listing: Listing, size: int = 224) -> nn.Module:
+    """ResNet-50 with weights, in evaluation mode, whose outputs are the classes of the listing.
+
+    Raises:
+        InputError: what `read_state` and `load_state` raise; class folders that are not the weights' classes.
+    """
+    state, classes = read_state(weights)
+    last = state.get("fc.weight")
+    outputs = len(last) if last is not None and last.dim() == 2 else OUTPUTS
+    network = load_state(make_network(max(outputs, 2), size), state, weights)
+    check_classes(listing, outputs, classes, imagenet=weights == TORCHVISION)
+    return network
+
+
+def check_classes(listing: Listing, outputs: int, classes: tuple[str, ...] = (), imagenet: bool = False) -> None:
+    """Whether a network's outputs can stand for the class folders of a listing, in their sorted order.
+
+    Raises:
+        InputError: another number of them, other names than `classes`, or, for ImageNet's weights, names that are not
+            its WordNet ids: sorted otherwise, they would stand for other outputs.
+    """
+    folder, found = str(listing.folder), listing.classes
+    if len(found) != outputs:
+        remedy = f"has {len(found)} class folders, and the weights {outputs} outputs; give the folder that fits them"
+        raise bad_input("folder", folder, remedy)
+    if classes and tuple(classes) != found:
+        odd = next((a, b) for a, b in zip(found, classes, strict=True) if a != b)
+        raise bad_input("folder", folder, f"class folder {odd[0]} stands where the weights have {odd[1]}")
+    if imagenet and (found[0], found[-1]) != (FIRST, LAST):
+        remedy = f"its class folders run from {found[0]} to {found[-1]}, and not from {FIRST} to {LAST}"
+        raise bad_input("folder", folder, f"{remedy}; name them by their WordNet ids, which the weights' order is of")
+
+
+def _torchvision_state() -> dict[str, Tensor]:
+    known = ResNet50_Weights.IMAGENET1K_V1
+    try:
+        with _patience():
+            return dict(known.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
+        place = Path(torch.hub.get_dir()) / "checkpoints" / known.url.rpartition("/")[2]
+        remedy = f"are not in {place} and could not be fetched from {known.url} ({error}); put the file there by hand"
+        raise bad_input("weights", TORCHVISION, f"{remedy}, or give a checkpoint of your own") from None
+
+
+@contextmanager
+def _patience():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

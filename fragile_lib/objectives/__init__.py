@@ -1,0 +1,1 @@
+"""J(theta; w) and its derivatives, one interface, by whatever is fastest for a network."""

@@ -1,0 +1,331 @@
+"""J and its derivatives for a `SmallCNN` on a CPU, by the compiled kernels of `conv_kernels`.
+
+Everything runs block by block of 8 (float64) or 16 (float32) images, whose maps stay in the cache, so that memory does
+not grow with the data. The blocks are dealt to torch's number of threads in a fixed number of parts: the sums do not
+depend on how many threads there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fragile_lib.data.sets import Data
+from fragile_lib.kernels import conv_kernels
+from fragile_lib.kernels.conv_plan import layout
+from fragile_lib.kernels.conv_tiles import LANES
+from fragile_lib.kernels.parallel import in_threads, split
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.progress import progress
+
+PARTS, BLOCKS = 8, 8  # sums over blocks are made in so many parts at most, of so many blocks at least, about
+VECTORS = 256  # directions of a product held at once
+PANELS = 8  # of columns, in which a symmetric matrix product is made
+
+
+class ConvObjective(Objective):
+    """`Objective` for a `SmallCNN` on a CPU, in the floating type of data.x (S, n, 1, side, side).
+
+    `chunk`: images whose gradients or Jacobians are held at once by `directional` and the dense Gauss-Newton matrix:
+    256 take 50 MB for 2,616 parameters and 10 classes in float64.
+
+    Raises:
+        InputError: another model, images of another shape, a type that is not float64 or float32, a label that is no
+            class, or a device that is not the CPU.
+    """
+
+    def __init__(
+        self, model: SmallCNN, data: Data, weight_decay: float = 0.0, device: str = "cpu", chunk: int = 256
+    ) -> None:
+        _check(model, data, device, chunk)
+        super().__init__(model, data, weight_decay, device)
+        self.chunk, self.dtype = chunk, data.x.dtype
+        self.decay = self.decay.to(self.dtype)
+        self._pixels = np.ascontiguousarray(data.x.flatten(2).numpy())
+        self._layout = layout(model, self._pixels.dtype)
+        self._lanes = LANES[self._pixels.dtype]
+        self._x = _blocked(self._pixels, self._lanes)
+        self._blocks = self._x.shape[1]
+        self._y = _filled(data.y.numpy().astype(np.int64), self._lanes)
+
+    def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        out = np.empty((len(theta), self._blocks * self._lanes, self.model.n_classes), self._pixels.dtype)
+        places = self.members(theta, dataset).numpy()
+        self._each_part(conv_kernels.logits, self._packed(theta), self._x, places, out=lambda part: (out,))
+        return torch.from_numpy(out[:, : self.n])
+
+    def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        out = np.empty((len(theta), self.n, 1, theta.shape[1]), self._pixels.dtype)
+        for e, place in enumerate(self.members(theta, dataset).tolist()):
+            self._rows(theta[e], place, None, 0, self._blocks, out[e])
+        return torch.from_numpy(out[:, :, 0])
+
+    def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """v_k . grad loss(z_i, theta_e): (E, K, n) for v (E, K, P).
+
+        One direction by forward mode; more of them as a product with the gradients of a chunk of images at a time,
+        since a gradient costs less than two directions.
+        """
+        if v.shape[1] > 1:
+            return self._directional_by_rows(theta, v, self.members(theta, dataset))
+        out = np.empty((*v.shape[:2], self._blocks * self._lanes), self._pixels.dtype)
+        fixed = self._packed(theta), self._packed(v), self._x, self._y, self.members(theta, dataset).numpy()
+        self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
+        return torch.from_numpy(out[..., : self.n])
+
+    def gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> Tensor:
+        """grad J (E, P); with a constant c (n, classes) of all networks, that of J + sum_i <c_i, logits_i>.
+
+        One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
+
+        Raises:
+            InputError: a cotangent c that is not (n, classes).
+        """
+        return self._gradient(theta, weights, self._cotangent(cotangent), dataset)
+
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """J (E,), in float64, and its gradient (E, P), as `gradient`, in one pass; both with the cotangent."""
+        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
+        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
+        wide = theta.double()
+        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
+
+    def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
+        """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
+        places, packed, w = self.members(theta, dataset).numpy(), self._packed(theta), self._array(weights)
+        rows, blocks = np.ascontiguousarray(rows, dtype=np.int64), -(-len(rows) // self._lanes)
+        found = np.empty(theta.shape, self._pixels.dtype)
+        kinds = np.unique(places)
+        for place in kinds:
+            here = places == place if len(kinds) > 1 else slice(None)  # a slice copies nothing
+            fixed = packed[here], self._pixels[place], self._y[place], rows, w[here]
+            shape = packed[here].shape[:1]
+            found[here] = self._sum_of_parts(conv_kernels.batch_gradients, shape, *fixed, blocks=blocks)
+        return torch.from_numpy(found) + self.decay * theta
+
+    def products(  # noqa: D102
+        self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
+    ) -> Tensor:
+        places, w, found = self.members(theta, dataset).numpy(), _filled(self._array(weights), self._lanes), []
+        for some in v.split(VECTORS, 1):
+            fixed = self._packed(theta), self._packed(some), self._x, self._y, places, w, gauss_newton
+            found.append(self._sum_of_parts(conv_kernels.products, some.shape[:2], *fixed))
+        return torch.cat(found, 1) + self.decay * v
+
+    def matrices(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
+    ) -> Tensor:
+        """(E, P, P): the Hessian of J, or its Gauss-Newton part, dense.
+
+        A column of the Hessian is made only in the rows of its own layer and those above: below its own layer nothing
+        moves. Symmetry gives the rest. The Gauss-Newton part is a product of square roots (see `example_rows`).
+        """
+        w, places = _filled(self._array(weights), self._lanes), self.members(theta, dataset).tolist()
+        one = self._dense_gauss_newton if gauss_newton else self._dense_hessian
+        found = [one(theta[e], w[e], place) for e, place in enumerate(places)]
+        return torch.stack(found) + torch.diag(self.decay)
+
+    def stochastic_recursion(
+        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+    ) -> Tensor:
+        """As in `Objective`: draws (T,) of single examples or (T, B) of batches; ends early where h is not finite."""
+        h, place, packed = v, int(dataset[0]), self._packed(theta[None])
+        for t, rows in enumerate(draws.reshape(len(draws), -1)):
+            curved = self._batch_products(packed, h, rows, place) + (self.decay + damping) * h
+            h = v + h - curved / scale
+            if t % 100 == 99 and not torch.isfinite(h).all():
+                break
+        return h / scale
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        return np.ascontiguousarray(tensor.detach().numpy(), dtype=self._pixels.dtype)
+
+    def _cotangent(self, cotangent: Tensor | None) -> np.ndarray:
+        """Constants c (n, classes) by blocks, as the kernels take them; (0, 0) for none."""
+        if cotangent is None:
+            return np.zeros((0, 0), self._pixels.dtype)
+        if cotangent.shape != (self.n, self.model.n_classes):
+            remedy = f"give one number for each example and class, ({self.n}, {self.model.n_classes})"
+            raise bad_input("cotangent.shape", tuple(cotangent.shape), remedy)
+        return _blocked(self._array(cotangent)[None], self._lanes)[0]
+
+    def _packed(self, theta: Tensor) -> np.ndarray:
+        return self._layout.packed(self._array(theta))
+
+    def _gradient(
+        self,
+        theta: Tensor,
+        weights: Tensor,
+        cotangent: np.ndarray,
+        dataset: Tensor | None,
+        values: np.ndarray | None = None,
+    ) -> Tensor:
+        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
+        places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
+        w = _filled(self._array(weights), self._lanes)
+        fixed = self._packed(theta), self._x, self._y, places, w, cotangent
+        parts = _parts(0, self._blocks)
+        out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
+        sums = np.zeros((len(parts), 0)) if values is None else values
+        self._each_part(conv_kernels.gradients, *fixed, out=lambda part: (out[part], sums[part]))
+        return torch.from_numpy(out.sum(0)[..., self._layout.unpack]) + self.decay * theta
+
+    def _each_part(
+        self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int | None = None
+    ) -> None:
+        """Run a kernel on each part of the blocks; out says what a part writes into."""
+        parts = [(part, *ends) for part, ends in enumerate(_parts(0, blocks or self._blocks))]
+        in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
+
+    def _sum_of_parts(
+        self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int | None = None
+    ) -> Tensor:
+        """(*shape, P) the sum over parts of what a kernel adds up."""
+        count = len(_parts(0, blocks or self._blocks))
+        out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
+        self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
+        return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
+
+    def _batch_products(self, packed: np.ndarray, v: Tensor, rows: np.ndarray, place: int) -> Tensor:
+        """(K, P) the mean Hessian of the losses of a few examples times each v (K, P)."""
+        x, net = _blocked(self._pixels[place : place + 1, rows], self._lanes), self._layout.net
+        y = _filled(self._y[place : place + 1, rows], self._lanes)
+        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
+        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
+        fixed = packed, self._packed(v[None]), x, y, np.zeros(1, np.int64), w, False
+        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
+        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
+
+    def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:
+        """Gradients of single examples, or for weights w their square roots of the Gauss-Newton matrix, by blocks."""
+        rank = 0 if w is None else self.model.n_classes - 1
+        weights = np.ones(len(self._y[place]), out.dtype) if w is None else w
+        fixed = self._packed(theta), self._layout.unpack, self._x[place], self._y[place], weights, rank
+
+        def part(a: int, b: int) -> None:
+            rows = out[(a - first) * self._lanes : (b - first) * self._lanes]
+            conv_kernels.example_rows(self._layout.net, *fixed, a, b, rows)
+
+        in_threads(part, _parts(first, stop))
+
+    def _chunks(self) -> list[tuple[int, int]]:
+        step = self._held() // self._lanes
+        return [(first, min(first + step, self._blocks)) for first in range(0, self._blocks, step)]
+
+    def _held(self) -> int:
+        """Images of a chunk, in whole blocks."""
+        return max(1, self.chunk // self._lanes) * self._lanes
+
+    def _directional_by_rows(self, theta: Tensor, v: Tensor, places: Tensor) -> Tensor:
+        found = torch.empty(*v.shape[:2], self._blocks * self._lanes, dtype=self.dtype)
+        held = torch.empty(self._held(), 1, theta.shape[1], dtype=self.dtype)
+        for first, stop in self._chunks():
+            span = slice(first * self._lanes, stop * self._lanes)
+            rows = held[: span.stop - span.start]
+            for e, place in enumerate(places.tolist()):
+                self._rows(theta[e], place, None, first, stop, rows.numpy())
+                found[e, :, span] = v[e] @ rows[:, 0].T
+        return found[..., : self.n]
+
+    def _dense_gauss_newton(self, theta: Tensor, w: np.ndarray, place: int) -> Tensor:
+        """sum_i w_i J_i^T Lambda_i J_i as sum over chunks of A^T sign(w) A, in panels of the lower half."""
+        total = torch.zeros(len(theta), len(theta), dtype=self.dtype)
+        edges = np.linspace(0, len(theta), PANELS + 1).astype(int).tolist()
+        held = torch.empty(self._held(), self.model.n_classes - 1, len(theta), dtype=self.dtype)
+        for first, stop in progress(self._chunks(), desc="dense Gauss-Newton matrix"):
+            span = slice(first * self._lanes, stop * self._lanes)
+            if not w[span].any():
+                continue
+            rows = held[: span.stop - span.start]
+            self._rows(theta, place, w, first, stop, rows.numpy())
+            signed = rows * torch.from_numpy(np.sign(w[span]))[:, None, None] if (w[span] < 0).any() else rows
+            left, right = signed.flatten(0, 1), rows.flatten(0, 1)
+            for a, b in zip(edges[:-1], edges[1:], strict=True):
+                total[a:, a:b].addmm_(left[:, a:].T, right[:, a:b])
+        return total.tril() + total.tril(-1).T
+
+    def _dense_hessian(self, theta: Tensor, w: np.ndarray, place: int) -> Tensor:
+        net, columns = self._layout.net, self._layout.columns
+        out = np.zeros((len(theta), net.gradients // net.lanes), self._pixels.dtype)
+        fixed = self._packed(theta), columns
+        groups = [np.arange(g, len(theta), 2 * PARTS) for g in range(min(2 * PARTS, len(theta)))]
+        for first, stop in progress(split(0, self._blocks, 20), desc="dense Hessian"):
+            in_threads(
+                lambda chosen, a, b: conv_kernels.hessian_columns(
+                    net, *fixed, chosen, self._x[place], self._y[place], w, a, b, out
+                ),
+                [(chosen, first, stop) for chosen in groups],
+            )
+        return torch.from_numpy(_symmetric(out[:, self._layout.unpack], columns))
+
+
+def _parts(first: int, stop: int) -> list[tuple[int, int]]:
+    """The parts, of at least a few blocks each, that blocks first .. stop are dealt out in."""
+    return split(first, stop, min(PARTS, -(-(stop - first) // BLOCKS)))
+
+
+def _symmetric(made: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The whole matrix from columns that hold the rows of later layers and, in their own, of no earlier channels."""
+    rank = columns[:, 0] * (columns[:, 2].max() + 2) + columns[:, 2] + 1
+    later, same = rank[None, :] > rank[:, None], rank[None, :] == rank[:, None]
+    return np.where(same, (made + made.T) / 2, np.where(later, made, made.T))
+
+
+def _filled(values: np.ndarray, lanes: int) -> np.ndarray:
+    """(.., n) with zeros up to whole blocks."""
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % lanes)])
+
+
+def _blocked(pixels: np.ndarray, lanes: int) -> np.ndarray:
+    """Images (S, n, d) as blocks (S, blocks, d * lanes) from a cache line on, the last block filled up with zeros."""
+    sets, n, size = pixels.shape
+    blocks, whole = -(-n // lanes), n // lanes
+    raw = np.zeros(sets * blocks * size * lanes + 64 // pixels.itemsize, pixels.dtype)
+    skip = -raw.ctypes.data % 64 // pixels.itemsize
+    out = raw[skip : skip + sets * blocks * size * lanes].reshape(sets, blocks, size, lanes)
+    for s in range(sets):
+        out[s, :whole] = pixels[s, : whole * lanes].reshape(whole, lanes, size).transpose(0, 2, 1)
+        if whole < blocks:
+            out[s, whole, :, : n - whole * lanes] = pixels[s, whole * lanes :].T
+    return out.reshape(sets, blocks, size * lanes)
+
+
+def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
+    if not isinstance(model, SmallCNN):
+        raise bad_input("model", model, "give a SmallCNN; `Objective` takes any model")
+    if str(device) != "cpu":
+        raise bad_input("device", device, "these kernels are for the CPU; `Objective` runs anywhere")
+    if data.x.dtype not in (torch.float64, torch.float32):
+        raise bad_input("data.x.dtype", data.x.dtype, "give float64 or float32")
+    if data.x.dim() != 5 or data.x.shape[2:] != (1, model.side, model.side):
+        raise bad_input("data.x.shape", tuple(data.x.shape), f"give (S, n, 1, {model.side}, {model.side})")
+    if data.y.numel() and not 0 <= int(data.y.min()) <= int(data.y.max()) < model.n_classes:
+        raise bad_input("data.y", (int(data.y.min()), int(data.y.max())), f"give labels 0 to {model.n_classes - 1}")
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise bad_input("chunk", chunk, "give a whole number of at least 1")
+
+
+def compile_all() -> None:
+    """Compile every kernel once, over a minute on one core; numba keeps the result for later processes."""
+    for kind in (torch.float64, torch.float32):
+        data = Data(torch.zeros(1, 1, 1, 21, 21, dtype=kind), torch.zeros(1, 1, dtype=torch.long))
+        objective = ConvObjective(SmallCNN(1, 2, 21), data)
+        theta, weights = objective.model.init(0).to(kind)[None], torch.ones(1, 1, dtype=kind)
+        objective.logits(theta)
+        objective.value_and_gradient(theta, weights)
+        objective.batch_gradient(theta, weights, np.zeros(1, np.int64))
+        objective.example_gradients(theta)
+        objective.directional(theta, theta[None])
+        objective.products(theta, theta[None], weights)
+        objective.matrices(theta, weights)

@@ -1,0 +1,1 @@
+"""What every room uses: errors with a remedy, whole files, progress, memory."""

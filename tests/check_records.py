@@ -1,0 +1,137 @@
+"""Run a selection of the committed runs again and compare every number of their rows and points: `make check-records`.
+
+    python tests/check_records.py [--reference DIR] [--out DIR] [--jobs N] [RUN_ID ...]
+
+The reference is reports/records, or a folder that this script has filled elsewhere (`--out`), with another revision
+(`--root`) say. On one machine with one thread a run is the same to the last digit that a record holds, so that the
+reference of another revision must be met exactly (`--exact`). Records of another kind of processor differ by the order
+of floating-point operations, which training amplifies: `TOLERANCES` states, for each column, how far runs of one
+revision were apart on processors with and without AVX-512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SELECTION = (  # the longest first
+    "small_mnist-wd0.001-s0",
+    "mnist-lenet-wd0.001-adam-s0",
+    "iris-relu-d8-w5-wd0.005",
+    "mnist-vgg13-wd0.001-adam-s0",
+    "mnist-resnet18-wd0.001-adam-s0",
+    "iris-relu-d8-w5-wd0",
+    "iris-relu-d5-w5-wd0.005",
+    "iris-relu-d5-w5-wd0",
+    "iris-relu-d1-w5-wd0.005",
+    "iris-relu-d1-w5-wd0",
+)
+KEY = ("seed", "test_point", "test_choice", "train_choice", "fit", "estimator", "ground_truth")
+COST = ("seconds_estimate", "seconds_retrain", "memory_mb")  # what a run took is no result of it
+CORRELATIONS = ("spearman", "pearson", "slope", "sign_agreement", "ceiling_pearson", "ceiling_spearman")
+ROUNDING = 1.01e-3  # relative: one unit in the last of four digits
+TOLERANCES: dict[str, dict[str, float]] = {"iris": {}, "small_mnist": {}, "mnist_cifar10": {}}
+
+
+def run(run_id: str, root: Path, out: Path) -> Path:
+    """The record of a run made anew with the committed parameters."""
+    target = out / run_id
+    if not (target / "result.json").exists():
+        target.mkdir(parents=True, exist_ok=True)
+        code = (
+            "import sys, yaml; from pathlib import Path; from fragile_lib.study.execute import execute_notebook as go\n"
+            "p = yaml.safe_load(Path(sys.argv[1]).read_text()); name = sys.argv[2]; out = Path(sys.argv[3])\n"
+            "p |= {'output_dir': str(out), 'run_id': out.name, 'profile': 'check', 'grid_results': ''}\n"
+            "go(Path('notebooks') / f'{name}.ipynb', out / 'run.ipynb', p, Path.cwd())\n"
+        )
+        record = json.loads((ROOT / "reports" / "records" / run_id / "result.json").read_text())
+        given = ROOT / "reports" / "records" / run_id / "params.yaml"
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        subprocess.run(
+            [sys.executable, "-c", code, str(given), record["notebook"], str(target.resolve())],
+            cwd=root, env=environment, check=True,
+        )  # fmt: skip
+    return target / "result.json"
+
+
+def differences(found: dict, expected: dict, exact: bool) -> list[str]:
+    """One line for each number or word that differs by more than its tolerance."""
+    lines, tolerances = [], {} if exact else TOLERANCES[found["notebook"]]
+    ours, theirs = rows_by_key(found), rows_by_key(expected)
+    lines += [f"row {key} is missing" for key in theirs.keys() - ours.keys()]
+    lines += [f"row {key} is new" for key in ours.keys() - theirs.keys()]
+    for key in ours.keys() & theirs.keys():
+        for column, value in theirs[key].items():
+            if column not in (*COST, *KEY) and not close(ours[key].get(column), value, tolerances.get(column, 0.0)):
+                lines.append(f"{key} {column}: {ours[key].get(column)} for {value}")
+    ours, theirs = points_by_key(found), points_by_key(expected)
+    lines += [f"point {key} is missing" for key in theirs.keys() - ours.keys()]
+    allowed = tolerances.get("points", 0.0)
+    for key in ours.keys() & theirs.keys():
+        worst = max((abs((a or 0) - (b or 0)) for a, b in zip(ours[key], theirs[key], strict=True)), default=0.0)
+        size = max((abs(b or 0) for b in theirs[key]), default=0.0)
+        if worst > (ROUNDING + allowed) * size:
+            lines.append(f"point {key}: off by {worst:.2e} of {size:.2e}")
+    return lines
+
+
+def close(a: object, b: object, allowed: float) -> bool:
+    """Whether two entries are equal, or numbers within `allowed` and the rounding of a record."""
+    if a == b:
+        return True
+    if not all(isinstance(v, int | float) for v in (a, b)):
+        return False
+    return math.isclose(a, b, rel_tol=ROUNDING, abs_tol=allowed)
+
+
+def rows_by_key(record: dict) -> dict[tuple, dict]:
+    """Rows of a record by what they are about."""
+    columns = record["rows"]["columns"]
+    rows = [dict(zip(columns, values, strict=True)) for values in record["rows"]["data"]]
+    return {tuple(row.get(name) for name in KEY): row for row in rows}
+
+
+def points_by_key(record: dict) -> dict[tuple, list]:
+    """Estimates and truths of single removals, by what they are about."""
+    found = {}
+    for point in record["points"]:
+        place = tuple(point.get(name) for name in KEY[:5])
+        for kind in ("estimate", "truth"):
+            found |= {(*place, kind, name): values for name, values in point.get(kind, {}).items()}
+    return found
+
+
+def main() -> int:
+    """Run, compare, and print what differs; 1 where anything does."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", default=SELECTION)
+    parser.add_argument("--reference", type=Path, default=ROOT / "reports" / "records")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the tree whose code runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "check")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--exact", action="store_true", help="no tolerance but a record's rounding")
+    given = parser.parse_args()
+    wrong = 0
+    with ThreadPoolExecutor(given.jobs) as pool:
+        made = {run_id: pool.submit(run, run_id, given.root, given.out) for run_id in given.runs}
+        for run_id, job in made.items():
+            expected = given.reference / run_id / "result.json"
+            if not expected.exists():
+                print(f"{run_id}: made; no reference in {given.reference}")
+                continue
+            found = json.loads(job.result().read_text())
+            lines = differences(found, json.loads(expected.read_text()), given.exact)
+            wrong += len(lines)
+            print(f"{run_id}: {len(lines) or 'nothing'} differs", *lines[:20], sep="\n  ", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
