@@ -25,6 +25,18 @@ UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, s
 MARGIN = 256 / 224  # the shorter side before the crop, as the weights' own preparation has it
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How images are read in a pass; no number depends on it.
+
+    workers: processes that decode images. on_bad: `error`, or `skip` to leave broken files out. device: `cpu`, `cuda`.
+    """
+
+    workers: int = 0
+    on_bad: str = "error"
+    device: str = "cpu"
+
+
 class Photo(NamedTuple):
     """One decoded photograph; pixels (3, size, size), or None with the reason in `note`."""
 

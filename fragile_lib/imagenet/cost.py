@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-
-from fragile_lib.data.sets import Data
 from fragile_lib.deep.network import flops_per_image
 from fragile_lib.imagenet.examined import outputs_of
 from fragile_lib.imagenet.scores import Loading, Scoring
+
+from fragile_lib.data.sets import Data
 from fragile_lib.minimise.modules import Schedule, _step, make_optimiser
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.streamed import StreamedObjective

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fragile_lib.data.sets import Data
-from fragile_lib.minimise.minibatch import Protocol
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import write_whole
 
@@ -38,11 +38,11 @@ class Made:
     passes: int
 
 
-def settings(model: Any, data: Data, weight_decay: float, protocol: Protocol, **further: int) -> dict[str, Any]:
-    """What a network was made with, for `load` and `keep`: model, digest of the data, decay, protocol and the rest."""
+def settings(model: Any, data: Data, weight_decay: float, schedule: Schedule, **further: int) -> dict[str, Any]:
+    """What a network was made with, for `load` and `keep`: model, digest of the data, decay, schedule and the rest."""
     digest = hashlib.sha256(data.x.numpy().tobytes() + data.y.numpy().tobytes()).hexdigest()
     common = {"format": FORMAT, "model": repr(model), "data": digest, "weight_decay": weight_decay}
-    return json.loads(json.dumps(common | {"protocol": asdict(protocol)} | further))
+    return json.loads(json.dumps(common | {"protocol": asdict(schedule)} | further))
 
 
 def path_of(folder: Path | str, made_with: dict[str, Any]) -> Path:

@@ -5,7 +5,6 @@ text and caption, the two texts computed from the same numbers as the drawing. I
 
     show(*correlation_against(results, "depth"))
 
-`predicted_costs` and what has `table` in its name return a table (a pandas Styler) with its caption.
 """
 
 from fragile_lib.plots.architectures import over_architectures
@@ -24,7 +23,6 @@ from fragile_lib.plots.imagenet import (
     show_photographs,
 )
 from fragile_lib.plots.outcomes import outcomes
-from fragile_lib.plots.predicted_costs import predicted_costs
 from fragile_lib.plots.quantities import (
     finish_against_decay,
     gradient_norm,
@@ -61,7 +59,6 @@ __all__ = [
     "parameter_change_norms",
     "photographs_table",
     "png_bytes",
-    "predicted_costs",
     "scatter_estimate_truth",
     "show",
     "show_photographs",

@@ -32,7 +32,9 @@ class DenseSolver:
         theta: one network (P,).
         damping: added to every eigenvalue; at least 0.
         gauss_newton: take the Gauss-Newton (GGN) part in the place of the Hessian.
-        single: the same J in float32, to compute the matrix with.
+        single: the same J in float32, to compute the matrix with; None: in the objective's own precision, where no
+            refinement is needed and the residual is measured with the matrix itself.
+        dataset: which of the objective's data sets the network sees.
 
     Raises:
         InputError: a bad damping.
@@ -45,13 +47,15 @@ class DenseSolver:
         damping: float,
         gauss_newton: bool = False,
         single: Objective | None = None,
+        dataset: int = 0,
     ) -> None:
         check_damping(damping)
         began = perf_counter()
         self.objective, self.theta, self.damping, self.gauss_newton = objective, theta, damping, gauss_newton
-        maker = single or objective
+        maker, self._place = single or objective, torch.tensor([dataset])
         kind = theta[None].to(maker.data.x)
-        matrix = maker.matrices(kind, maker.uniform(1), gauss_newton=gauss_newton)[0].double()
+        matrix = maker.matrices(kind, maker.uniform(1), self._place, gauss_newton)[0].to(theta)
+        self._matrix = matrix if single is None else None
         self.finite = bool(torch.isfinite(matrix).all())
         if self.finite:
             self.spectrum, self.vectors = torch.linalg.eigh(matrix)
@@ -67,14 +71,16 @@ class DenseSolver:
         status = "ok" if residual.max() <= UNSOLVED else "not_converged"
         if self.spectrum[0] + self.damping <= 0:
             status = "indefinite"
-        seconds, products = self.seconds + perf_counter() - began, (1.0 + refinements) * len(v)
-        return Solution(x, residual, seconds, status, products=products)
+        products = 0.0 if self._matrix is not None else (1.0 + refinements) * len(v)
+        return Solution(x, residual, self.seconds + perf_counter() - began, status, products=products)
 
     def _refined(self, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """(x (K, P), relative residuals (K,), refinements made): until solved, or no longer getting better."""
         x = self.shifted(v, self.damping)
         missing = v - self._product(x)
         residual = relative(missing, v)
+        if self._matrix is not None:
+            return x, residual, 0
         for count in range(1, REFINEMENTS + 1):
             better = x + self.shifted(missing, self.damping)
             missing = v - self._product(better)
@@ -97,6 +103,11 @@ class DenseSolver:
         other.damping = damping
         return other
 
+    @property
+    def matrix(self) -> Tensor:
+        """C~ (P, P), without damping; a new copy."""
+        return (self.vectors * self.spectrum) @ self.vectors.T
+
     def shifted(self, v: Tensor, shift: float) -> Tensor:
         """(C~ + shift)^-1 for rows v (K, P): what chord steps take."""
         return ((v @ self.vectors) / (self.spectrum + shift)) @ self.vectors.T
@@ -112,6 +123,8 @@ class DenseSolver:
         return float(torch.linalg.eigvalsh((small + small.T) / 2)[0])
 
     def _product(self, v: Tensor) -> Tensor:
+        if self._matrix is not None:
+            return v @ self._matrix + self.damping * v
         weights, theta = self.objective.uniform(1), self.theta[None]
-        found = self.objective.products(theta, v[None].contiguous(), weights, gauss_newton=self.gauss_newton)[0]
+        found = self.objective.products(theta, v[None].contiguous(), weights, self._place, self.gauss_newton)[0]
         return found + self.damping * v

@@ -17,3 +17,9 @@ It knows nothing of influence functions. Names by room:
 * `report`       HTML
 * `study`        all of it in order; `python -m fragile_lib.study` is its command line
 """
+
+from fragile_lib.study.collect import read_points, read_results
+from fragile_lib.study.params import check_parameters
+from fragile_lib.study.record import record
+
+__all__ = ["check_parameters", "read_points", "read_results", "record"]

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from torch import Tensor
 
-from fragile_lib.data.sources import data_root
 from fragile_lib.tools.errors import bad_input
 
 MANIFEST = "manifest.json"
@@ -111,18 +107,6 @@ class Checkpoint:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
-
-
-def workplace(checkpoint: Path | str) -> Path:
-    """The folder of a run's checkpoints: as given, from the data root on where it is relative; "" for a temporary one.
-
-    A temporary folder goes with the process.
-    """
-    if str(checkpoint):
-        return data_root() / Path(checkpoint).expanduser()
-    folder = mkdtemp(prefix="fragile-imagenet-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def digest_of(*tensors: Tensor | np.ndarray) -> str:

@@ -1,8 +1,8 @@
-"""One large network made ready for examination: trained, its batch statistics frozen, its certificate in hand."""
+"""One torch.nn.Module: trained by minibatches, its batch statistics frozen, its certificate in hand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,59 +10,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fragile_lib.data.sets import Data
-from fragile_lib.examination import Estimated, Points
-from fragile_lib.minimise.modules import Continued, Schedule, Trained, train
+from fragile_lib.minimise.modules import ModuleTrainer, train
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import check_batch, frozen_statistics
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.network.base import Network
 from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.streamed import StreamedObjective
 
 POWER_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Network:
-    """A trained network with frozen batch statistics, as module and as a function of theta (P,).
-
-    trained: module in eval mode, with the optimiser's memory. train, test: J and the test losses, in float32.
-    flops_per_image: of a forward pass.
-    """
-
-    seed: int
-    trained: Trained
-    model: ModuleModel
-    theta: Tensor
-    train: StreamedObjective
-    test: StreamedObjective
-    weight_decay: float
-    damping: float
-    schedule: Schedule
-    certificate: dict
-    flops_per_image: int
-
-    def on_points(self, points: Points) -> StreamedObjective:
-        """The losses of the examined test points alone."""
-        return self.test.of(points.index)
-
-    def work(self, estimates: dict[str, Estimated], retraining: Continued) -> dict:
-        """What was computed and how long it took, for the prediction of other runs' cost.
-
-        images: those that went through a training step; products: of the curvature of all training images with one
-        vector.
-        """
-        m = len(retraining.control)
-        return {
-            "flops_per_image": self.flops_per_image,
-            "n_params": len(self.theta),
-            "train": {"images": self.trained.images, "seconds": self.trained.seconds},
-            "retrain": {"images": retraining.images, "seconds": retraining.seconds},
-            **{name: {"products": m * e.products, "seconds": e.seconds} for name, e in estimates.items()},
-        }
-
-    @property
-    def train_images(self) -> tuple[Tensor, Tensor]:
-        """Training images (n, C, H, W) and labels (n,)."""
-        return self.train.data.x[0], self.train.data.y[0]
 
 
 def prepare(
@@ -93,23 +49,22 @@ def prepare(
     frozen = frozen_statistics(trained.module, x, schedule.batch)
     model = ModuleModel(frozen, n_classes)
     objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
-    test, theta = objective.on(test_data), model.theta
     start = ModuleModel(frozen_statistics(module, x, schedule.batch), n_classes)
     at_start = StreamedObjective(start, train_data, weight_decay, device, chunk)
+    test, theta = objective.on(test_data), model.theta
     certificate = {"seed": schedule.seed, "fit": "trained"} | _certificate(objective, test, theta, schedule, at_start)
-    trained = replace(trained, module=frozen)
+    trainer = ModuleTrainer(replace(trained, module=frozen), (x, y), weight_decay, module)
+    seconds = {"train": trained.seconds}
     return Network(
-        schedule.seed,
-        trained,
-        model,
         theta,
         objective,
         test,
-        weight_decay,
         damping,
-        schedule,
-        certificate,
-        flops_per_image(frozen, x[:1]),
+        schedule.seed,
+        certificate=certificate,
+        trainer=trainer,
+        schedule=schedule,
+        seconds=seconds,
     )
 
 

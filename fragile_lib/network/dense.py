@@ -1,13 +1,9 @@
-"""One network made ready for examination: trained as Koh and Liang do, driven on, its curvature in hand.
-
-`estimators` then gives its influence estimates by any solver, `truths` what really happens when examples are left out.
-"""
+"""Small MNIST: one network of some thousand parameters, trained as Koh and Liang do, driven on, its curvature dense."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -16,62 +12,20 @@ import torch
 from torch import Tensor
 
 from fragile_lib.data.sets import Data
-from fragile_lib.examination import Points
 from fragile_lib.minimise import kept
 from fragile_lib.minimise.descent import FLAT, accuracy
 from fragile_lib.minimise.kept import Made
-from fragile_lib.minimise.minibatch import Protocol, Trained, train
 from fragile_lib.minimise.near_optimum import Optimum, approach
 from fragile_lib.minimise.quasi_newton import minimum
+from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.minimise.stack import StackTrainer, Trained, train
 from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.network.base import Network
 from fragile_lib.objectives.base import Objective, resolve_device
 from fragile_lib.objectives.conv import ConvObjective
-from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.tools.errors import InputError
 
-NUDGE = 1e-6  # damping of what is undamped: a common shift of the output biases has no curvature at all
 RELATIVE = 1e-6  # ||grad J|| of a certified optimum, as a share of that at the start of training
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A network theta (P,) with its objectives, the direct solver of its Hessian, and its certificate.
-
-    train, test: J in float64; single: J on the training data in float32. checkpoints (T, P) with rates (T,) are those
-    of minibatch training. seconds: of the parts of its making.
-    """
-
-    seed: int
-    train: Objective
-    single: Objective
-    test: Objective
-    theta: Tensor
-    checkpoints: Tensor
-    rates: Tensor
-    damping: float
-    hessian: DenseSolver
-    certificate: dict
-    seconds: dict
-
-    @cached_property
-    def gauss_newton(self) -> DenseSolver:
-        """The direct solver of the Gauss-Newton matrix, made when it is first asked for."""
-        return DenseSolver(self.train, self.theta, self.damping, gauss_newton=True, single=self.single)
-
-    @property
-    def certified(self) -> bool:
-        """Whether theta is an optimum by the certificate."""
-        return self.certificate["status"] == "ok"
-
-    @property
-    def fit(self) -> str:
-        """What the results table calls this network: `certified`, or `finished` where no optimum was reached."""
-        return "certified" if self.certified else "finished"
-
-    def on_points(self, points: Points) -> Objective:
-        """The losses of the examined test points alone."""
-        data, index = self.test.data, torch.from_numpy(points.index)
-        return self.test.on(Data(data.x[:, index], data.y[:, index]))
 
 
 def cnn_objective(model: SmallCNN, data: Data, weight_decay: float, device: str = "auto") -> Objective:
@@ -86,19 +40,20 @@ def prepare(
     test_data: Data,
     weight_decay: float,
     damping: float,
-    protocol: Protocol,
+    schedule: Schedule,
     rounds: int,
     minimum_rounds: int = 0,
     checkpoints: int = 5,
     device: str = "auto",
     networks: Path | str = "",
-) -> Prepared:
-    """Train a network from init(protocol.seed), drive it on towards its optimum, and compute its curvatures.
+) -> Network:
+    """Train a network from init(schedule.seed), drive it on towards its optimum, and compute its Hessian.
 
-    Minibatches in float32 as `protocol` says; then `rounds` rounds of whitened L-BFGS in float32 (`optimum.approach`)
-    and `minimum_rounds` of BFGS with a dense inverse (`quasi_newton.minimum`). The optimum is certified (`ok`) where
-    ||grad J|| is at most `RELATIVE` times that at the start and no eigenvalue of the Hessian is below -`FLAT`; else the
-    outcome is `not_certified`, or `separable` without weight decay, and the network is where the descent stopped.
+    Minibatches in float32 as `schedule` says; then `rounds` rounds of whitened L-BFGS in float32
+    (`near_optimum.approach`) and `minimum_rounds` of BFGS with a dense inverse (`quasi_newton.minimum`). The optimum is
+    certified (`ok`) where ||grad J|| is at most `RELATIVE` times that at the start and no eigenvalue of the Hessian is
+    below -`FLAT`; else the outcome is `not_certified`, or `separable` without weight decay, and the network is where
+    the descent stopped.
 
     networks: a folder in which a network with `minimum_rounds`, dear as it is, is looked for and kept (`kept`); empty:
     it is always computed. The certificate is computed for a kept network as for any other.
@@ -110,16 +65,16 @@ def prepare(
     single_data = Data(train_data.x.float(), train_data.y)
     objective = cnn_objective(model, train_data, weight_decay, device)
     single = cnn_objective(model, single_data, weight_decay, device)
-    start, clock = model.init(protocol.seed).to(objective.device), _Clock()
+    start, clock = model.init(schedule.seed).to(objective.device), _Clock()
     tolerance = RELATIVE * float(objective.gradient(start[None], objective.uniform(1)).norm())
     further = {"rounds": rounds, "minimum_rounds": minimum_rounds, "checkpoints": checkpoints}
-    made_with = kept.settings(model, train_data, weight_decay, protocol, **further)
+    made_with = kept.settings(model, train_data, weight_decay, schedule, **further)
     stored = networks and minimum_rounds > 0
     made = kept.load(networks, made_with) if stored else None
     if made is None:
         if stored:
             kept.check_folder(networks)
-        trained = _trained(single, start, protocol, checkpoints)
+        trained = _trained(single, start, schedule, checkpoints)
         clock.lap("minibatch")
         reached = _driven_on(objective, single, trained.theta[0].double(), tolerance, rounds, minimum_rounds)
         clock.lap("optimum")
@@ -127,22 +82,23 @@ def prepare(
         if stored:
             _keep_or_warn(networks, made_with, made)
     theta = made.theta.to(objective.device)
-    hessian = DenseSolver(objective, theta, damping, single=single)
-    clock.lap("hessian")
-    certificate = {"seed": protocol.seed} | _certificate(objective, theta, tolerance, hessian, made.passes)
-    return Prepared(
-        protocol.seed,
-        objective,
-        single,
-        objective.on(test_data),
+    network = Network(
         theta,
-        made.checkpoints.to(objective.device),
-        made.rates,
+        objective,
+        objective.on(test_data),
         damping,
-        hessian,
-        certificate,
-        clock.seconds,
+        schedule.seed,
+        single=single,
+        trainer=StackTrainer(single, theta),
+        schedule=schedule,
+        checkpoints=made.checkpoints.to(objective.device),
+        rates=made.rates,
     )
+    certificate = _certificate(network, tolerance, made.passes)
+    clock.lap("hessian")
+    certified = replace(network, fit=certificate["fit"], certificate=certificate, seconds=clock.seconds)
+    certified.__dict__["hessian"] = network.hessian  # the same network: its curvature is not computed again
+    return certified
 
 
 def _keep_or_warn(networks: Path | str, made_with: dict, made: Made) -> None:
@@ -153,10 +109,10 @@ def _keep_or_warn(networks: Path | str, made_with: dict, made: Made) -> None:
         warnings.warn(f"the network is not kept: {error}", stacklevel=3)
 
 
-def _trained(single: Objective, start: Tensor, protocol: Protocol, checkpoints: int) -> Trained:
+def _trained(single: Objective, start: Tensor, schedule: Schedule, checkpoints: int) -> Trained:
     """Minibatch training of one network from start (P,), with so many checkpoints, evenly spread."""
-    places = np.unique(np.linspace(0, protocol.steps, checkpoints + 1).astype(int)[1:]).tolist()
-    return train(single, start[None].float(), single.uniform(1), protocol, checkpoints=places)
+    places = np.unique(np.linspace(0, schedule.steps, checkpoints + 1).astype(int)[1:]).tolist()
+    return train(single, start[None].float(), single.uniform(1), schedule, checkpoints=places)
 
 
 def _driven_on(
@@ -182,20 +138,21 @@ class _Clock:
         self.seconds[name], self._began = now - self._began, now
 
 
-def _certificate(objective: Objective, theta: Tensor, tolerance: float, hessian: DenseSolver, passes: int) -> dict:
-    weights = objective.uniform(1)
-    norm, share = float(objective.gradient(theta[None], weights).norm()), float(accuracy(objective, theta[None])[0])
-    low, high = hessian.lowest(), float(hessian.spectrum[-1])
+def _certificate(network: Network, tolerance: float, passes: int) -> dict:
+    objective, theta, weights = network.train, network.theta[None], network.train.uniform(1)
+    norm, share = float(objective.gradient(theta, weights).norm()), float(accuracy(objective, theta)[0])
+    low, high = network.hessian.lowest(), float(network.hessian.spectrum[-1])
     status = "ok" if norm <= tolerance and low >= -FLAT else "not_certified"
     if objective.weight_decay == 0 and share == 1:
         status = "separable"
     return {
+        "seed": network.seed,
         "fit": "certified" if status == "ok" else "finished",
         "status": status,
         "grad_norm": norm,
         "tolerance": tolerance,
         "steps": passes,
-        "objective": float(objective.value(theta[None], weights)),
+        "objective": float(objective.value(theta, weights)),
         "train_accuracy": share,
         "eig_min": low,
         "eig_max": high,

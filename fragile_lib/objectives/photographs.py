@@ -1,38 +1,30 @@
-"""Scores of all training images by forward mode, streamed: shard by shard, on one process or several, resumable."""
+"""Slopes of all training photographs' losses by forward mode, streamed shard by shard, on one process or several."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fragile_lib.data.folder import list_folder
-from fragile_lib.data.photographs import Batch, Notes, PhotoSet, batches_of, stream
+from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, batches_of, stream
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.weights import load_state, make_network
 from fragile_lib.objectives.streamed import StreamedObjective
-from fragile_lib.solvers.operator import check_count
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are read in a pass; no score depends on it.
-
-    workers: processes that decode images. on_bad: `error`, or `skip` to leave broken files out. device: `cpu`, `cuda`.
-    """
-
-    workers: int = 0
-    on_bad: str = "error"
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -172,6 +164,103 @@ class Scoring:
                 continue
             window.data = Data(batch.x[None], batch.y[None])  # the same objective, moved on to other images
             yield batch, window.directional(theta[None], v[None])[0].T.double().cpu().numpy()
+
+
+def score(scoring: Scoring, loading: Loading) -> Slopes:
+    """All scores, by this process alone, under the lock of the folder.
+
+    Raises:
+        InputError: the folder is in use or another run's, or an image is broken and broken ones are not skipped.
+    """
+    with scoring.checkpoint.locked():
+        scoring.run(loading)
+        return scoring.gathered()
+
+
+def score_by(scoring: Scoring, loading: Loading, processes: int = 1) -> Slopes:
+    """All scores, by this process or by several on this machine, which torchrun starts; on a GPU each has its own.
+
+    Raises:
+        InputError: a number of processes below 1; what `score` raises; the processes did not come to their end.
+    """
+    check_count("processes", processes)
+    if processes == 1:
+        return score(scoring, loading)
+    scoring.save_job()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "fragile_lib.objectives.score", str(scoring.folder), f"--workers={loading.workers}"]
+    command += [f"--device={loading.device}", f"--on-bad-image={loading.on_bad}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        reason = told[0].removeprefix("error: ") if told else done.stderr.strip()[-500:]
+        raise bad_input("processes", processes, f"the scoring processes ended early: {reason}")
+    return scoring.gathered()
+
+
+def score_together(scoring: Scoring, loading: Loading) -> Slopes | None:
+    """All scores, by all processes of torch.distributed's group; the first one has the lock and gathers them.
+
+    Every process has to call it. The result is the first one's; the others return None when all are finished.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    with scoring.checkpoint.locked() if rank == 0 else nullcontext():
+        dist.barrier()  # nobody begins before the folder is held
+        scoring.run(loading, rank, world)
+        dist.barrier()
+        return scoring.gathered() if rank == 0 else None
+
+
+class PhotoObjective:
+    """The training losses of a set of photographs, streamed; what `Network.train` is where images do not fit in memory.
+
+    Only slopes along directions can be asked of it, in one pass over the set for all of them. The curvature is that of
+    some images in memory (`Network.curved`).
+
+    Args:
+        module: in evaluation mode.
+        photos: the training photographs.
+        loading: how they are read.
+        folder: in which finished shards are kept; a killed pass goes on with what is missing.
+        batch: images in one forward pass; shard: in one file.
+        processes: that share the pass.
+        joinable: whether the job is written into the folder, so that other processes can take part.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        photos: PhotoSet,
+        loading: Loading,
+        folder: Path,
+        batch: int = 50,
+        shard: int = 1000,
+        processes: int = 1,
+        joinable: bool = False,
+    ) -> None:
+        self.module, self.photos, self.loading, self.folder = module, photos, loading, folder
+        self.batch, self.shard, self.processes, self.joinable = batch, shard, processes, joinable
+        self.scoring: Scoring | None = None
+        self.slopes: Slopes | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of photographs that can be read, as far as a pass has told."""
+        return len(self.photos) - (len(self.slopes.notes.bad) if self.slopes else 0)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Rows of the photographs that could be read."""
+        bad = np.fromiter(self.slopes.notes.bad if self.slopes else (), dtype=int)
+        return np.setdiff1d(np.arange(len(self.photos)), bad)
+
+    def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """v_k . grad loss_i (1, K, n) of all photographs for v (1, K, P), at the module's own theta; nan if broken."""
+        self.scoring = Scoring(self.folder, self.module, v[0], self.photos, self.batch, self.shard)
+        if self.joinable:
+            self.scoring.save_job()
+        self.slopes = score_by(self.scoring, self.loading, self.processes)
+        return torch.from_numpy(self.slopes.values.T)[None]
 
 
 def read_job(folder: Path | str) -> Scoring:

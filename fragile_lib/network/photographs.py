@@ -1,70 +1,55 @@
-"""One ResNet-50 and a few test photographs made ready for examination."""
+"""One ResNet-50, a folder of photographs of any size, and a few test photographs."""
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fragile_lib.choices import Points
 from fragile_lib.data.folder import find_sets
-from fragile_lib.data.photographs import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data.photographs import Loading, Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data.sources import data_root
 from fragile_lib.data.standin import is_whole, place_of
-from fragile_lib.examination import Points
-from fragile_lib.imagenet.scores import Loading
 from fragile_lib.minimise.modules import Trained
+from fragile_lib.minimise.photographs import PhotoTrainer
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.network.base import Network
+from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import bad_input
 
 SHOWN = 112  # pixels a side of a photograph in a figure: the crop that the network sees, as fine as a page needs
 
 
-@dataclass(frozen=True)
-class Examined:
-    """A network in evaluation mode, a random part of the training set for its curvature, and the test points.
-
-    curvature: J on `curvature_rows` of the training photographs, in memory: the Hessian is a mean over these, while
-    every training photograph is scored. test: the losses of the m examined points.
-    """
-
-    trained: Trained
-    model: ModuleModel
-    theta: Tensor
-    curvature: StreamedObjective
-    curvature_rows: np.ndarray
-    test: StreamedObjective
-    points: Points
-    damping: float
-    seed: int
-
-    @property
-    def test_images(self) -> tuple[Tensor, Tensor]:
-        """Images (m, 3, H, W) and labels (m,) of the examined test points."""
-        return self.test.data.x[0], self.test.data.y[0]
-
-    @property
-    def losses(self) -> np.ndarray:
-        """Test losses (m,) of the network as it is."""
-        return self.test.losses(self.theta[None])[0].cpu().numpy()
-
-
-def examine(
+def prepare(
     trained: Trained,
     train: PhotoSet,
     test: PhotoSet,
     test_rows: np.ndarray,
-    curvature_images: int,
     weight_decay: float,
     damping: float,
     seed: int,
-    chunk: int,
     loading: Loading,
-) -> Examined:
-    """Decode the test points and the images of the curvature, drawn by the seed.
+    curvature_images: int,
+    chunk: int = 50,
+    shard: int = 1000,
+    at_once: int = 8,
+    processes: int = 1,
+    checkpoint: Path | str = "",
+    pretrained: bool = False,
+) -> tuple[Network, Points]:
+    """A network whose curvature is a mean over some random training photographs, while every one of them is scored.
+
+    Decodes the test photographs `test_rows` and the images of the curvature, drawn by the seed. Scores and retraining
+    are kept in the folder `checkpoint` where one is given (see `workplace`).
 
     Raises:
         InputError: more curvature images than there are, or a broken one where these are not skipped.
@@ -73,18 +58,41 @@ def examine(
         raise bad_input("curvature_images", curvature_images, f"give a whole number from 1 to {len(train)}")
     rows = np.sort(np.random.default_rng([seed, 19]).choice(len(train), curvature_images, replace=False))
     how = loading.on_bad, loading.workers, loading.device
-    data, rows = in_memory(train, rows, Notes(), *how)
+    data, _ = in_memory(train, rows, Notes(), *how)
     some, _ = in_memory(test, test_rows, Notes(), *how)
-    module = trained.module
-    model = ModuleModel(module, outputs_of(module))
-    objective = StreamedObjective(model, data, weight_decay, loading.device, chunk)
-    points = Points(np.asarray(test_rows), ["random"] * len(test_rows))
-    return Examined(trained, model, model.theta, objective, rows, objective.on(some), points, damping, seed)
+    model = ModuleModel(trained.module, trained.module.fc.out_features)
+    curved = StreamedObjective(model, data, weight_decay, loading.device, chunk)
+    place = workplace(checkpoint)
+    photos = PhotoObjective(
+        trained.module, train, loading, place / "scores", chunk, shard, processes, joinable=bool(str(checkpoint))
+    )
+    norm = float(curved.gradient(model.theta[None], curved.uniform(1)).norm())
+    certificate = {"seed": seed, "status": "not_certified", "grad_norm": norm}
+    certificate |= accuracies(trained.module, test, chunk, loading)
+    network = Network(
+        model.theta,
+        photos,
+        curved.on(some),
+        damping,
+        seed,
+        fit="pretrained" if pretrained else "trained",
+        certificate=certificate,
+        curved=curved,
+        trainer=PhotoTrainer(trained, photos, weight_decay, at_once, place / "retraining"),
+    )
+    return network, Points(np.arange(len(test_rows)), ["random"] * len(test_rows), np.asarray(test_rows))
 
 
-def outputs_of(module: nn.Module) -> int:
-    """The number of logits of a ResNet."""
-    return module.fc.out_features
+def workplace(checkpoint: Path | str) -> Path:
+    """The folder of a run's checkpoints: as given, from the data root on where it is relative; "" for a temporary one.
+
+    A temporary folder goes with the process.
+    """
+    if str(checkpoint):
+        return data_root() / Path(checkpoint).expanduser()
+    folder = mkdtemp(prefix="fragile-imagenet-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def random_points(photos: PhotoSet, count: int, seed: int, prefer: str = "", on_bad: str = "error") -> np.ndarray:
@@ -128,14 +136,8 @@ def accuracies(module: nn.Module, photos: PhotoSet, batch: int, loading: Loading
     return {"top1": top1, "top5": top5, "loss": loss, "images": int(totals[3]), "unreadable": len(notes.bad)}
 
 
-def gradient_norm(examined: Examined) -> float:
-    """||grad J|| over the curvature images, L2 included: how far from a minimum training ended."""
-    j = examined.curvature
-    return float(j.gradient(examined.theta[None], j.uniform(1)).norm())
-
-
 def pictures_of(point: Mapping, estimator: str, train: PhotoSet, test: PhotoSet, most: int = 50) -> dict[str, object]:
-    """What `plots.influential_pictures` shows of one entry of `examination.scatter_points`: its left-out photographs.
+    """What `plots` shows of one entry of `rows.scatter`: its left-out photographs.
 
     The `most` of largest |estimate|, with the test photograph and the names of all their classes.
     """
@@ -143,8 +145,8 @@ def pictures_of(point: Mapping, estimator: str, train: PhotoSet, test: PhotoSet,
     first = np.argsort(-np.abs(scores), kind="stable")[:most]
     named = train.listing.classes
     return {
-        "test": pixels_of(PhotoSet(test.listing, SHOWN), [point["test_point"]])[0],
-        "train": pixels_of(PhotoSet(train.listing, SHOWN), rows[first]),
+        "test": _pixels(test, [point["test_point"]])[0],
+        "train": _pixels(train, rows[first]),
         "scores": scores[first],
         "test_class": named[test.listing.labels[point["test_point"]]],
         "train_classes": [named[train.listing.labels[row]] for row in rows[first]],
@@ -161,8 +163,9 @@ def recorded_sets(point: Mapping) -> tuple[PhotoSet, PhotoSet] | None:
     return tuple(PhotoSet(one, int(point["image_size"])) for one in find_sets(place)) if is_whole(place) else None
 
 
-def pixels_of(photos: PhotoSet, rows: Iterable[int]) -> list[np.ndarray]:
+def _pixels(photos: PhotoSet, rows: Iterable[int]) -> list[np.ndarray]:
     """The crops (size, size, 3) that the network sees, as bytes."""
+    photos = PhotoSet(photos.listing, SHOWN)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (photos._prepare.mean, photos._prepare.std))
     crops = [photos[int(row)].pixels.float() * deviation + mean for row in rows]
     return [(255 * crop.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy() for crop in crops]

@@ -1,0 +1,390 @@
+"""What is examined and what is left out: test points, training examples and groups of them, and what is said of them.
+
+The types that estimates and truths share stand here, below both registries. Letters: n training examples, m examined
+test points, k removals, R repetitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fragile_lib.tools.errors import bad_input
+
+NAN = float("nan")
+FEWEST = 3  # removals that give a correlation
+TEST_CHOICES = ("max_loss", "p50_loss", "random")
+GROUP_CHOICES = ("random", "same_class", "top_influence")
+
+
+@dataclass(frozen=True)
+class Points:
+    """The examined test points (m,) of one network, and the choice that each stands for.
+
+    names: what the results call them, where that is not their index in the network's test data.
+    """
+
+    index: np.ndarray
+    choice: list[str]
+    names: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """m."""
+        return len(self.index)
+
+    def places(self, choice: str) -> list[int]:
+        """Where among the points those of one choice are."""
+        return [j for j, name in enumerate(self.choice) if name == choice]
+
+    def some(self, places: Sequence[int]) -> Points:
+        """Some of the points."""
+        names = None if self.names is None else self.names[list(places)]
+        return Points(self.index[list(places)], [self.choice[j] for j in places], names)
+
+    @property
+    def called(self) -> list[int]:
+        """What the results call each."""
+        return (self.index if self.names is None else self.names).tolist()
+
+
+@dataclass(frozen=True)
+class Removals:
+    """k changes of the example weights, each of them leaving out a few of n examples: weights 1/n become zero.
+
+    Held as lists of indices; the dense changes d (k, n), -1/n at what is left out, are made on demand.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    n: int
+
+    @classmethod
+    def single(cls, indices: Iterable[int], n: int) -> Removals:
+        """Leave out each of some examples, one by one.
+
+        Raises:
+            InputError: an index outside 0 .. n - 1.
+        """
+        return cls.groups([[i] for i in np.asarray(indices, dtype=int).tolist()], n)
+
+    @classmethod
+    def groups(cls, groups: Iterable[Iterable[int]], n: int) -> Removals:
+        """Leave out each of some groups of examples.
+
+        Raises:
+            InputError: an index outside 0 .. n - 1, or one that is in a group twice.
+        """
+        members = tuple(tuple(int(i) for i in group) for group in groups)
+        for group in members:
+            if group and not 0 <= min(group) <= max(group) < n:
+                raise bad_input("removals", group, f"give indices of training examples, 0 to {n - 1}")
+            if len(set(group)) < len(group):
+                raise bad_input("removals", group, "an example can be left out once")
+        return cls(members, n)
+
+    def none(self) -> Removals:
+        """No removals of the same data set."""
+        return Removals((), self.n)
+
+    def __len__(self) -> int:
+        """k."""
+        return len(self.members)
+
+    @property
+    def are_single(self) -> bool:
+        """Whether every removal is of one example."""
+        return all(len(group) == 1 for group in self.members)
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """(k,) the examples of single removals; the numbers of the groups else."""
+        return np.array([g[0] for g in self.members] if self.are_single else range(len(self)), dtype=int)
+
+    def changes(self, rows: slice | Sequence[int] = slice(None)) -> Tensor:
+        """d (k, n) in float64, or some of its rows: -1/n at what is left out, nothing is renormalised."""
+        members = self.members[rows] if isinstance(rows, slice) else [self.members[r] for r in rows]
+        found = torch.zeros(len(members), self.n, dtype=torch.float64)
+        for row, group in zip(found, members, strict=True):
+            row[list(group)] = -1.0 / self.n
+        return found
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """(k, ...) sums of values (n, ...) over the members of each removal."""
+        if self.are_single:
+            return values[self.indices]
+        return np.stack([values[list(group)].sum(axis=0) for group in self.members])
+
+    def places(self, others: Removals) -> np.ndarray:
+        """(k',) where among these removals the others are; -1 for one that is not here."""
+        return np.array([self._place.get(group, -1) for group in others.members], dtype=int)
+
+    @cached_property
+    def _place(self) -> dict[tuple[int, ...], int]:
+        return {group: place for place, group in enumerate(self.members)}
+
+    @staticmethod
+    def union(parts: Iterable[Removals]) -> Removals:
+        """Everything that is in any of some removals of one data set, once and in order."""
+        parts = list(parts)
+        return Removals(tuple(sorted({group for part in parts for group in part.members})), parts[0].n)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is left out for each test point: removals by choice, one entry a test point, and whose scores chose them."""
+
+    removals: dict[str, list[Removals]]
+    selected_by: str = ""
+
+    def all(self) -> Removals:
+        """Everything that is to be left out, once."""
+        return Removals.union(part for parts in self.removals.values() for part in parts)
+
+    def first(self) -> Removals:
+        """What is to be left out for the first test point: where truths are repeated."""
+        return Removals.union(parts[0] for parts in self.removals.values())
+
+    def only(self, *choices: str) -> Chosen:
+        """Some of the choices."""
+        return replace(self, removals={name: self.removals[name] for name in choices})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated loss changes (k, m) of removals by one estimator, with its residual, cost and outcome.
+
+    Positive: the loss rises without the example, which was helpful. norms (k,): of the estimated parameter change,
+    empty where none was asked for. additive: a group's change is the sum of its members'.
+    """
+
+    removals: Removals
+    changes: np.ndarray
+    residual: float = NAN
+    seconds: float = NAN
+    products: float = NAN
+    memory_mb: float = NAN
+    status: str = "ok"
+    norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    additive: bool = True
+
+    def covers(self, removals: Removals) -> bool:
+        """Whether `on` can tell of all of them."""
+        if not self.additive or len(self.removals) < self.removals.n or not self.removals.are_single:
+            return bool((self.removals.places(removals) >= 0).all())
+        return True
+
+    def on(self, removals: Removals) -> np.ndarray:
+        """(k', m) for some removals: as they were estimated, or the sums over members of an additive estimate."""
+        places = self.removals.places(removals)
+        if (places >= 0).all():
+            return self.changes[places]
+        return removals.sums(self.changes)
+
+    def norms_on(self, removals: Removals) -> np.ndarray:
+        """(k',) norms of the estimated parameter change, nan where there are none."""
+        return self.norms[self.removals.places(removals)] if len(self.norms) else np.full(len(removals), NAN)
+
+    def at(self, places: Sequence[int]) -> Estimate:
+        """For some of the test points alone."""
+        return replace(self, changes=self.changes[:, list(places)])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True loss changes (k, m) of removals, nan where nothing was reached or certified.
+
+    Args:
+        removals: what was left out.
+        changes: loss after the removal minus loss before it.
+        control: change (m,) where nothing was removed.
+        repeats: repetitions (R, k, m); nan where none was made. repeat_controls: what each one's control did (R, m).
+        norms: of the parameter change (k,), from the network; norms_from_control: from its control. Empty where they
+            were not measured.
+        seconds: of all of it. images: that went through a training step. unseen: removals that no batch held.
+    """
+
+    removals: Removals
+    changes: np.ndarray
+    control: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    repeats: np.ndarray | None = None
+    repeat_controls: np.ndarray | None = None
+    norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    norms_from_control: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    seconds: float = NAN
+    images: int = 0
+    unseen: int = 0
+
+    def covers(self, removals: Removals) -> bool:
+        """Whether all of these removals were left out."""
+        return bool((self.removals.places(removals) >= 0).all())
+
+    def on(self, removals: Removals) -> np.ndarray:
+        """(k', m) of some of the removals."""
+        return self.changes[self.removals.places(removals)]
+
+    def repeats_on(self, removals: Removals, point: int) -> np.ndarray:
+        """(R, k') repetitions at one test point, of those removals that all repetitions reached; R = 0 for none."""
+        if self.repeats is None:
+            return np.zeros((0, 0))
+        found = self.repeats[:, self.removals.places(removals), point]
+        return found[:, np.isfinite(found).all(axis=0)]
+
+    def norms_on(self, removals: Removals) -> np.ndarray:
+        """(k',) norms of the parameter change, nan where there are none."""
+        return self.norms[self.removals.places(removals)] if len(self.norms) else np.full(len(removals), NAN)
+
+    def at(self, places: Sequence[int]) -> Truth:
+        """For some of the test points alone, without repetitions."""
+        control = self.control[list(places)] if len(self.control) else self.control
+        return replace(self, changes=self.changes[:, list(places)], control=control, repeats=None)
+
+    def minus_control(self) -> Truth:
+        """The same less what its control does, and each repetition less what its own does."""
+        repeats = self.repeats
+        if repeats is not None and self.repeat_controls is not None:
+            repeats = repeats - self.repeat_controls[:, None]
+        return replace(self, changes=self.changes - self.control, repeats=repeats, norms=self.norms_from_control)
+
+
+def choose_points(losses: Tensor, counts: dict[str, int]) -> Points:
+    """Test points by their losses (n_test,): {`max_loss`: count of largest, `p50_loss`: count nearest the median rank}.
+
+    Raises:
+        InputError: an unknown choice, or a count beyond the number of test points.
+    """
+    order = losses.double().cpu().numpy().argsort(kind="stable")
+    index, names = [], []
+    for choice, count in counts.items():
+        if choice not in ("max_loss", "p50_loss"):
+            raise bad_input("test_choice", choice, "choose max_loss or p50_loss")
+        if not 1 <= count <= len(order):
+            raise bad_input("test_count", count, f"give a whole number from 1 to {len(order)}")
+        start = len(order) - count if choice == "max_loss" else (len(order) - count) // 2
+        index += order[start : start + count].tolist()
+        names += [choice] * count
+    return Points(np.array(index), names)
+
+
+def share_of(fraction: float, n: int) -> int:
+    """round(fraction n) training points, three at least, the fewest that give a correlation.
+
+    Raises:
+        InputError: a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise bad_input("top_fraction", fraction, "give a share in (0, 1]")
+    return min(n, max(FEWEST, round(fraction * n)))
+
+
+def choose_training(choice: str, count: int, scores: np.ndarray, losses: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Sorted indices of training examples to leave out, count of them.
+
+    Args:
+        choice: `top_influence`: of largest |score|; `pQ_influence` (p30_influence and the like): whose |score| ranks
+            nearest the Q-th percentile; `top_loss`: of largest training loss; `random`: drawn from those that have a
+            score, the control of choosing by influence; `all`: every one.
+        count: how many; `all` needs none.
+        scores: influence (n,) on the test point in question; nan for an example that cannot be left out.
+        losses: training losses (n,), for `top_loss` alone.
+        seed: of `random`.
+
+    Raises:
+        InputError: an unknown choice, or a count below 3 or beyond what there is.
+    """
+    if choice == "all":
+        return np.arange(len(scores))
+    usable = np.flatnonzero(np.isfinite(scores)) if np.isfinite(scores).any() else np.arange(len(scores))
+    if not FEWEST <= count <= len(usable):
+        raise bad_input("train_count", count, f"give a whole number from {FEWEST} to {len(usable)}")
+    if choice == "random":
+        return np.sort(np.random.default_rng([seed, 13]).choice(len(scores), count, replace=False))
+    key = losses if choice == "top_loss" else np.abs(scores)
+    order = np.nan_to_num(key, nan=-1.0).argsort(kind="stable")
+    if choice in ("top_loss", "top_influence"):
+        return np.sort(order[-count:])
+    head, _, tail = choice.partition("_")
+    if tail != "influence" or not head[1:].isdigit() or head[0] != "p" or int(head[1:]) > 100:
+        known = "top_influence, p30_influence and the like, top_loss, random or all"
+        raise bad_input("train_choice", choice, f"choose {known}")
+    start = round(int(head[1:]) / 100 * len(scores)) - count // 2
+    start = min(max(start, 0), len(scores) - count)
+    return np.sort(order[start : start + count])
+
+
+def most_influential(scores: np.ndarray, count: int) -> np.ndarray:
+    """(count,) sorted indices of largest mean |score| over the test points of scores (n, m)."""
+    return np.sort(np.abs(scores).mean(axis=1).argsort()[-count:])
+
+
+def choose_groups(
+    choice: str, count: int, size: int, labels: np.ndarray, scores: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """(count, size) indices of training examples: groups to be left out.
+
+    Args:
+        choice: `random`: drawn from all; `same_class`: from one class, the classes in turn; `top_influence`: from the
+            2 size examples of largest |score|, where a group's effect is largest.
+        count: number of groups.
+        size: examples in each.
+        labels: classes (n,).
+        scores: influence (n,) on the examined test point.
+        rng: source of the draws.
+
+    Raises:
+        InputError: an unknown choice, or a group larger than what it is drawn from.
+    """
+    if choice not in GROUP_CHOICES:
+        raise bad_input("group_choice", choice, f"choose one of {', '.join(GROUP_CHOICES)}")
+    pools = [np.arange(len(labels))]
+    if choice == "same_class":
+        pools = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    elif choice == "top_influence":
+        pools = [np.argsort(-np.abs(scores), kind="stable")[: 2 * size]]
+    if size < 1 or min(map(len, pools)) < size:
+        raise bad_input("group_size", size, f"give 1 to {min(map(len, pools))}, the examples to draw from ({choice})")
+    drawn = [rng.choice(pools[g % len(pools)], size, replace=False) for g in range(count)]
+    return np.sort(np.stack(drawn), axis=1)
+
+
+def choose(
+    scores: np.ndarray,
+    counts: dict[str, int],
+    losses: np.ndarray | None = None,
+    selected_by: str = "",
+    seed: int = 0,
+) -> Chosen:
+    """What is left out for each test point: each training example of each choice, one by one.
+
+    Args:
+        scores: influence (n, m) on the test points, by the estimator `selected_by`.
+        counts: {choice: how many}, the choices as in `choose_training`.
+        losses: training losses (n,), for `top_loss`.
+        selected_by: recorded in the rows.
+        seed: of `random`, which is the same for all test points.
+    """
+    n = len(scores)
+    losses = np.full(n, np.nan) if losses is None else losses
+    removals = {
+        choice: [Removals.single(choose_training(choice, count, s, losses, seed), n) for s in scores.T]
+        for choice, count in counts.items()
+    }
+    return Chosen(removals, selected_by)
+
+
+def choose_the_groups(
+    scores: np.ndarray, labels: np.ndarray, count: int, size: int, seed: int, selected_by: str = ""
+) -> Chosen:
+    """Groups of each kind of `GROUP_CHOICES` (`random_groups` and so on), the same for all test points.
+
+    Those of largest influence are drawn for the first test point, by scores (n, m).
+    """
+    rng, n, m = np.random.default_rng([seed, 11]), *scores.shape
+    found = {}
+    for choice in GROUP_CHOICES:
+        groups = choose_groups(choice, count, size, labels, scores[:, 0], rng)
+        found[f"{choice}_groups"] = [Removals.groups(groups, n)] * m
+    return Chosen(found, selected_by)

@@ -1,0 +1,168 @@
+"""Leverage has a known cure: the curvature that an example takes with it when it is left out.
+
+Influence inverts the curvature A = C + damping of all examples. Leaving out example i leaves A - C_i / n, C_i its own
+curvature. With the Gauss-Newton part C_i = B_i^T B_i, B_i = L_i^T J_i of C - 1 rows (Lambda_i = L_i L_i^T the curvature
+of the loss in the logits), and grad loss_i = B_i^T c_i, Woodbury's formula gives the change of a test loss f
+
+    grad f^T (A - B_i^T B_i / n)^-1 grad loss_i / n = u_i^T (I - K_i / n)^-1 c_i / n,    u_i = B_i A^-1 grad f,
+                                                                                        K_i = B_i A^-1 B_i^T:
+
+`rescaled` (rescaled influence functions: Rubinstein and Hopkins 2025, arXiv 2506.06656) sums it over the members of a
+removal. `newton_step` is one Newton step of the left-out objective: the removal as a whole, with its own Hessian where
+A is dense. Both need a solve for each left-out example, so that they are asked for what is really left out.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from fragile_lib.choices import Estimate, Points, Removals
+from fragile_lib.estimates.by_name import SOLVERS
+from fragile_lib.network import Network
+from fragile_lib.solvers.dense import DenseSolver
+from fragile_lib.tools.measure import Peak
+
+AT_ONCE = 16  # examples whose factors are solved for together
+
+
+def rescaled(
+    network: Network, points: Points, removals: Removals, solver: str = "exact", **options: object
+) -> Estimate:
+    """Rescaled influence (k, m): the sum over a removal's members of their steps, each with its own curvature removed.
+
+    Args:
+        network: the network.
+        points: the examined test points (m,).
+        removals: what is left out.
+        solver: whose A^-1 is taken, one of `by_name.SOLVERS`; options are its own.
+
+    `indefinite`: for some example A - C_i / n is not positive definite, so that its step leads to no minimum.
+    """
+    began = perf_counter()
+    with Peak() as peak:
+        solve = _counted(SOLVERS[solver](network, **options))
+        gradients = network.test_gradients(points)
+        examples = Removals.single(sorted({i for group in removals.members for i in group}), removals.n)
+        steps = [_steps(network, solve, gradients, part) for part in np.array_split(examples.indices, _parts(examples))]
+    changes = np.full((removals.n, len(points)), np.nan)
+    changes[examples.indices] = np.concatenate([found for found, _ in steps])
+    status = solve.status if all(positive for _, positive in steps) else "indefinite"
+    seconds = perf_counter() - began
+    return Estimate(removals, removals.sums(changes), solve.residual, seconds, solve.products, peak.mb, status)
+
+
+def newton_step(
+    network: Network, points: Points, removals: Removals, solver: str = "exact", **options: object
+) -> Estimate:
+    """One Newton step of the left-out objective from the network: changes (k, m) of whole removals.
+
+        grad f^T (A + sum_i d_i C_i)^-1 (-sum_i d_i grad loss_i)
+
+    With a direct solver C_i is the example's Hessian and the matrix is factored for each removal; otherwise it is the
+    Gauss-Newton part, by Woodbury's formula over all of a removal's factors. Arguments and outcomes as for `rescaled`.
+    """
+    began = perf_counter()
+    with Peak() as peak:
+        made, gradients = SOLVERS[solver](network, **options), network.test_gradients(points)
+        solve = _counted(made)
+        if isinstance(made, DenseSolver):
+            steps = [_dense_step(network, made, gradients, group) for group in removals.members]
+        else:
+            steps = [_whole_step(network, solve, gradients, group) for group in removals.members]
+    changes = np.array([found for found, _ in steps]).reshape(len(removals), len(points))
+    status = solve.status if all(positive for _, positive in steps) else "indefinite"
+    seconds, products = perf_counter() - began, solve.products
+    return Estimate(removals, changes, solve.residual, seconds, products, peak.mb, status, additive=False)
+
+
+class _counted:  # noqa: N801
+    """A solver's solutions, with the worst residual and outcome of all, and the products in all."""
+
+    def __init__(self, solver: object) -> None:
+        self.solver, self.residual, self.products, self.status = solver, float("nan"), 0.0, "ok"
+
+    def __call__(self, v: Tensor) -> Tensor:
+        found = self.solver(v)
+        self.residual = float(np.nanmax([self.residual, float(found.residual.max())]))
+        self.products += found.products
+        self.status = found.status if self.status == "ok" else self.status
+        return found.x
+
+
+def _parts(examples: Removals) -> int:
+    return max(1, -(-len(examples) // AT_ONCE))
+
+
+def factors_of(network: Network, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """B (k, C - 1, P) and c (k, C - 1) of some training examples: C_i = B_i^T B_i and grad loss_i = B_i^T c_i."""
+    data, model = network.train.data, network.train.model
+    x, y = data.x[network.place][rows], data.y[network.place][rows]
+
+    def logits(t: Tensor, one: Tensor) -> Tensor:
+        return model(t, one[None])[0]
+
+    jacobians = vmap(jacrev(logits), in_dims=(None, 0))(network.theta, x)
+    p = vmap(logits, in_dims=(None, 0))(network.theta, x).softmax(1)
+    factor = softmax_factor(p)
+    residual = p - torch.nn.functional.one_hot(y, p.shape[1])
+    c = torch.linalg.lstsq(factor, residual[..., None]).solution[..., 0]
+    return factor.mT @ jacobians, c
+
+
+def softmax_factor(p: Tensor) -> Tensor:
+    """L (..., C, C - 1) with L L^T = diag(p) - p p^T (Tanabe and Sagae 1992), for probabilities p (..., C).
+
+    With q_c the probability beyond class c, column c is sqrt(p_c q_c / q_{c-1}) times
+    (0, ..., 1, -p_k / q_c for k > c).
+    """
+    beyond = p.flip(-1).cumsum(-1).flip(-1)  # q_{c-1} at place c
+    tiny = torch.finfo(p.dtype).tiny
+    here, after = beyond[..., :-1].clamp(min=tiny), beyond[..., 1:].clamp(min=tiny)
+    scale = (p[..., :-1] * after / here).sqrt()
+    below = -p[..., :, None] / after[..., None, :]
+    classes = p.shape[-1]
+    ones = torch.eye(classes, classes - 1, dtype=p.dtype, device=p.device)
+    return (below.tril(-1)[..., :, : classes - 1] + ones) * scale[..., None, :]
+
+
+def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(changes (k, m) of leaving out each of some examples, whether all that is left is positive definite)."""
+    b, c = factors_of(network, rows)
+    solved = solve(b.flatten(0, 1)).view(b.shape)
+    left = torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n
+    step = torch.linalg.solve(left, c[..., None])[..., 0]
+    changes = torch.einsum("krp,mp,kr->km", solved, gradients, step) / network.train.n
+    positive = bool((torch.linalg.eigvalsh((left + left.mT) / 2) > 0).all())
+    return changes.double().cpu().numpy(), positive
+
+
+def _whole_step(
+    network: Network, solve: _counted, gradients: Tensor, group: tuple[int, ...]
+) -> tuple[np.ndarray, bool]:
+    """The same for one removal as a whole, its members' factors stacked."""
+    b, c = (part.flatten(0, 1) for part in factors_of(network, np.array(group)))
+    solved = solve(b)
+    left = torch.eye(len(b)).to(b) - b @ solved.T / network.train.n
+    changes = gradients @ solved.T @ torch.linalg.solve(left, c) / network.train.n
+    positive = bool((torch.linalg.eigvalsh((left + left.T) / 2) > 0).all())
+    return changes.double().cpu().numpy(), positive
+
+
+def _dense_step(
+    network: Network, solver: DenseSolver, gradients: Tensor, group: tuple[int, ...]
+) -> tuple[np.ndarray, bool]:
+    """The same with the removal's own Hessian, from the dense matrix."""
+    some, n = network.members(group), network.train.n
+    weights = torch.ones(1, some.n, dtype=network.theta.dtype, device=network.theta.device)
+    own = some.matrices(network.theta[None], weights, gauss_newton=solver.gauss_newton)[0]
+    pull = some.gradient(network.theta[None], weights)[0]
+    left = solver.matrix - own / n
+    left.diagonal().add_(solver.damping)
+    factor, info = torch.linalg.cholesky_ex(left)
+    step = torch.cholesky_solve(pull[:, None], factor) if int(info) == 0 else torch.linalg.solve(left, pull[:, None])
+    return (gradients @ step[:, 0] / n).double().cpu().numpy(), int(info) == 0

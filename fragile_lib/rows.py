@@ -1,0 +1,159 @@
+"""The rows of the results table, and the compared numbers themselves, from estimates and truths of any data set.
+
+Letters: m examined test points, k removals of a choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fragile_lib import agreement
+from fragile_lib.choices import NAN, Chosen, Estimate, Points, Removals, Truth
+from fragile_lib.network import Network
+
+REACHED_SHARE = 0.8  # of a choice's left-out networks that must be there for a row to be `ok`
+
+
+def compare(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    estimates: list[dict[str, Estimate]],
+    truths: list[dict[str, Truth]],
+) -> list[dict]:
+    """One row for each network, test point, choice of removals, estimator that covers it, and truth that does.
+
+    A truth is itself an estimator, by its own name, where one of `truths` is among `estimates` (`as_estimate`).
+    """
+    rows = []
+    for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
+        losses = network.test_losses()[some.index].tolist() if len(some) else []
+        shared = network.shared | ({"selected_by": one.selected_by} if one.selected_by else {})
+        for train_choice, removals in one.removals.items():
+            for j, left_out in enumerate(removals):
+                place = {"test_point": some.called[j], "test_choice": some.choice[j], "train_choice": train_choice}
+                place |= {"test_loss": losses[j]}
+                for name, estimated in by.items():
+                    for truth_name, truth in of.items():
+                        if name != truth_name and estimated.covers(left_out) and truth.covers(left_out):
+                            named = {"estimator": name, "ground_truth": truth_name}
+                            rows.append(shared | place | named | _row(network, j, left_out, estimated, truth))
+    return rows
+
+
+def _row(network: Network, j: int, removals: Removals, estimate: Estimate, truth: Truth) -> dict:
+    true, estimated = truth.on(removals)[:, j], estimate.on(removals)[:, j]
+    kept = np.isfinite(true)
+    found = agreement.compare(estimated[kept], true[kept])
+    norms = agreement.compare_norms(estimate.norms_on(removals)[kept], truth.norms_on(removals)[kept])
+    return {
+        "n_points": int(kept.sum()),
+        "n_uncertified": int((~kept).sum()) if network.usable else 0,
+        "pearson": found.pearson,
+        "spearman": found.spearman,
+        "slope": found.slope,
+        "sign_agreement": _sign_agreement(estimated[kept], true[kept]),
+        "norm_spearman": norms.spearman,
+        "norm_ratio": norms.ratio,
+        "control_change": truth.control[j],
+        "solver_residual": estimate.residual,
+        "status": outcome(network, estimate.status, found.status, kept),
+        "seconds_estimate": estimate.seconds,
+        "seconds_retrain": truth.seconds,
+        "products": estimate.products,
+        "memory_mb": estimate.memory_mb,
+        **_with_itself(truth.repeats_on(removals, j)),
+    }
+
+
+def outcome(network: Network, solver: str, agreed: str, kept: np.ndarray) -> str:
+    """The first outcome that is not ok, from the network over solver and truth to the comparison.
+
+    `not_certified`: fewer than `REACHED_SHARE` of the left-out networks are there.
+    """
+    if not network.usable:
+        return network.certificate["status"]
+    if solver == "solver_diverged":
+        return solver
+    if kept.sum() < REACHED_SHARE * len(kept):
+        return "not_certified"
+    return agreed if agreed != "ok" else solver
+
+
+def _sign_agreement(estimated: np.ndarray, true: np.ndarray) -> float:
+    """Share of removals whose estimated and true change have one sign; unlike a correlation it feels the control."""
+    if not len(true) or not np.isfinite(estimated).all():
+        return NAN
+    return float(np.mean(np.sign(estimated) == np.sign(true)))
+
+
+def _with_itself(repeats: np.ndarray) -> dict[str, float]:
+    """How well two repetitions (R, k) of a truth agree; an errorless estimate reaches the square root of it."""
+    if len(repeats) < 2:
+        return {"ceiling_pearson": NAN, "ceiling_spearman": NAN}
+    found = agreement.noise_ceiling(repeats)
+    return {"ceiling_pearson": found.pearson, "ceiling_spearman": found.spearman}
+
+
+def together(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    estimates: list[dict[str, Estimate]],
+    truths: list[dict[str, Truth]],
+) -> list[dict]:
+    """Rows over all pairs of the test points of one choice together, `max_loss_together` and so on (claim S5)."""
+    rows = []
+    for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
+        shared = network.shared | ({"selected_by": one.selected_by} if one.selected_by else {})
+        for train_choice, removals in one.removals.items():
+            for test_choice in dict.fromkeys(some.choice):
+                pairs = [(j, removals[j]) for j in some.places(test_choice)]
+                place = {"test_point": None, "test_choice": f"{test_choice}_together", "train_choice": train_choice}
+                for name, estimated in by.items():
+                    for truth_name, truth in of.items():
+                        if all(estimated.covers(left) and truth.covers(left) for _, left in pairs):
+                            named = {"estimator": name, "ground_truth": truth_name}
+                            rows.append(shared | place | named | _pooled(network, pairs, estimated, truth))
+    return rows
+
+
+def _pooled(network: Network, pairs: list[tuple[int, Removals]], estimate: Estimate, truth: Truth) -> dict:
+    true = np.concatenate([truth.on(removals)[:, j] for j, removals in pairs])
+    estimated = np.concatenate([estimate.on(removals)[:, j] for j, removals in pairs])
+    kept = np.isfinite(true)
+    found = agreement.compare(estimated[kept], true[kept])
+    return {
+        "n_points": found.n,
+        "pearson": found.pearson,
+        "spearman": found.spearman,
+        "slope": found.slope,
+        "solver_residual": estimate.residual,
+        "status": outcome(network, estimate.status, found.status, kept[kept]),
+    }
+
+
+def scatter(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    estimates: list[dict[str, Estimate]],
+    truths: list[dict[str, Truth]],
+) -> list[dict]:
+    """The compared numbers themselves, for each test point and choice of removals: what scatter plots show."""
+    found = []
+    for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
+        shared = {"seed": network.seed, "fit": network.fit, "weight_decay": network.curvature.weight_decay}
+        shared |= {"selected_by": one.selected_by} if one.selected_by else {}
+        for train_choice, removals in one.removals.items():
+            for j, left in enumerate(removals):
+                place = {"test_point": some.called[j], "test_choice": some.choice[j], "train_choice": train_choice}
+                true = {name: t.on(left)[:, j] for name, t in of.items() if t.covers(left)}
+                estimated = {name: e.on(left)[:, j] for name, e in by.items() if e.covers(left)}
+                found.append(shared | place | {"index": left.indices, "estimate": estimated, "truth": true})
+    return found
+
+
+def as_estimate(truth: Truth) -> Estimate:
+    """A truth in the place of an estimate, to be compared with another truth: how far the two agree."""
+    return Estimate(truth.removals, truth.changes, additive=False)

@@ -1,0 +1,86 @@
+"""Retraining of a stack of small networks, one for each seed, with all that each leaves out, as one computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fragile_lib.choices import Chosen, Points, Removals, Truth
+from fragile_lib.minimise.descent import descend
+from fragile_lib.network import Network
+from fragile_lib.tools.errors import bad_input
+
+# (theta (E, P), weights (E, n), dataset (E,)) -> theta (E, P), or (theta, ||grad J|| (E,), steps (E,))
+Minimise = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
+
+
+def warm_descent(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    repeat: bool = False,
+    *,
+    steps: int,
+    learning_rate: float,
+    momentum: float,
+) -> list[Truth]:
+    """The paper's retraining on Iris: further full-batch gradient descent from the network, the example masked.
+
+    Nothing is repeated: without batches every repetition is the same.
+    """
+    fixed = {"steps": steps, "learning_rate": learning_rate, "momentum": momentum, "label": "leave-one-out"}
+    return stacked(networks, points, chosen, partial(descend, networks[0].train, **fixed))
+
+
+def stacked(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    minimise: Minimise,
+    tolerance: float | None = None,
+) -> list[Truth]:
+    """Minimise J(.; 1/n + d) from each network for everything it leaves out, all in one stack.
+
+    The first member of each network's part is its control, d = 0: it tells what mere continuation does. A left-out
+    network whose gradient norm stays above the tolerance, or is not finite, counts as not there (nan).
+
+    Raises:
+        InputError: networks that do not share their objective.
+    """
+    train = networks[0].train
+    if any(network.train is not train for network in networks):
+        raise bad_input("networks", [network.seed for network in networks], "give networks of one stack")
+    began = perf_counter()
+    union = [one.all() if network.usable else one.all().none() for network, one in zip(networks, chosen, strict=True)]
+    sizes = [1 + len(removals) for removals in union]
+    start = torch.stack([network.theta for network in networks])
+    place = torch.repeat_interleave(torch.arange(len(networks)), torch.tensor(sizes)).to(start.device)
+    dataset = torch.tensor([network.place for network in networks], device=start.device)[place]
+    changes = torch.cat([torch.cat([torch.zeros(1, train.n), r.changes()]) for r in union]).to(start)
+    weights = train.uniform(len(place)) + changes
+    found = minimise(start[place], weights, dataset=dataset)
+    theta = found[0] if isinstance(found, tuple) else found
+    norms = train.gradient(theta, weights, dataset).norm(dim=1)
+    kept = torch.isfinite(norms) if tolerance is None else norms <= tolerance
+    seconds = (perf_counter() - began) / len(networks)
+    parts = zip(networks, points, union, theta.split(sizes), kept.split(sizes), strict=True)
+    return [_truth(*part, seconds) for part in parts]
+
+
+def _truth(network: Network, points: Points, removals: Removals, theta: Tensor, kept: Tensor, seconds: float) -> Truth:
+    test, kept = network.on_points(points), kept[1:].cpu().numpy()
+    lost = (test.losses(theta) - test.losses(network.theta[None])).cpu().numpy()
+    norms = [(theta[1:] - base).norm(dim=1).cpu().numpy() for base in (network.theta, theta[0])]
+    return Truth(
+        removals,
+        np.where(kept[:, None], lost[1:], np.nan),
+        lost[0],
+        norms=np.where(kept, norms[0], np.nan),
+        norms_from_control=np.where(kept, norms[1], np.nan),
+        seconds=seconds,
+    )
