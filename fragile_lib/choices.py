@@ -158,7 +158,8 @@ class Estimate:
     """Estimated loss changes (k, m) of removals by one estimator, with its residual, cost and outcome.
 
     Positive: the loss rises without the example, which was helpful. norms (k,): of the estimated parameter change,
-    empty where none was asked for. additive: a group's change is the sum of its members'.
+    empty where none was asked for. indefinite (k,): removals without which the curvature is not positive definite,
+    empty where that is not known. additive: a group's change is the sum of its members'.
     """
 
     removals: Removals
@@ -169,6 +170,7 @@ class Estimate:
     memory_mb: float = NAN
     status: str = "ok"
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    indefinite: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     additive: bool = True
 
     def covers(self, removals: Removals) -> bool:
@@ -183,6 +185,12 @@ class Estimate:
         if (places >= 0).all():
             return self.changes[places]
         return removals.sums(self.changes)
+
+    def status_on(self, removals: Removals) -> str:
+        """The outcome for some removals: `indefinite` where it is `ok` but one of them leaves such a curvature."""
+        places = self.removals.places(removals)
+        flagged = len(self.indefinite) and self.indefinite[places[places >= 0]].any()
+        return "indefinite" if flagged and self.status == "ok" else self.status
 
     def norms_on(self, removals: Removals) -> np.ndarray:
         """(k',) norms of the estimated parameter change, nan where there are none."""

@@ -57,7 +57,7 @@ def _row(network: Network, j: int, removals: Removals, estimate: Estimate, truth
         "norm_ratio": norms.ratio,
         "control_change": truth.control[j],
         "solver_residual": estimate.residual,
-        "status": outcome(network, estimate.status, found.status, kept),
+        "status": outcome(network, estimate.status_on(removals), found.status, kept),
         "seconds_estimate": estimate.seconds,
         "seconds_retrain": truth.seconds,
         "products": estimate.products,
@@ -123,13 +123,14 @@ def _pooled(network: Network, pairs: list[tuple[int, Removals]], estimate: Estim
     estimated = np.concatenate([estimate.on(removals)[:, j] for j, removals in pairs])
     kept = np.isfinite(true)
     found = agreement.compare(estimated[kept], true[kept])
+    worst = next((s for _, r in pairs if (s := estimate.status_on(r)) != "ok"), "ok")
     return {
         "n_points": found.n,
         "pearson": found.pearson,
         "spearman": found.spearman,
         "slope": found.slope,
         "solver_residual": estimate.residual,
-        "status": outcome(network, estimate.status, found.status, kept[kept]),
+        "status": outcome(network, worst, found.status, kept[kept]),
     }
 
 

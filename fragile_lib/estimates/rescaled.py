@@ -41,7 +41,7 @@ def rescaled(
         removals: what is left out.
         solver: whose A^-1 is taken, one of `by_name.SOLVERS`; options are its own.
 
-    `indefinite`: for some example A - C_i / n is not positive definite, so that its step leads to no minimum.
+    `indefinite`: where A - C_i / n is not positive definite for a member, so that its step leads to no minimum.
     """
     began = perf_counter()
     with Peak() as peak:
@@ -49,11 +49,11 @@ def rescaled(
         gradients = network.test_gradients(points)
         examples = Removals.single(sorted({i for group in removals.members for i in group}), removals.n)
         steps = [_steps(network, solve, gradients, part) for part in np.array_split(examples.indices, _parts(examples))]
-    changes = np.full((removals.n, len(points)), np.nan)
+    changes, bad = np.full((removals.n, len(points)), np.nan), np.zeros(removals.n, int)
     changes[examples.indices] = np.concatenate([found for found, _ in steps])
-    status = solve.status if all(positive for _, positive in steps) else "indefinite"
-    seconds = perf_counter() - began
-    return Estimate(removals, removals.sums(changes), solve.residual, seconds, solve.products, peak.mb, status)
+    bad[examples.indices] = ~np.concatenate([positive for _, positive in steps])
+    told = solve.residual, perf_counter() - began, solve.products, peak.mb, solve.status
+    return Estimate(removals, removals.sums(changes), *told, indefinite=removals.sums(bad) > 0)
 
 
 def newton_step(
@@ -75,9 +75,9 @@ def newton_step(
         else:
             steps = [_whole_step(network, solve, gradients, group) for group in removals.members]
     changes = np.array([found for found, _ in steps]).reshape(len(removals), len(points))
-    status = solve.status if all(positive for _, positive in steps) else "indefinite"
-    seconds, products = perf_counter() - began, solve.products
-    return Estimate(removals, changes, solve.residual, seconds, products, peak.mb, status, additive=False)
+    bad = np.array([not positive for _, positive in steps], dtype=bool)
+    told = solve.residual, perf_counter() - began, solve.products, peak.mb, solve.status
+    return Estimate(removals, changes, *told, indefinite=bad, additive=False)
 
 
 class _counted:  # noqa: N801
@@ -130,15 +130,15 @@ def softmax_factor(p: Tensor) -> Tensor:
     return (below.tril(-1)[..., :, : classes - 1] + ones) * scale[..., None, :]
 
 
-def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-    """(changes (k, m) of leaving out each of some examples, whether all that is left is positive definite)."""
+def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(changes (k, m) of leaving out each of some examples, whether what is left is positive definite (k,))."""
     b, c = factors_of(network, rows)
     solved = solve(b.flatten(0, 1)).view(b.shape)
     left = torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n
     step = torch.linalg.solve(left, c[..., None])[..., 0]
     changes = torch.einsum("krp,mp,kr->km", solved, gradients, step) / network.train.n
-    positive = bool((torch.linalg.eigvalsh((left + left.mT) / 2) > 0).all())
-    return changes.double().cpu().numpy(), positive
+    positive = (torch.linalg.eigvalsh((left + left.mT) / 2) > 0).all(dim=1)
+    return changes.double().cpu().numpy(), positive.cpu().numpy()
 
 
 def _whole_step(

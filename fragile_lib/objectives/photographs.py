@@ -254,6 +254,26 @@ class PhotoObjective:
         bad = np.fromiter(self.slopes.notes.bad if self.slopes else (), dtype=int)
         return np.setdiff1d(np.arange(len(self.photos)), bad)
 
+    @property
+    def facts(self) -> dict:
+        """What the last pass is recorded with: images a second, broken files by name, how many were made RGB."""
+        notes, listing = self.slopes.notes, self.photos.listing
+        return {
+            "throughput": {"scoring": self.slopes.images / self.slopes.seconds},
+            "unreadable": {listing.name(row): why for row, why in notes.bad.items()},
+            "converted": len(notes.converted),
+        }
+
+    @property
+    def said(self) -> str:
+        """The same in words, with the first ten broken files."""
+        facts = self.facts
+        lines = [f"left out: {name}: {why}" for name, why in list(facts["unreadable"].items())[:10]]
+        rate = f"{self.slopes.images:,} images scored, {facts['throughput']['scoring']:.1f} a second and process"
+        return "\n".join(
+            [*lines, f"{rate}; {len(facts['unreadable'])} unreadable, {facts['converted']} converted to RGB"]
+        )
+
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
         """v_k . grad loss_i (1, K, n) of all photographs for v (1, K, P), at the module's own theta; nan if broken."""
         self.scoring = Scoring(self.folder, self.module, v[0], self.photos, self.batch, self.shard)
