@@ -148,6 +148,10 @@ class Chosen:
         """What is to be left out for the first test point: where truths are repeated."""
         return Removals.union(parts[0] for parts in self.removals.values())
 
+    def at(self, places: Sequence[int]) -> Chosen:
+        """For some of the test points alone."""
+        return replace(self, removals={name: [parts[j] for j in places] for name, parts in self.removals.items()})
+
     def only(self, *choices: str) -> Chosen:
         """Some of the choices."""
         return replace(self, removals={name: self.removals[name] for name in choices})
