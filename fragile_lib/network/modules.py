@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fragile_lib.data.sets import Data
-from fragile_lib.minimise.modules import ModuleTrainer, train
+from fragile_lib.minimise.modules import ModuleTrainer, Trained, make_optimiser, train
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import check_batch, frozen_statistics
 from fragile_lib.models.module import ModuleModel
@@ -66,6 +66,45 @@ def prepare(
         schedule=schedule,
         seconds=seconds,
     )
+
+
+def own(
+    module: nn.Module,
+    n_classes: int,
+    train_data: Data,
+    test_data: Data,
+    weight_decay: float,
+    damping: float,
+    schedule: Schedule | None = None,
+    chunk: int = 50,
+    device: str = "auto",
+) -> Network:
+    """A network that was trained elsewhere, in evaluation mode, as it is.
+
+    Args:
+        module: images or features (n, ...) -> logits (n, n_classes); its parameters' floating type is that of the data.
+        n_classes: number of logits.
+        train_data, test_data: x (1, n, ...) and labels y (1, n).
+        weight_decay: of J, on parameters of two dimensions or more.
+        damping: added to the curvature.
+        schedule: how it is trained on without examples (`warm_minibatch`); its optimiser begins without a memory.
+        chunk: examples whose activations are held at once.
+        device: auto, cpu or cuda.
+
+    Raises:
+        InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`).
+    """
+    device = resolve_device(device)
+    model = ModuleModel(module.to(device), n_classes)
+    objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
+    test, theta = objective.on(test_data), model.theta
+    trainer = None
+    if schedule is not None:
+        start = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
+        trainer = ModuleTrainer(start, (objective.data.x[0], objective.data.y[0]), weight_decay, module)
+    norm = float(objective.gradient(theta[None], objective.uniform(1)).norm())
+    certificate = {"status": "not_certified", "grad_norm": norm}
+    return Network(theta, objective, test, damping, certificate=certificate, trainer=trainer, schedule=schedule)
 
 
 def _placed(data: Data, device: str) -> Data:
