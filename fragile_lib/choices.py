@@ -314,17 +314,16 @@ def choose_training(choice: str, count: int, scores: np.ndarray, losses: np.ndar
         raise bad_input("train_count", count, f"give a whole number from {FEWEST} to {len(usable)}")
     if choice == "random":
         return np.sort(np.random.default_rng([seed, 13]).choice(len(scores), count, replace=False))
-    key = losses if choice == "top_loss" else np.abs(scores)
-    order = np.nan_to_num(key, nan=-1.0).argsort(kind="stable")
+    key = np.nan_to_num(losses if choice == "top_loss" else np.abs(scores), nan=-1.0)
     if choice in ("top_loss", "top_influence"):
-        return np.sort(order[-count:])
+        return np.sort((-key).argsort(kind="stable")[:count])  # of equal ones the first
     head, _, tail = choice.partition("_")
     if tail != "influence" or not head[1:].isdigit() or head[0] != "p" or int(head[1:]) > 100:
         known = "top_influence, p30_influence and the like, top_loss, random or all"
         raise bad_input("train_choice", choice, f"choose {known}")
     start = round(int(head[1:]) / 100 * len(scores)) - count // 2
     start = min(max(start, 0), len(scores) - count)
-    return np.sort(order[start : start + count])
+    return np.sort(key.argsort(kind="stable")[start : start + count])
 
 
 def most_influential(scores: np.ndarray, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.choices import Chosen, Points, Removals, Truth
+from fragile_lib.choices import Chosen, Points, Truth
 from fragile_lib.minimise.descent import descend
 from fragile_lib.network import Network
 from fragile_lib.tools.errors import bad_input
@@ -68,13 +68,15 @@ def stacked(
     norms = train.gradient(theta, weights, dataset).norm(dim=1)
     kept = torch.isfinite(norms) if tolerance is None else norms <= tolerance
     seconds = (perf_counter() - began) / len(networks)
-    parts = zip(networks, points, union, theta.split(sizes), kept.split(sizes), strict=True)
+    parts = zip(networks, points, chosen, theta.split(sizes), kept.split(sizes), strict=True)
     return [_truth(*part, seconds) for part in parts]
 
 
-def _truth(network: Network, points: Points, removals: Removals, theta: Tensor, kept: Tensor, seconds: float) -> Truth:
-    test, kept = network.on_points(points), kept[1:].cpu().numpy()
+def _truth(network: Network, points: Points, chosen: Chosen, theta: Tensor, kept: Tensor, seconds: float) -> Truth:
+    removals, test, kept = chosen.all(), network.on_points(points), kept[1:].cpu().numpy()
     lost = (test.losses(theta) - test.losses(network.theta[None])).cpu().numpy()
+    if not network.usable:  # nothing was left out; it keeps its rows, under its own outcome
+        return Truth(removals, np.full((len(removals), len(points)), np.nan), lost[0], seconds=seconds)
     norms = [(theta[1:] - base).norm(dim=1).cpu().numpy() for base in (network.theta, theta[0])]
     return Truth(
         removals,
