@@ -216,7 +216,10 @@ class Truth:
         repeats: repetitions (R, k, m); nan where none was made. repeat_controls: what each one's control did (R, m).
         norms: of the parameter change (k,), from the network; norms_from_control: from its control. Empty where they
             were not measured.
-        seconds: of all of it. images: that went through a training step. unseen: removals that no batch held.
+        averaged: whether `changes` is the mean of R repetitions of every removal at every test point; else repetitions
+            are there for the truth's noise alone, and `changes` is the first of them.
+        seconds: of all of it. images: that went through a training step. unseen (k,): the share of repetitions in which
+            no batch held the removal, empty where there are no batches.
     """
 
     removals: Removals
@@ -227,8 +230,9 @@ class Truth:
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
     norms_from_control: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: float = NAN
+    averaged: bool = False
     images: int = 0
-    unseen: int = 0
+    unseen: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def covers(self, removals: Removals) -> bool:
         """Whether all of these removals were left out."""
@@ -244,6 +248,10 @@ class Truth:
             return np.zeros((0, 0))
         found = self.repeats[:, self.removals.places(removals), point]
         return found[:, np.isfinite(found).all(axis=0)]
+
+    def unseen_on(self, removals: Removals) -> float:
+        """The share of some removals, and of their repetitions, that no batch held; nan where there are no batches."""
+        return float(self.unseen[self.removals.places(removals)].mean()) if len(self.unseen) else NAN
 
     def norms_on(self, removals: Removals) -> np.ndarray:
         """(k',) norms of the parameter change, nan where there are none."""

@@ -142,7 +142,7 @@ class ModuleTrainer:
         unseen = first == schedule.steps
         losses[unseen] = control
         images += len(batches) * schedule.batch
-        return Continued(before, control, losses, images, perf_counter() - began, int(unseen.sum()))
+        return Continued(before, control, losses, images, perf_counter() - began, unseen)
 
     def from_scratch(
         self, schedule: Schedule, members: Sequence[np.ndarray], test: Objective, start: int | None = None
@@ -158,4 +158,6 @@ class ModuleTrainer:
             found.append(losses_of(frozen_statistics(trained, x[left], len(left)), test))
         images = len(found) * schedule.steps * schedule.batch
         before = losses_of(self.start.module, test)
-        return Continued(before, found[0], np.array(found[1:]), images, perf_counter() - began, 0)
+        return Continued(
+            before, found[0], np.array(found[1:]), images, perf_counter() - began, np.zeros(len(members), bool)
+        )

@@ -133,7 +133,7 @@ class PhotoTrainer:
             losses[group], control = part["losses"], part["control"]
             images, seconds = images + int(part["images"]), seconds + float(part["seconds"])
         before = losses_of(self.start.module, test)
-        return Continued(before, control, losses, images, seconds, int((first == schedule.steps).sum()))
+        return Continued(before, control, losses, images, seconds, first == schedule.steps)
 
     def _facts(self, schedule: Schedule, members: Sequence[np.ndarray]) -> dict:
         """What left-out losses follow from, for their checkpoint."""

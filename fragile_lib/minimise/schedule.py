@@ -115,7 +115,7 @@ class Schedule:
 class Continued:
     """Losses (m,) before, of the control (m,) and of each removal (k, m) after retraining, and what it cost.
 
-    images: that went through a training step. unseen: the removals that no batch contained.
+    images: that went through a training step. unseen (k,): whether no batch contained the removal.
     """
 
     before: np.ndarray
@@ -123,4 +123,4 @@ class Continued:
     removed: np.ndarray
     images: int
     seconds: float
-    unseen: int
+    unseen: np.ndarray

@@ -152,8 +152,7 @@ class StackTrainer:
         before = test.losses(self.theta[None])[0].cpu().numpy()
         first = schedule.first_use(self.single.n, list(members))
         images = schedule.batch * int(schedule.steps + (schedule.steps - first).sum())
-        unseen = int((first == schedule.steps).sum())
-        return Continued(before, losses[0], losses[1:], images, perf_counter() - began, unseen)
+        return Continued(before, losses[0], losses[1:], images, perf_counter() - began, first == schedule.steps)
 
 
 def _steps(

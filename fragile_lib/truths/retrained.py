@@ -13,6 +13,7 @@ import numpy as np
 from fragile_lib.choices import Chosen, Points, Removals, Truth
 from fragile_lib.minimise.schedule import Continued, Schedule
 from fragile_lib.network import Network
+from fragile_lib.tools.checks import check_count
 
 AGAIN = 1_000  # added to a seed where a truth is repeated with other batches
 
@@ -25,6 +26,7 @@ def warm_minibatch(
     *,
     schedule: Schedule | None = None,
     fraction: float | None = None,
+    repeats: int = 1,
 ) -> list[Truth]:
     """The paper's retraining: going on from the network by minibatches, the removal masked, beside a control.
 
@@ -38,11 +40,14 @@ def warm_minibatch(
         repeat: what is asked for at the first test point is left out again with batches in another order.
         schedule: how to go on, or
         fraction: the share of its own training steps that each network goes on for, at the rate training ended with.
+        repeats: R orders of batches for everything, each with a control of its own; the truth is then their mean.
     """
     found = []
     for network, some, one in zip(networks, points, chosen, strict=True):
         how = schedule or network.schedule.continued(network.schedule.share(fraction), network.seed)
-        found.append(_warm(network, some, one, how, repeat))
+        found.append(
+            _warm(network, some, one, how, repeat) if repeats == 1 else _mean(network, some, one, how, repeats)
+        )
     return found
 
 
@@ -50,7 +55,9 @@ def _warm(network: Network, points: Points, chosen: Chosen, schedule: Schedule, 
     removals = chosen.all()
     found = _gone_on(network, points, removals, schedule)
     changes, control = _finite(found.removed - found.before), found.control - found.before
-    truth = Truth(removals, changes, control, seconds=found.seconds, unseen=found.unseen, images=found.images)
+    truth = Truth(
+        removals, changes, control, seconds=found.seconds, unseen=found.unseen.astype(float), images=found.images
+    )
     if not repeat:
         return truth
     again = chosen.first()
@@ -59,6 +66,27 @@ def _warm(network: Network, points: Points, chosen: Chosen, schedule: Schedule, 
     repeats[0, :, 0] = changes[:, 0]
     repeats[1, removals.places(again), 0] = _finite(other.removed - other.before)[:, 0]
     return replace(truth, repeats=repeats, repeat_controls=np.stack([control, other.control - other.before]))
+
+
+def _mean(network: Network, points: Points, chosen: Chosen, schedule: Schedule, repeats: int) -> Truth:
+    """The mean over `repeats` orders of batches, of everything at every test point."""
+    check_count("repeats", repeats)
+    removals = chosen.all()
+    orders = [replace(schedule, seed=schedule.seed + AGAIN * r) for r in range(repeats)]
+    found = [_gone_on(network, points, removals, order) for order in orders]
+    changes = np.stack([_finite(one.removed - one.before) for one in found])
+    controls = np.stack([one.control - one.before for one in found])
+    return Truth(
+        removals,
+        changes.mean(axis=0),
+        controls.mean(axis=0),
+        changes,
+        controls,
+        averaged=True,
+        seconds=sum(one.seconds for one in found),
+        images=sum(one.images for one in found),
+        unseen=np.mean([one.unseen for one in found], axis=0),
+    )
 
 
 def _gone_on(network: Network, points: Points, removals: Removals, schedule: Schedule) -> Continued:
@@ -107,8 +135,8 @@ def _anew(network: Network, points: Points, chosen: Chosen, schedules: Sequence[
         found = network.trainer.from_scratch(schedule, members, test, start)
         repeats.append(found.removed - found.control)
         seconds += found.seconds
-    none = np.zeros(len(points))
-    return Truth(removals, np.mean(repeats, axis=0), none, np.stack(repeats), seconds=seconds)
+    none, averaged = np.zeros(len(points)), len(repeats) > 1
+    return Truth(removals, np.mean(repeats, axis=0), none, np.stack(repeats), averaged=averaged, seconds=seconds)
 
 
 def _finite(changes: np.ndarray) -> np.ndarray:
