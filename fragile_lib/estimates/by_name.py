@@ -21,6 +21,7 @@ from fragile_lib.estimates.influence import direction, from_direction, parameter
 from fragile_lib.network import NUDGE, Network
 from fragile_lib.solvers import Solver
 from fragile_lib.solvers.batch_lissa import BatchLissaSolver
+from fragile_lib.solvers.gram import GramSolver
 from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
 from fragile_lib.tools.measure import Peak
 
@@ -90,6 +91,7 @@ SOLVERS: dict[str, Make] = {
     "exact_undamped": _exact_undamped,
     "cg": _iterative(solvers.BlockCGSolver),
     "cg_ggn": _iterative(solvers.BlockCGSolver, gauss_newton=True),
+    "gram_ggn": _iterative(GramSolver),
     "minres": _iterative(solvers.MinresSolver),
     "lissa_single": _lissa_single,
     "lissa_random": _lissa_random,

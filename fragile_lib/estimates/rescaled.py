@@ -19,12 +19,12 @@ from time import perf_counter
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from fragile_lib.choices import Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.network import Network
 from fragile_lib.solvers.dense import DenseSolver
+from fragile_lib.solvers.gram import factors_of
 from fragile_lib.tools.measure import Peak
 
 AT_ONCE = 16  # examples whose factors are solved for together
@@ -98,41 +98,9 @@ def _parts(examples: Removals) -> int:
     return max(1, -(-len(examples) // AT_ONCE))
 
 
-def factors_of(network: Network, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """B (k, C - 1, P) and c (k, C - 1) of some training examples: C_i = B_i^T B_i and grad loss_i = B_i^T c_i."""
-    data, model = network.train.data, network.train.model
-    x, y = data.x[network.place][rows], data.y[network.place][rows]
-
-    def logits(t: Tensor, one: Tensor) -> Tensor:
-        return model(t, one[None])[0]
-
-    jacobians = vmap(jacrev(logits), in_dims=(None, 0))(network.theta, x)
-    p = vmap(logits, in_dims=(None, 0))(network.theta, x).softmax(1)
-    factor = softmax_factor(p)
-    residual = p - torch.nn.functional.one_hot(y, p.shape[1])
-    c = torch.linalg.lstsq(factor, residual[..., None]).solution[..., 0]
-    return factor.mT @ jacobians, c
-
-
-def softmax_factor(p: Tensor) -> Tensor:
-    """L (..., C, C - 1) with L L^T = diag(p) - p p^T (Tanabe and Sagae 1992), for probabilities p (..., C).
-
-    With q_c the probability beyond class c, column c is sqrt(p_c q_c / q_{c-1}) times
-    (0, ..., 1, -p_k / q_c for k > c).
-    """
-    beyond = p.flip(-1).cumsum(-1).flip(-1)  # q_{c-1} at place c
-    tiny = torch.finfo(p.dtype).tiny
-    here, after = beyond[..., :-1].clamp(min=tiny), beyond[..., 1:].clamp(min=tiny)
-    scale = (p[..., :-1] * after / here).sqrt()
-    below = -p[..., :, None] / after[..., None, :]
-    classes = p.shape[-1]
-    ones = torch.eye(classes, classes - 1, dtype=p.dtype, device=p.device)
-    return (below.tril(-1)[..., :, : classes - 1] + ones) * scale[..., None, :]
-
-
 def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(changes (k, m) of leaving out each of some examples, whether what is left is positive definite (k,))."""
-    b, c = factors_of(network, rows)
+    b, c = factors_of(network.train, network.theta, torch.from_numpy(rows), network.place)
     solved = solve(b.flatten(0, 1)).view(b.shape)
     left = torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n
     step = torch.linalg.solve(left, c[..., None])[..., 0]
@@ -145,7 +113,8 @@ def _whole_step(
     network: Network, solve: _counted, gradients: Tensor, group: tuple[int, ...]
 ) -> tuple[np.ndarray, bool]:
     """The same for one removal as a whole, its members' factors stacked."""
-    b, c = (part.flatten(0, 1) for part in factors_of(network, np.array(group)))
+    found = factors_of(network.train, network.theta, torch.tensor(group), network.place)
+    b, c = (part.flatten(0, 1) for part in found)
     solved = solve(b)
     left = torch.eye(len(b)).to(b) - b @ solved.T / network.train.n
     changes = gradients @ solved.T @ torch.linalg.solve(left, c) / network.train.n
