@@ -62,7 +62,7 @@ class GramSolver:
 
 
 def factors_of(objective: Objective, theta: Tensor, rows: Tensor, dataset: int = 0) -> tuple[Tensor, Tensor]:
-    """B (k, C - 1, P), c (k, C - 1) of some examples: B_i^T B_i is their Gauss-Newton part, B_i^T c_i their gradient."""
+    """B (k, C - 1, P), c (k, C - 1) of some examples: B_i^T B_i is the Gauss-Newton part, B_i^T c_i the gradient."""
     data, model = objective.data, objective.model
     x, y = data.x[dataset][rows], data.y[dataset][rows]
 
