@@ -48,7 +48,7 @@ def run(run_id: str, root: Path, out: Path) -> Path:
         code = (
             "import sys, yaml; from pathlib import Path; from fragile_lib.study.execute import execute_notebook as go\n"
             "p = yaml.safe_load(Path(sys.argv[1]).read_text()); name = sys.argv[2]; out = Path(sys.argv[3])\n"
-            "if name in ('iris', 'small_mnist', 'mnist_cifar10'): p.setdefault('own_curvature', [])  # newer than some\n"
+            "if name in ('iris', 'small_mnist', 'mnist_cifar10'): p.setdefault('own_curvature', [])\n"
             "p |= {'output_dir': str(out), 'run_id': out.name, 'profile': 'check', 'grid_results': ''}\n"
             "go(Path('notebooks') / f'{name}.ipynb', out / 'run.ipynb', p, Path.cwd())\n"
         )

@@ -126,7 +126,8 @@ class AbsoluteInverse:
         self._whole = self._half @ self._half
 
     def after(self, change: Tensor) -> Tensor:
-        """The inverse (P, P) for C + T, T (P, P) symmetric and in float32."""
+        """The inverse (P, P) for C + T, T (P, P) symmetric."""
+        change = change.to(self._half)
         basis = torch.randn(len(change), min(RANK, len(change)), generator=torch.Generator().manual_seed(0)).to(change)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(change @ basis)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -105,6 +105,15 @@ class Network:
 
     def _direct(self, gauss_newton: bool) -> DenseSolver:
         return DenseSolver(self.train, self.theta, self.damping, gauss_newton, single=self.single, dataset=self.place)
+
+    def alone(self) -> Network:
+        """The same network with objectives on its own data set alone."""
+        train, test, some = self.train, self.test, slice(self.place, self.place + 1)
+        if len(train.data.y) == 1:
+            return self
+        device = str(train.device)
+        own = type(train)(train.model, Data(train.data.x[some], train.data.y[some]), train.weight_decay, device)
+        return replace(self, train=own, test=own.on(Data(test.data.x[some], test.data.y[some])), place=0)
 
     def train_losses(self) -> np.ndarray:
         """(n,) of the training examples."""

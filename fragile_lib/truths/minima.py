@@ -82,6 +82,7 @@ def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeat: b
     removals, further = _sought(kind, chosen, bfgs_points)
     if kind == "minimum" and not network.certified:
         return Truth(Removals((), removals.n), np.zeros((0, len(points))), np.zeros(len(points)))
+    network = network.alone()
     respond = Minima(network, kind)
 
     def found_from(start: Tensor, left_out: Removals, on: Removals, steps: int) -> np.ndarray:

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Linear, Regression, SquaredError, iris_subset, random_network, sklearn_softmax, softmax_regression
+from helpers import (
+    Linear,
+    Regression,
+    SquaredError,
+    iris_subset,
+    network_of,
+    random_network,
+    sklearn_softmax,
+    softmax_regression,
+)
 
+from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data
-from fragile_lib.influence import influence, leave_one_out, parameter_change
+from fragile_lib.estimates import influence, parameter_change
 from fragile_lib.minimise.newton import newton
 from fragile_lib.solvers import ExactSolver
 
@@ -15,14 +25,25 @@ def slope(estimate, truth):
     return np.polyfit(np.ravel(estimate), np.ravel(truth), 1)[0]
 
 
+def points(index):
+    return Points(np.asarray(index), ["random"] * len(index))
+
+
 def solved(problem):
     return ExactSolver(problem.train, problem.fitted(), 0.0)
 
 
-def estimated(problem, removals):
-    return influence(
-        problem.train, problem.test, problem.fitted(), removals, torch.arange(problem.m), solved(problem)
-    ).changes.numpy()
+def along(network, some, solver, d):
+    """The derivative of the test losses along any changes of the weights d (k, n): (k, m)."""
+    return -torch.as_tensor(d) @ network.slopes(solver(network.test_gradients(some)).x)
+
+
+def estimated(problem, d):
+    return along(problem.network(), points(range(problem.m)), solved(problem), d).numpy()
+
+
+def single(problem, indices=None):
+    return Removals.single(range(problem.n) if indices is None else indices, problem.n)
 
 
 def first_order(problem):
@@ -39,30 +60,25 @@ def problem():
     return Regression()
 
 
-def test_leave_one_out_takes_one_nth_from_its_example_and_nothing_from_the_others():
-    found = leave_one_out(torch.tensor([2, 0]), 4)
-    assert torch.equal(found, torch.tensor([[0, 0, -0.25, 0], [-0.25, 0, 0, 0]]).double())
-
-
 def test_the_estimate_is_the_first_order_formula_of_linear_regression(problem):
-    found = estimated(problem, leave_one_out(torch.arange(problem.n), problem.n))
-    np.testing.assert_allclose(found, first_order(problem), rtol=1e-9, atol=1e-13)
+    found = influence(problem.network(), points(range(problem.m)), solved(problem))
+    np.testing.assert_allclose(found.changes, first_order(problem), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(estimated(problem, single(problem).changes()), found.changes, rtol=1e-12, atol=1e-15)
 
 
 def test_the_estimate_is_the_derivative_along_any_change_of_weights(problem):
     d = np.random.default_rng(0).standard_normal((3, problem.n))
-    found = estimated(problem, torch.tensor(d))
     uniform, size = np.full(problem.n, 1 / problem.n), 1e-6
     central = [
         (problem.test_losses(problem.optimum(uniform + size * row))
          - problem.test_losses(problem.optimum(uniform - size * row))) / (2 * size)
         for row in d
     ]  # fmt: skip
-    np.testing.assert_allclose(found, central, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(estimated(problem, d), central, rtol=1e-6, atol=1e-7)
 
 
 def test_the_epsilon_sweep_comes_to_the_estimate_at_first_order(problem):
-    d = leave_one_out(torch.arange(problem.n), problem.n)
+    d = single(problem).changes()
     found, before = estimated(problem, d), problem.test_losses(problem.optimum())
     uniform, errors = np.full(problem.n, 1 / problem.n), []
     for epsilon in (0.1, 0.01, 0.001):
@@ -75,8 +91,7 @@ def test_the_epsilon_sweep_comes_to_the_estimate_at_first_order(problem):
 
 def test_exact_leave_one_out_has_slope_one_on_the_estimate_and_its_sign():
     problem = Regression(n=80)
-    found = estimated(problem, leave_one_out(torch.arange(80), 80))
-    truth = problem.exact_leave_one_out()
+    found, truth = estimated(problem, single(problem).changes()), problem.exact_leave_one_out()
     assert slope(found, truth) == pytest.approx(1, abs=0.15)
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.99
     clear = np.abs(truth) > 0.05 * np.abs(truth).max()
@@ -85,29 +100,26 @@ def test_exact_leave_one_out_has_slope_one_on_the_estimate_and_its_sign():
 
 def test_exact_leave_one_out_is_the_parameter_change_over_one_minus_the_leverage(problem):
     """Sherman and Morrison: with the other weights at 1/n the exact move is A^-1 x_i r_i / n / (1 - h_i)."""
-    move = parameter_change(
-        problem.train, problem.fitted(), leave_one_out(torch.arange(problem.n), problem.n), solved(problem)
-    ).numpy()
+    move = parameter_change(problem.network(), single(problem), solved(problem)).numpy()
     inverse = np.linalg.inv(problem.hessian())
     leverage = np.einsum("ip,pq,iq->i", problem.design, inverse, problem.design) / problem.n
     for i in range(problem.n):
         w = np.full(problem.n, 1 / problem.n)
         w[i] = 0
-        np.testing.assert_allclose(
-            move[i] / (1 - leverage[i]), problem.optimum(w) - problem.optimum(), rtol=1e-8, atol=1e-12
-        )
+        exact = problem.optimum(w) - problem.optimum()
+        np.testing.assert_allclose(move[i] / (1 - leverage[i]), exact, rtol=1e-8, atol=1e-12)
 
 
 def test_softmax_estimates_agree_with_scikit_learn_refits():
     (train, test_data), weight_decay = iris_subset(13), 0.1
     objective = softmax_regression(train, weight_decay)
-    test = objective.on(test_data)
     theta = sklearn_softmax(train, weight_decay)
+    network = network_of(objective, objective.on(test_data), theta)
     refits = torch.stack([sklearn_softmax(train, weight_decay, without=i) for i in range(39)])
-    points = test.losses(theta[None])[0].argsort(descending=True)[:4]
-    truth = (test.losses(refits, torch.zeros(39, dtype=torch.long)) - test.losses(theta[None]))[:, points].numpy()
-    solver = ExactSolver(objective, theta, 1e-8)  # a common shift of the biases has no curvature
-    found = influence(objective, test, theta, leave_one_out(torch.arange(39), 39), points, solver)
+    losses = network.test_losses()
+    some = points(losses.argsort(descending=True)[:4].numpy())
+    truth = (network.test.losses(refits, torch.zeros(39, dtype=torch.long)) - losses)[:, some.index].numpy()
+    found = influence(network, some, ExactSolver(objective, theta, 1e-8))  # a shift of the biases has no curvature
     for t in range(4):
         assert np.corrcoef(found.changes[:, t], truth[:, t])[0, 1] > 0.97
         assert 0.8 < slope(found.changes[:, t], truth[:, t]) < 1.3
@@ -117,57 +129,57 @@ def test_softmax_estimates_agree_with_scikit_learn_refits():
 def test_the_epsilon_sweep_comes_to_the_softmax_estimate():
     train, test_data = iris_subset(13)
     objective = softmax_regression(train, 0.02)
-    test, uniform = objective.on(test_data), objective.uniform(39)
+    uniform = objective.uniform(39)
     theta = newton(objective, torch.zeros(1, 15).double(), uniform[:1])[0][0]
-    d, points, before = leave_one_out(torch.arange(39), 39), torch.arange(30), test.losses(theta[None])
-    found = influence(objective, test, theta, d, points, ExactSolver(objective, theta, 1e-9)).changes
+    network = network_of(objective, objective.on(test_data), theta)
+    d, before = Removals.single(range(39), 39).changes(), network.test_losses()
+    found = influence(network, points(range(30)), ExactSolver(objective, theta, 1e-9)).changes
     errors = []
     for epsilon in (0.03, 0.003):
         moved = newton(objective, theta.expand(39, -1), uniform + epsilon * d)[0]
-        errors.append(((test.losses(moved) - before) / epsilon - found).abs().max().item())
-    assert errors[0] < 0.1 * found.abs().max()
+        errors.append(np.abs((network.test.losses(moved) - before).numpy() / epsilon - found).max())
+    assert errors[0] < 0.1 * np.abs(found).max()
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.2)
 
 
 def test_a_group_counts_as_the_sum_of_its_members_to_first_order(problem):
-    single = leave_one_out(torch.arange(problem.n), problem.n)
-    group = single[[3, 5, 11]].sum(0, keepdim=True)
-    np.testing.assert_allclose(
-        estimated(problem, group)[0], estimated(problem, single[[3, 5, 11]]).sum(0), rtol=1e-12, atol=1e-15
-    )
+    some, solver = points(range(problem.m)), solved(problem)
+    group = influence(problem.network(), some, solver, Removals.groups([[3, 5, 11]], problem.n)).changes[0]
+    members = influence(problem.network(), some, solver, single(problem, [3, 5, 11])).changes
+    np.testing.assert_allclose(group, members.sum(0), rtol=1e-12, atol=1e-15)
 
 
 def test_the_parameter_change_tells_the_same_as_the_influence(problem):
-    d = leave_one_out(torch.arange(problem.n), problem.n)
-    move = parameter_change(problem.train, problem.fitted(), d, solved(problem))
+    move = parameter_change(problem.network(), single(problem), solved(problem))
     gradients = problem.test.example_gradients(problem.fitted()[None])[0]
-    np.testing.assert_allclose(move @ gradients.T, estimated(problem, d), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(move @ gradients.T, first_order(problem), rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("gauss_newton", [False, True])
 def test_networks_give_the_dense_formula_on_the_data_set_they_are_told(gauss_newton):
     train, _, theta, _ = random_network("tanh", 2, 4, 11)
     test = train.on(random_network("tanh", 2, 4, 11, seed=1)[0].data)
+    network, some, place = network_of(train, test, theta[1], place=1), points([7, 0, 2]), torch.tensor([1])
     d = torch.randn(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    points, place = torch.tensor([7, 0, 2]), torch.tensor([1])
     solver = ExactSolver(train, theta[1], 0.5, gauss_newton, dataset=1)
-    found = influence(train, test, theta[1], d, points, solver, dataset=1)
     matrix = train.matrices(theta[1:2], train.uniform(1), place, gauss_newton)[0]
     inverse = torch.linalg.inv(matrix + 0.5 * torch.eye(len(matrix), dtype=torch.float64))
-    right = test.example_gradients(theta[1:2], place)[0][points]
-    left = d @ train.example_gradients(theta[1:2], place)[0]
-    torch.testing.assert_close(found.changes, -left @ inverse @ right.T, rtol=1e-8, atol=1e-9)
-    move = parameter_change(train, theta[1], d, solver, dataset=1)
-    torch.testing.assert_close(move, -left @ inverse, rtol=1e-8, atol=1e-9)
-    assert (found.status, found.changes.shape) == (solver(right).status, (5, 3))
+    right = test.example_gradients(theta[1:2], place)[0][some.index]
+    examples = train.example_gradients(theta[1:2], place)[0]
+    torch.testing.assert_close(along(network, some, solver, d), -d @ examples @ inverse @ right.T, rtol=1e-8, atol=1e-9)
+    removals = Removals.single([3, 4], 11)
+    found = influence(network, some, solver, removals)
+    np.testing.assert_allclose(found.changes, examples[[3, 4]] @ inverse @ right.T / 11, rtol=1e-8, atol=1e-9)
+    move = parameter_change(network, removals, solver)
+    torch.testing.assert_close(move, examples[[3, 4]] @ inverse / 11, rtol=1e-8, atol=1e-9)
+    assert found.status == solver(right).status
 
 
 def test_self_influence_of_all_pairs_is_symmetric_and_helpful_on_the_diagonal(problem):
     """Each example tested on itself: grad_i^T H^-1 grad_j / n, positive definite at a minimum."""
-    test = problem.train.on(problem.train.data)
-    d = leave_one_out(torch.arange(problem.n), problem.n)
-    found = influence(problem.train, test, problem.fitted(), d, torch.arange(problem.n), solved(problem)).changes
-    torch.testing.assert_close(found, found.T, rtol=1e-9, atol=1e-12)
+    network = network_of(problem.train, problem.train.on(problem.train.data), problem.fitted())
+    found = influence(network, points(range(problem.n)), solved(problem)).changes
+    np.testing.assert_allclose(found, found.T, rtol=1e-9, atol=1e-12)
     assert (found.diagonal() > 0).all()
 
 
@@ -175,9 +187,7 @@ def test_a_duplicate_of_the_test_point_is_helpful_and_one_with_the_opposite_erro
     x = torch.tensor([[-2.0], [-1.0], [0.5], [1.0], [2.0], [1.5], [1.5]]).double()
     y = torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0, 2.5, 0.5]).double()  # the last two: above and below the line y = x
     train = SquaredError(Linear(1, 1), Data(x[None], y[None]), 0.0)
-    design = torch.cat([x, torch.ones(7, 1)], dim=1)
-    theta = torch.linalg.lstsq(design, y[:, None]).solution[:, 0]
-    test = train.on(Data(x[None, 5:6], y[None, 5:6]))
-    d = leave_one_out(torch.tensor([5, 6]), 7)
-    found = influence(train, test, theta, d, torch.tensor([0]), ExactSolver(train, theta, 0.0)).changes[:, 0]
+    theta = torch.linalg.lstsq(torch.cat([x, torch.ones(7, 1)], dim=1), y[:, None]).solution[:, 0]
+    network = network_of(train, train.on(Data(x[None, 5:6], y[None, 5:6])), theta)
+    found = influence(network, points([0]), ExactSolver(train, theta, 0.0), Removals.single([5, 6], 7)).changes[:, 0]
     assert found[0] > 0 > found[1]
