@@ -48,8 +48,6 @@ def test_each_test_point_is_compared_on_its_own_training_points() -> None:
     rows = rows_of(*examined())
     assert len(rows) == 4
     assert {(row["seed"], row["fit"], row["selected_by"]) for row in rows} == {(4, "certified", "exact")}
-        (4, "certified", "exact")
-    }
     good = [row for row in rows if row["estimator"] == "exact"]
     told = [(row["test_point"], row["n_points"], row["control_change"], row["test_loss"]) for row in good]
     assert told == [(7, 8, 0.5, 7.0), (3, 10, 0.25, 3.0)]
