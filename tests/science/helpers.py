@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
 from fragile_lib.objectives.base import FusedObjective, Objective
+from fragile_lib.solvers import Solver
 
 
 class Linear:
@@ -91,6 +93,16 @@ class Regression:
             w[i] = 0
             changes.append(self.test_losses(self.optimum(w)) - before)
         return np.array(changes)
+
+
+def leave_one_out(indices: Tensor, n: int) -> Tensor:
+    """The weight changes (k, n) of leaving out each of some examples."""
+    return Removals.single(indices.tolist(), n).changes()
+
+
+def along(network: Network, points: Points, solver: Solver, d: Tensor) -> Tensor:
+    """The derivative of the test losses along any changes of the weights d (k, n): (k, m)."""
+    return -torch.as_tensor(d) @ network.slopes(solver(network.test_gradients(points)).x)
 
 
 def network_of(train: Objective, test: Objective, theta: Tensor, damping: float = 0.0, place: int = 0) -> Network:

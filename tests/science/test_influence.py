@@ -7,6 +7,7 @@ from helpers import (
     Linear,
     Regression,
     SquaredError,
+    along,
     iris_subset,
     network_of,
     random_network,
@@ -31,11 +32,6 @@ def points(index):
 
 def solved(problem):
     return ExactSolver(problem.train, problem.fitted(), 0.0)
-
-
-def along(network, some, solver, d):
-    """The derivative of the test losses along any changes of the weights d (k, n): (k, m)."""
-    return -torch.as_tensor(d) @ network.slopes(solver(network.test_gradients(some)).x)
 
 
 def estimated(problem, d):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import leave_one_out
 
 from fragile_lib.data.sets import Data, iris_splits
-from fragile_lib.influence import leave_one_out
 from fragile_lib.minimise import quasi_newton
 from fragile_lib.minimise.descent import FLAT
 from fragile_lib.minimise.newton import newton

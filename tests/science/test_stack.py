@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from helpers import leave_one_out
 from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
-from fragile_lib.influence import leave_one_out
-from fragile_lib.minimise.minibatch import Protocol, batches, train, train_beside
+from fragile_lib.minimise.schedule import TENTH_AFTER_TWO_THIRDS, Schedule
+from fragile_lib.minimise.stack import train, train_beside
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.conv import ConvObjective
@@ -28,7 +29,7 @@ def problem(kind=torch.float64, objective=ConvObjective):
     return objective(MODEL, Data(x, y), DECAY), theta, weights
 
 
-def by_torch(objective, theta, weights, protocol, make):
+def by_torch(objective, theta, weights, schedule, make):
     """One network by torch.optim and autograd, as anyone would write it, on the same batches."""
     network = MODEL.module(theta.to(objective.data.x.dtype))
     optimiser = make(
@@ -37,20 +38,21 @@ def by_torch(objective, theta, weights, protocol, make):
             {"params": [p for p in network.parameters() if p.dim() == 1], "weight_decay": 0.0},
         ]
     )
-    order = batches(N, protocol.batch, protocol.seed)
+    order = schedule.rows(N)
     present = (weights > 0).to(objective.data.x.dtype)
-    for step in range(protocol.steps):
+    for step in range(schedule.steps):
         for group in optimiser.param_groups:
-            group["lr"] = protocol.rate(step)
+            group["lr"] = schedule.rate(step)
         rows = next(order)
         optimiser.zero_grad()
         lost = cross_entropy(network(objective.data.x[0, rows]), objective.data.y[0, rows], reduction="none")
-        ((present[rows] * lost).sum() / protocol.batch).backward()
+        ((present[rows] * lost).sum() / schedule.batch).backward()
         optimiser.step()
     return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 OPTIMISERS = [
+    ({"optimiser": "rmsprop", "learning_rate": 1e-2}, torch.optim.RMSprop),
     ({"optimiser": "adam", "learning_rate": 1e-2}, torch.optim.Adam),
     ({"optimiser": "sgd", "learning_rate": 0.1}, torch.optim.SGD),
     ({"optimiser": "sgd", "learning_rate": 0.1, "momentum": 0.9}, lambda g: torch.optim.SGD(g, momentum=0.9)),
@@ -61,16 +63,16 @@ OPTIMISERS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "make"), OPTIMISERS, ids=["adam", "sgd", "momentum", "nesterov"])
+@pytest.mark.parametrize(("settings", "make"), OPTIMISERS, ids=["rmsprop", "adam", "sgd", "momentum", "nesterov"])
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"])
 def test_every_member_of_a_stack_is_what_torch_optim_makes_of_it_alone(settings, make, kind, tolerance):
     objective, theta, weights = problem(kind)
-    protocol = Protocol(steps=20, batch=10, drops=DROPS, seed=3, **settings)
-    found = train(objective, theta, weights, protocol).theta
+    schedule = Schedule(steps=20, batch=10, drops=DROPS, seed=3, **settings)
+    found = train(objective, theta, weights, schedule).theta
     assert found.dtype == kind
     moved = (found - theta.to(kind)).abs().max().item()
     for e in range(3):
-        expected = by_torch(objective, theta[e], weights[e], protocol, make)
+        expected = by_torch(objective, theta[e], weights[e], schedule, make)
         torch.testing.assert_close(found[e], expected, rtol=tolerance, atol=tolerance * max(1.0, moved))
     assert moved > 0.01
     assert (found[1] - found[0]).abs().max() > 1e-4  # the left-out example was in some batch
@@ -83,9 +85,9 @@ def test_members_that_wait_beside_the_control_end_where_they_would_have_ended_al
     weights = torch.full((8, N), 1 / N, dtype=torch.float64)
     weights[1:] += leave_one_out(torch.tensor([4, 7, 0, 21, 13, 2, 9]), N)
     for steps in (0, 1, 2, 7):  # of five batches an epoch: after one or two steps some images have not been seen
-        protocol = Protocol(steps=steps, batch=4, learning_rate=1e-2, optimiser=optimiser, momentum=0.0, seed=5)
-        expected = train(train_objective, theta[:1].expand(8, -1), weights, protocol).theta
-        found = train_beside(train_objective, theta[0], weights, protocol)
+        schedule = Schedule(steps=steps, batch=4, learning_rate=1e-2, optimiser=optimiser, momentum=0.0, seed=5)
+        expected = train(train_objective, theta[:1].expand(8, -1), weights, schedule).theta
+        found = train_beside(train_objective, theta[0], [np.array([i]) for i in (4, 7, 0, 21, 13, 2, 9)], schedule)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         apart = (found[1:] != found[0]).any(dim=1)
         assert not apart.all() if steps < 5 else apart.sum() >= 5  # an image is left over in an epoch, or two
@@ -94,10 +96,10 @@ def test_members_that_wait_beside_the_control_end_where_they_would_have_ended_al
 def test_the_generic_objective_trains_to_the_same_point():
     ours, theta, weights = problem()
     reference = problem(objective=Objective)[0]
-    protocol = Protocol(steps=12, batch=10, learning_rate=1e-2)
+    schedule = Schedule(steps=12, batch=10, learning_rate=1e-2)
     torch.testing.assert_close(
-        train(ours, theta, weights, protocol).theta,
-        train(reference, theta, weights, protocol).theta,
+        train(ours, theta, weights, schedule).theta,
+        train(reference, theta, weights, schedule).theta,
         rtol=1e-10,
         atol=1e-12,
     )
@@ -105,7 +107,7 @@ def test_the_generic_objective_trains_to_the_same_point():
 
 def test_a_batch_of_everything_is_gradient_descent_on_the_objective():
     objective, theta, weights = problem()
-    found = train(objective, theta, weights, Protocol(5, N, 0.2, (), "sgd", momentum=0.8))
+    found = train(objective, theta, weights, Schedule(5, N, 0.2, (), "sgd", momentum=0.8))
     velocity, expected = torch.zeros_like(theta), theta
     for _ in range(5):
         velocity = 0.8 * velocity + objective.gradient(expected, weights)
@@ -115,71 +117,55 @@ def test_a_batch_of_everything_is_gradient_descent_on_the_objective():
 
 def test_a_member_does_not_depend_on_its_stack_and_the_start_is_left_alone():
     objective, theta, weights = problem(torch.float32)
-    kept, protocol = theta.clone(), Protocol(15, 10, 1e-2)
-    stack = train(objective, theta, weights, protocol).theta
+    kept, schedule = theta.clone(), Schedule(15, 10, 1e-2)
+    stack = train(objective, theta, weights, schedule).theta
     assert torch.equal(theta, kept)
     for e in range(3):
-        assert torch.equal(train(objective, theta[e : e + 1], weights[e : e + 1], protocol).theta[0], stack[e])
+        assert torch.equal(train(objective, theta[e : e + 1], weights[e : e + 1], schedule).theta[0], stack[e])
 
 
 def test_members_with_the_same_weights_stay_equal_to_the_last_bit():
     objective, theta, weights = problem(torch.float32)
-    found = train(objective, theta, weights[:1].expand(3, -1), Protocol(15, 10, 1e-2)).theta
+    found = train(objective, theta, weights[:1].expand(3, -1), Schedule(15, 10, 1e-2)).theta
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("settings", [{}, {"optimiser": "sgd", "momentum": 0.9}], ids=["adam", "momentum"])
-def test_the_state_carries_the_optimisers_memory(settings):
-    objective, theta, weights = problem()
-    options = {"batch": N, "learning_rate": 1e-2, "drops": (), **settings}
-    whole = train(objective, theta, weights, Protocol(9, **options))
-    half = train(objective, theta, weights, Protocol(4, **options))
-    rest = train(objective, half.theta, weights, Protocol(5, **options), state=half.state)
-    torch.testing.assert_close(rest.theta, whole.theta, rtol=1e-11, atol=1e-12)
-    assert rest.state.steps == whole.state.steps == 9
-    fresh = train(objective, half.theta, weights, Protocol(5, **options)).theta
-    assert (fresh - whole.theta).abs().max() > 1e-6
-    spread = half.state.of([0, 0, 2])
-    assert torch.equal(spread.first, half.state.first[[0, 0, 2]])
-    assert spread.steps == 4
-
-
 def test_checkpoints_are_the_networks_on_the_way_with_the_rates_that_leave_them():
     objective, theta, weights = problem()
-    protocol = Protocol(10, 10, 1e-2, DROPS)
-    found = train(objective, theta, weights, protocol, checkpoints=(0, 4, 10))
+    schedule = Schedule(10, 10, 1e-2, DROPS)
+    found = train(objective, theta, weights, schedule, checkpoints=(0, 4, 10))
     assert torch.equal(found.checkpoints[0], theta)
     assert torch.equal(found.checkpoints[2], found.theta)
-    flat = Protocol(4, 10, 1e-2, ((0.75, 0.1),))  # the same first four steps
+    flat = Schedule(4, 10, 1e-2, ((0.75, 0.1),))  # the same first four steps
     assert torch.equal(found.checkpoints[1], train(objective, theta, weights, flat).theta)
     assert found.rates.tolist() == pytest.approx([1e-2, 1e-3, 1e-4], rel=1e-12)
-    assert train(objective, theta, weights, protocol).checkpoints.shape == (0, 3, MODEL.n_params)
+    assert train(objective, theta, weights, schedule).checkpoints.shape == (0, 3, MODEL.n_params)
 
 
 def test_the_rate_drops_where_koh_and_liang_drop_it():
-    protocol = Protocol(500_000)
+    schedule = Schedule(500_000)
     steps = [0, 109_999, 110_000, 219_999, 220_000, 499_999]
-    assert [protocol.rate(step) for step in steps] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6], rel=1e-12)
+    assert [schedule.rate(step) for step in steps] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6], rel=1e-12)
 
 
 def test_batches_run_through_every_example_once_an_epoch_in_a_new_order_by_the_seed():
-    drawn = batches(22, 5, seed=1)
+    drawn = Schedule(12, 5, seed=1).rows(22)
     epochs = [np.concatenate([next(drawn) for _ in range(4)]) for _ in range(3)]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == 20
     assert not np.array_equal(epochs[0], epochs[1])
-    again, other = batches(22, 5, seed=1), batches(22, 5, seed=2)
+    again, other = Schedule(1, 5, seed=1).rows(22), Schedule(1, 5, seed=2).rows(22)
     assert np.array_equal(epochs[0][:5], next(again))
     assert not np.array_equal(epochs[0][:5], next(other))
 
 
 def test_a_diverged_member_leaves_the_others_alone():
     objective, theta, weights = problem()
-    protocol = Protocol(6, 10, 1e-2)
-    clean = train(objective, theta, weights, protocol).theta
+    schedule = Schedule(6, 10, 1e-2)
+    clean = train(objective, theta, weights, schedule).theta
     theta[1, 0] = torch.nan
-    found = train(objective, theta, weights, protocol).theta
+    found = train(objective, theta, weights, schedule).theta
     assert torch.isnan(found[1]).any()
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 
@@ -203,15 +189,34 @@ def test_a_diverged_member_leaves_the_others_alone():
         ("nesterov", True),
     ],
 )
-def test_a_bad_protocol_is_named(name, value):
+def test_a_bad_schedule_is_named(name, value):
     with pytest.raises(InputError, match=f"^{name} = "):
-        Protocol(**({"steps": 10} | {name: value}))
+        Schedule(**({"steps": 10} | {name: value}))
 
 
 def test_a_batch_beyond_the_data_and_wild_checkpoints_are_refused():
     objective, theta, weights = problem()
     with pytest.raises(InputError, match="^batch = "):
-        train(objective, theta, weights, Protocol(1, N + 1))
+        train(objective, theta, weights, Schedule(1, N + 1))
     for checkpoints in ((3, 2), (0, 0), (-1,), (6,)):
         with pytest.raises(InputError, match="^checkpoints = "):
-            train(objective, theta, weights, Protocol(5, 10), checkpoints=checkpoints)
+            train(objective, theta, weights, Schedule(5, 10), checkpoints=checkpoints)
+
+
+def test_going_on_keeps_the_last_rate_and_names_stand_for_options():
+    schedule = Schedule.named("nesterov", steps=30, batch=4, learning_rate=0.01, drops=TENTH_AFTER_TWO_THIRDS, seed=1)
+    assert [schedule.rate(s) for s in (0, 19, 20, 29)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert (schedule.optimiser, schedule.momentum, schedule.nesterov) == ("sgd", 0.9, True)
+    further = schedule.continued(schedule.share(0.06), seed=4)
+    assert (further.steps, further.rate(0), further.rate(1), further.seed) == (2, pytest.approx(0.001), 0.001, 4)
+    assert further.nesterov and schedule.share(1e-9) == 1
+    with pytest.raises(InputError, match="^retrain_fraction = "):
+        schedule.share(0.0)
+
+
+def test_the_first_use_of_a_removal_is_the_first_batch_that_holds_a_member():
+    schedule = Schedule(4, 5, seed=1)
+    batches = list(schedule.rows(22))
+    never = np.setdiff1d(np.arange(22), np.concatenate(batches))
+    members = [batches[2][:1], np.array([batches[3][0], batches[1][1]]), batches[0], never[:1]]
+    assert schedule.first_use(22, members).tolist() == [2, 1, 0, 4]

@@ -1,14 +1,14 @@
 """The proximal Bregman response: its derivatives, its minimum, and what it responds to."""
 
+import numpy as np
 import pytest
 import torch
-from helpers import Regression, SquaredError
+from helpers import Regression, SquaredError, along, leave_one_out, network_of
 from torch.func import grad, hessian
 
+from fragile_lib.choices import Points
 from fragile_lib.data.sets import Data, iris_splits
-from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.minimise.near_optimum import chord
-from fragile_lib.minimise.retraining import loss_changes, retrain
 from fragile_lib.models.mlp import MLP
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
@@ -101,7 +101,10 @@ def test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one(se
     curvature = ExactSolver(train, start, 0.0)
     damping = 0.01 - float(curvature.spectrum[0].clamp(max=0))  # not trained at all: enough to make it positive
     tilted, solver = TiltedObjective(train, start, damping), ExactSolver(train, start, damping)
-    removals, points = 0.01 * leave_one_out(torch.arange(60), 120), torch.arange(30)  # small: first order
+    removals, points = (
+        0.01 * leave_one_out(torch.arange(60), 120),
+        Points(np.arange(30), ["random"] * 30),
+    )  # small: first order
     theta, norm, _ = chord(
         tilted,
         start.expand(60, -1),
@@ -110,8 +113,8 @@ def test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one(se
         tolerance=1e-10,
     )
     assert (norm <= 1e-10).all()
-    true = loss_changes(test, theta, start, points, 0)
-    estimated = influence(train, test, start, removals, points, solver).changes
+    true = test.losses(theta) - test.losses(start[None])
+    estimated = along(network_of(train, test, start), points, solver, removals)
     slope = (true * estimated).sum() / (estimated * estimated).sum()
     assert slope == pytest.approx(1, abs=0.01)
 
@@ -119,15 +122,18 @@ def test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one(se
 def test_damped_gauss_newton_influence_predicts_the_response_with_slope_one(setting) -> None:
     train, test, start = setting
     proximal, solver = ProximalObjective(train, start, DAMPING), ExactSolver(train, start, DAMPING, gauss_newton=True)
-    removals, points = 0.1 * leave_one_out(torch.arange(60), 120), torch.arange(30)  # small: first order
+    removals, points = (
+        0.1 * leave_one_out(torch.arange(60), 120),
+        Points(np.arange(30), ["random"] * 30),
+    )  # small: first order
 
-    def minimise(theta: torch.Tensor, weights: torch.Tensor, dataset: torch.Tensor) -> tuple:
-        return chord(proximal, theta, weights, dataset, solve=lambda v: solver(v).x, tolerance=1e-10, max_steps=80)
-
-    response = retrain(proximal, start[None], [removals], minimise)
-    assert response.grad_norm[0].max() <= 1e-9
-    true = loss_changes(test, response.theta[0], start, points, 0).flatten()
-    estimate = influence(train, test, start, removals, points, solver).changes.flatten()
+    theta, norm, _ = chord(
+        proximal, start.expand(60, -1), train.uniform(60) + removals, solve=lambda v: solver(v).x, tolerance=1e-10,
+        max_steps=80,
+    )  # fmt: skip
+    assert norm.max() <= 1e-9
+    true = (test.losses(theta) - test.losses(start[None])).flatten()
+    estimate = along(network_of(train, test, start), points, solver, removals).flatten()
     assert (estimate @ true) / (estimate @ estimate) == pytest.approx(1, abs=0.01)
     assert torch.corrcoef(torch.stack([estimate, true]))[0, 1] > 0.99
 

@@ -1,0 +1,136 @@
+"""Influence with the removal's own curvature taken away, and to second order: dense formulas and real refits."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import iris_subset, network_of, random_network, sklearn_softmax, softmax_regression
+from torch.func import hessian, jacrev
+
+from fragile_lib.choices import Chosen, Points, Removals, choose, choose_points
+from fragile_lib.data.sets import iris_splits
+from fragile_lib.estimates import estimate
+from fragile_lib.models.mlp import MLP
+from fragile_lib.network import stack
+from fragile_lib.rows import compare
+from fragile_lib.solvers.gram import GramSolver, factors_of
+from fragile_lib.tools.errors import InputError
+from fragile_lib.truths import leave_out
+
+DAMPING, GROUPS = 0.3, Removals.groups([[0, 4], [2], [1, 3, 7]], 9)
+POINTS = Points(np.array([0, 5]), ["random"] * 2)
+
+
+@pytest.fixture(scope="module")
+def network():
+    train, _, theta, _ = random_network("tanh", 1, 4, 9, size=2)
+    return network_of(train, train.on(random_network("tanh", 1, 4, 9, size=2, seed=1)[0].data), theta[1], DAMPING, 1)
+
+
+def parts(network, gauss_newton):
+    """(A (P, P), each example's curvature (n, P, P), gradients (n, P), test gradients (m, P)), by plain autograd."""
+    train, theta = network.train, network.theta
+    x, y = train.data.x[1], train.data.y[1]
+    own = []
+    for one, label in zip(x, y, strict=True):
+        if gauss_newton:
+            jacobian = jacrev(lambda t, one=one: train.model(t, one[None])[0])(theta)
+            p = train.model(theta, one[None])[0].softmax(0)
+            own.append(jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian)
+        else:
+            own.append(hessian(lambda t, a=one, b=label: train._loss(t, a[None], b[None])[0])(theta))
+    a = torch.stack(own).mean(0) + torch.diag(train.decay + DAMPING)
+    gradients = train.example_gradients(theta[None], network.dataset)[0]
+    return a, torch.stack(own), gradients, network.test_gradients(POINTS)
+
+
+def ask(network, name, removals, **options):
+    (found,) = estimate([network], [POINTS], [name], [Chosen({"some": [removals] * 2})], {name: options})
+    return found[name].on(removals)
+
+
+def test_the_factors_are_the_examples_curvature_and_gradient(network):
+    _, own, gradients, _ = parts(network, gauss_newton=True)
+    b, c = factors_of(network.train, network.theta, torch.arange(9), 1)
+    torch.testing.assert_close(b.mT @ b, own, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.einsum("krp,kr->kp", b, c), gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["exact", "exact_ggn", "gram_ggn"])
+def test_rescaled_influence_sums_the_members_own_steps(network, solver):
+    a, _, gradients, f = parts(network, gauss_newton=solver != "exact")
+    own = parts(network, gauss_newton=True)[1]
+    single = torch.stack([f @ torch.linalg.solve(a - own[i] / 9, gradients[i]) / 9 for i in range(9)])
+    found = ask(network, "rescaled", GROUPS, solver=solver)
+    np.testing.assert_allclose(found, GROUPS.sums(single.numpy()), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["exact", "exact_ggn", "gram_ggn"])
+def test_the_newton_step_takes_the_removal_as_a_whole(network, solver):
+    a, own, gradients, f = parts(network, gauss_newton=solver != "exact")
+    expected = [
+        f @ torch.linalg.solve(a - own[list(g)].sum(0) / 9, gradients[list(g)].sum(0)) / 9 for g in GROUPS.members
+    ]
+    found = ask(network, "newton_step", GROUPS, solver=solver)
+    np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-8, atol=1e-10)
+
+
+def test_the_gram_solver_inverts_the_damped_gauss_newton_matrix(network):
+    v = torch.randn(3, len(network.theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = GramSolver(network.train, network.theta, DAMPING, dataset=1)(v)
+    a = parts(network, gauss_newton=True)[0]
+    torch.testing.assert_close(found.x, torch.linalg.solve(a, v.T).T, rtol=1e-9, atol=1e-11)
+    assert found.residual.max() < 1e-12 and found.status == "ok"
+    with pytest.raises(InputError, match="damping"):
+        GramSolver(network.train, network.theta, 0.0)
+
+
+def test_without_damping_a_removal_that_leaves_no_minimum_is_told(network):
+    (found,) = estimate(
+        [network], [POINTS], ["newton_step", "rescaled"], [Chosen({"some": [Removals.single(range(9), 9)] * 2})],
+        dict.fromkeys(("newton_step", "rescaled"), {"solver": "exact_undamped"}),
+    )  # fmt: skip
+    a, own, *_ = parts(network, gauss_newton=False)
+    nudged = a - torch.eye(len(a)) * (DAMPING - 1e-6)
+    expected = [bool(torch.linalg.eigvalsh(nudged - one / 9)[0] <= 0) for one in own]
+    assert found["newton_step"].indefinite.tolist() == expected and any(expected)
+
+
+def test_for_softmax_regression_it_is_a_newton_step_of_the_left_out_objective():
+    (train, test), decay = iris_subset(8), 0.1
+    objective = softmax_regression(train, decay)
+    theta = sklearn_softmax(train, decay)
+    network = network_of(objective, objective.on(test), theta, damping=1e-9)
+    removals = Removals.single([0, 9, 20], 24)
+    points = Points(np.arange(5), ["random"] * 5)
+    chosen = [Chosen({"some": [removals] * 5})]
+    found = estimate([network], [points], ["exact", "rescaled", "newton_step"], chosen)[0]
+    np.testing.assert_allclose(found["rescaled"].changes, found["newton_step"].changes, rtol=1e-5, atol=1e-9)
+    weights = objective.uniform(3) + removals.changes()
+    curved = objective.matrices(theta.expand(3, -1), weights) + 1e-9 * torch.eye(15)
+    step = torch.linalg.solve(curved, objective.gradient(theta.expand(3, -1), weights))
+    expected = -step @ network.test_gradients(points).T
+    np.testing.assert_allclose(found["newton_step"].changes, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_on_iris_it_mends_the_size_of_the_estimate():
+    descent = stack.descended(MLP(1, 5, "tanh"), *iris_splits([0]), 0.005, 1e-3, [0], 5000, 1e-2, 0.9)
+    networks = stack.driven_on(descent)
+    points = [choose_points(network.test_losses(), {"max_loss": 1}) for network in networks]
+    estimates = estimate(networks, points, ["exact"])
+    chosen = [choose(estimates[0]["exact"].changes, {"top_influence": 20})]
+    estimates = estimate(networks, points, ["rescaled", "newton_step"], chosen, into=estimates)
+    rows = compare(networks, points, chosen, estimates, leave_out(networks, points, chosen, ["minimum"]))
+    slope = {row["estimator"]: row["slope"] for row in rows}
+    assert slope["exact"] > 1.15 and abs(slope["rescaled"] - 1) < 0.5 * (slope["exact"] - 1)
+    assert abs(slope["newton_step"] - 1) < 0.5 * (slope["exact"] - 1)
+
+
+def test_second_order_is_the_formula(network):
+    a, _, gradients, f = parts(network, gauss_newton=True)
+    own = parts(network, gauss_newton=False)[1]
+    expected = []
+    for group in GROUPS.members:
+        first = torch.linalg.solve(a, gradients[list(group)].sum(0) / 9)
+        expected.append(f @ (first + torch.linalg.solve(a, own[list(group)].sum(0) @ first / 9)))
+    found = ask(network, "second_order", GROUPS)
+    np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-8, atol=1e-10)
