@@ -14,21 +14,29 @@ import pytest
 import torch
 from PIL import Image
 
+from fragile_lib.choices import Points, choose
 from fragile_lib.data import standin
 from fragile_lib.data.folder import find_sets, list_folder
-from fragile_lib.data.photographs import Notes, PhotoSet, batches_of, in_memory, stream
+from fragile_lib.data.photographs import Loading, Notes, PhotoSet, batches_of, in_memory, stream
 from fragile_lib.data.sets import Data
-from fragile_lib.imagenet import cost, estimates, examined
-from fragile_lib.imagenet.score import main, score, score_by
-from fragile_lib.imagenet.scores import Loading, Scoring, read_job
-from fragile_lib.minimise import photographs as leave_out
-from fragile_lib.minimise.modules import Schedule, go_on_without
+from fragile_lib.estimates import estimate
+from fragile_lib.estimates.by_name import SOLVERS
+from fragile_lib.estimates.streamed import direction_of
+from fragile_lib.minimise import photographs as training
+from fragile_lib.minimise.modules import ModuleTrainer, Trained, losses_of, make_optimiser
+from fragile_lib.minimise.photographs import PhotoTrainer
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models import weights
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.network import photographs
+from fragile_lib.objectives.photographs import PhotoObjective, Scoring, read_job, score, score_by
+from fragile_lib.objectives.score import main
 from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.rows import compare
 from fragile_lib.solvers.kfac_modules import eigen
 from fragile_lib.tools.checkpoint import Checkpoint
 from fragile_lib.tools.errors import InputError
+from fragile_lib.truths import leave_out
 
 HERE = Loading()
 SIZE, CLASSES, N = 16, 3, 21
@@ -167,16 +175,17 @@ def test_broken_images_are_an_error_or_named_counted_and_without_a_score(broken,
     found = score(whole, Loading(on_bad="skip"))
     assert sorted(found.notes.bad) == [0, 5] and found.images == N - 2
     assert np.isnan(found.values).all(axis=1).nonzero()[0].tolist() == [0, 5]
-    assert estimates.usable_rows(found).tolist() == [row for row in range(N) if row not in (0, 5)]
-    some = {"identity": estimates.Direction(directions[:2], 0.0, 1.0, 0.0, 0.0, "ok")}
-    estimate = estimates.estimates_of(some, found)["identity"]
-    np.testing.assert_allclose(estimate.changes, found.values[:, :2] / (N - 2))
-    assert not {0, 5} & set(np.concatenate(estimates.chosen_rows(estimate, N - 2)).tolist())
+    objective = PhotoObjective(network, broken, Loading(on_bad="skip"), tmp_path / "again", 4, 8)
+    slopes = objective.directional(None, directions[None])[0]
+    np.testing.assert_array_equal(slopes.T, found.values)
+    assert objective.n == N - 2 and objective.usable.tolist() == [row for row in range(N) if row not in (0, 5)]
+    assert "left out: ant/000.png: cannot be decoded" in objective.said
+    assert set(objective.facts["unreadable"]) == {"ant/000.png", "ant/005.png"}
     with pytest.raises(InputError, match="3 to 19"):
-        estimates.chosen_rows(estimate, N)
-    assert examined.random_points(broken, N - 2, 0, on_bad="skip").size == N - 2
+        choose(found.values, {"top_influence": N})
+    assert photographs.random_points(broken, N - 2, 0, on_bad="skip").size == N - 2
     with pytest.raises(InputError, match="skip"):
-        examined.random_points(broken, N, 0)
+        photographs.random_points(broken, N, 0)
 
 
 # -- the scoring pass ------------------------------------------------------------------------------------------------
@@ -204,7 +213,7 @@ def test_a_killed_pass_goes_on_where_it_was_and_gives_the_same_scores(tmp_path, 
     """SIGKILL in the middle, at a moment nobody chose; then again, to the end."""
     killed = scoring(tmp_path / "killed", network, directions, photos, batch=1, shard=1)
     killed.save_job()
-    command = [sys.executable, "-m", "fragile_lib.imagenet.score", str(tmp_path / "killed"), "--device=cpu"]
+    command = [sys.executable, "-m", "fragile_lib.objectives.score", str(tmp_path / "killed"), "--device=cpu"]
     with subprocess.Popen(command, env=environment()) as process:
         while len(killed.missing()) > N - 3 and process.poll() is None:
             time.sleep(0.002)
@@ -344,78 +353,124 @@ def test_the_network_is_torchvisions_resnet_50():
 # -- retraining ------------------------------------------------------------------------------------------------------
 
 
-def test_streamed_retraining_gives_the_numbers_of_data_in_memory(tmp_path, network, photos):
+def of_all(network, photos, place, **options):
+    return PhotoObjective(network, photos, HERE, place, 4, 8, **options)
+
+
+def fresh(network, schedule, weight_decay=0.01):
+    return Trained(network, make_optimiser(network, schedule, weight_decay), 0, 0.0)
+
+
+def planned(steps, batch, optimiser, seed=0):
+    return Schedule.named(optimiser, steps=steps, batch=batch, learning_rate=0.01, drops=(), seed=seed)
+
+
+def test_streamed_retraining_gives_the_numbers_of_data_in_memory(tmp_path, network, photos, monkeypatch):
     """In groups of two, the groups kept in a folder: one of them is then not computed again."""
     rows = np.delete(np.arange(N), 4)  # one that cannot be read, say
-    schedule = Schedule(6, 5, 0.01, "nesterov", drop_after=1.0, seed=2)
-    start = leave_out.fresh(network, schedule, 0.01)
-    data, _ = in_memory(photos, rows, Notes())
-    test = data.x[0, :2].flip(3), data.y[0, :2]
-    removals = [7, 0, 20, 11, 3]
-    places = [np.flatnonzero(rows == row) for row in removals]
-    expected = go_on_without(start, (data.x[0], data.y[0]), test, schedule, 0.01, places)
-    facts = leave_out.retraining_facts(start, photos, rows, schedule, 0.01, removals)
-    kept = Checkpoint(tmp_path / "retraining", facts)
-    arguments = start, photos, rows, test, schedule, 0.01, removals, HERE
-    found = leave_out.go_on_without_streamed(*arguments, at_once=2, checkpoint=kept)
+    monkeypatch.setattr(PhotoObjective, "usable", rows)
+    schedule = planned(6, 5, "nesterov", seed=2)
+    start, data = fresh(network, schedule), in_memory(photos, rows, Notes())[0]
+    test = StreamedObjective(ModuleModel(network, CLASSES), Data(data.x[:, :2].flip(4), data.y[:, :2]))
+    members = [np.array([row]) for row in (7, 0, 20, 11, 3)]
+    places = [np.searchsorted(rows, group) for group in members]
+    expected = ModuleTrainer(start, (data.x[0], data.y[0]), 0.01, network).go_on(schedule, places, test)
+    trainer = PhotoTrainer(start, of_all(network, photos, tmp_path / "s"), 0.01, 2, tmp_path / "retraining")
+    found = trainer.go_on(schedule, members, test)
     np.testing.assert_allclose(found.removed, expected.removed, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.control, expected.control, rtol=1e-9, atol=1e-12)
-    assert not np.allclose(found.removed[0], found.control) and found.unseen == expected.unseen
+    np.testing.assert_allclose(found.before, losses_of(network, test))
+    assert not np.allclose(found.removed[0], found.control) and found.unseen.tolist() == expected.unseen.tolist()
     (tmp_path / "retraining" / "left-out-0001.npz").unlink()
-    again = leave_out.go_on_without_streamed(*arguments, at_once=2, checkpoint=kept)
-    np.testing.assert_array_equal(again.removed, found.removed)
+    np.testing.assert_array_equal(trainer.go_on(schedule, members, test).removed, found.removed)
+    with pytest.raises(InputError, match="run with other schedule"):
+        trainer.go_on(planned(3, 5, "sgd"), members, test)
     with pytest.raises(InputError, match="at_once = 0"):
-        leave_out.go_on_without_streamed(*arguments, at_once=0)
+        PhotoTrainer(start, of_all(network, photos, tmp_path / "s"), 0.01, 0).go_on(schedule, members, test)
 
 
-def test_a_broken_image_has_no_part_in_retraining_or_in_the_truths(network, photos):
-    schedule = Schedule(2, 5, 0.01, "sgd", drop_after=1.0)
-    trained = leave_out.train_streamed(narrow(1).train(), photos, np.arange(N), schedule, 0.01, HERE)
-    assert not trained.module.training and trained.images == 10
-    ready = examined.examine(trained, photos, photos, np.array([2, 9]), 12, 0.01, 0.1, 0, 5, HERE)
-    assert np.isfinite(ready.losses).all() and examined.gradient_norm(ready) > 0
-    found = leave_out.go_on_without_streamed(
-        trained, photos, np.arange(N), ready.test_images, schedule, 0.01, [1, 8], HERE
+def prepared(trained, photos, rows, tmp_path, curvature_images=12, damping=0.1, **options):
+    sizes = {"chunk": 5, "shard": 8, "at_once": 2, "checkpoint": tmp_path}
+    return photographs.prepare(
+        trained, photos, photos, np.array(rows), 0.01, damping, 0, HERE, curvature_images, **(sizes | options)
     )
-    truths = estimates.truths_of(ready, np.array([1, 8]), found, N)
-    warm = truths["loo_warm"]
-    np.testing.assert_allclose(warm.control, found.control - ready.losses)
-    np.testing.assert_allclose(truths["loo_warm_minus_control"].changes[[1, 8]], warm.changes[[1, 8]] - warm.control)
-    assert np.isnan(np.delete(warm.changes, [1, 8], axis=0)).all()
+
+
+def test_photographs_go_the_whole_way_by_the_calls_of_all_networks(photos, tmp_path):
+    schedule = planned(2, 5, "sgd")
+    trained = training.train_streamed(narrow(1).train(), photos, np.arange(N), schedule, 0.01, HERE)
+    assert not trained.module.training and trained.images == 10
+    network, points = prepared(trained, photos, [2, 9], tmp_path)
+    assert np.isfinite(network.test_losses()).all() and network.certificate["grad_norm"] > 0
+    names = ["identity", "cg_ggn", "lissa_partition", "ekfac"]
+    options = {"lissa_partition": {"depth": 2, "batch": 4}, "cg_ggn": {"max_iterations": 3}, "ekfac": {"batch": 5}}
+    estimates = estimate([network], [points], names, options=options)
+    slopes = network.train.slopes.values[:, :2] / N  # one pass for all estimators, the first of them without a solver
+    np.testing.assert_allclose(estimates[0]["identity"].changes, slopes, rtol=1e-9)
+    chosen = [choose(estimates[0]["identity"].changes, {"top_influence": 3}, selected_by="identity")]
+    how = {"warm_minibatch": {"schedule": training.further(schedule, N, 1, trained_here=True)}}
+    found = leave_out([network], [points], chosen, how, options=how)
+    warm, less = found[0]["warm_minibatch"], found[0]["warm_minibatch_minus_control"]
+    np.testing.assert_allclose(less.changes, warm.changes - warm.control)
+    rows = compare([network], [points], chosen, estimates, found)
+    assert {row["test_point"] for row in rows} == {2, 9} and len(rows) == 2 * 4 * 2
+    assert all(row["test_choice"] == "random" and row["n_points"] == 3 for row in rows)
     with pytest.raises(InputError, match="curvature_images = 99"):
-        examined.examine(trained, photos, photos, np.array([2]), 99, 0.01, 0.1, 0, 5, HERE)
+        prepared(trained, photos, [2], tmp_path, 99)
+
+
+def test_going_on_takes_the_rate_of_where_the_weights_are_from():
+    schedule = Schedule(9, 4, 0.1, ((2 / 3, 0.1),), "sgd", seed=3)
+    here, elsewhere = (training.further(schedule, 22, 2, trained_here=where) for where in (True, False))
+    assert (here.steps, here.learning_rate, here.seed) == (10, pytest.approx(0.01), 4)
+    assert elsewhere.learning_rate == 0.1 and elsewhere.drops == ()
+    with pytest.raises(InputError, match="batch = 4"):
+        training.further(schedule, 3, 2, True)
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------
 
 
 def test_directions_solve_the_damped_system_and_are_kept(tmp_path, photos):
-    schedule = Schedule(2, 7, 0.01, "sgd", drop_after=1.0)
-    ready = examined.examine(
-        leave_out.fresh(narrow(2), schedule, 0.01), photos, photos, np.array([2]), N, 0.01, 5.0, 0, 7, HERE
-    )
-    found = estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=40)
-    assert found.status == "ok" and found.residual <= 1e-2
-    j = ready.curvature
-    curved = j.products(ready.theta[None], found.x[None], j.uniform(1), None, True)[0] + 5.0 * found.x
-    gradient = ready.test.gradient(ready.theta[None], torch.ones(1, 1, dtype=torch.float64))
+    start = fresh(narrow(2), planned(2, 7, "sgd"))
+    network, points = prepared(start, photos, [2], tmp_path, N, damping=5.0)
+    found = direction_of(network, points, "cg_ggn", max_iterations=40, tolerance=1e-2)
+    assert found.status == "ok" and found.residual <= 1e-2 and found.finite
+    j, theta = network.curvature, network.theta[None]
+    curved = j.products(theta, found.x[None], j.uniform(1), None, True)[0] + 5.0 * found.x
+    gradient = network.test_gradients(points)
     assert float((curved - gradient).norm() / gradient.norm()) < 2e-2
-    again = estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=40)
+    again = direction_of(network, points, "cg_ggn", max_iterations=40, tolerance=1e-2)
     torch.testing.assert_close(again.x, found.x, rtol=0, atol=0)
     assert (again.seconds, again.status) == (found.seconds, found.status)
     with pytest.raises(InputError, match="run with other options"):
-        estimates.directions_by(ready, "cg_ggn", tmp_path, cg_iterations=3)
-    with pytest.raises(InputError, match="choose one of lissa"):
-        estimates.directions_by(ready, "exact")
-    bad = estimates.Direction(torch.full_like(found.x, torch.nan), 0.0, 0.0, 0.0, 0.0, "solver_diverged")
-    assert estimates.stacked({"bad": bad, "good": found}).shape == found.x.shape
+        direction_of(network, points, "cg_ggn", max_iterations=3)
+    with pytest.raises(InputError, match="estimator = 'trak': choose one of"):
+        direction_of(network, points, "trak")
+
+
+def test_an_estimator_that_fails_takes_no_other_with_it(tmp_path, photos, monkeypatch):
+    network, points = prepared(fresh(narrow(2), planned(2, 7, "sgd")), photos, [2], tmp_path)
+
+    def failing(*_, **__):
+        def solve(v):
+            raise torch.linalg.LinAlgError("no factor")
+
+        return solve
+
+    monkeypatch.setitem(SOLVERS, "ekfac", failing)
+    with pytest.warns(UserWarning, match="ekfac: no factor"):
+        found = estimate([network], [points], ["ekfac", "identity"])[0]
+    assert found["ekfac"].status == "solver_diverged" and np.isnan(found["ekfac"].changes).all()
+    assert np.isfinite(found["identity"].changes).all()
     with pytest.raises(InputError, match="all diverged"):
-        estimates.stacked({"bad": bad})
+        estimate([network], [points], ["ekfac"])
+    assert isinstance(points, Points)
 
 
 def test_accuracies_count_the_largest_and_the_five_largest_logits(photos):
     network = narrow(4, outputs=9)
-    found = examined.accuracies(network, photos, 8, HERE)
+    found = photographs.accuracies(network, photos, 8, HERE)
     data, _ = in_memory(photos, np.arange(N), Notes())
     logits = network(data.x[0])
     ranks = (logits > logits.gather(1, data.y[0][:, None])).sum(1)
@@ -481,16 +536,18 @@ def test_crops_need_nothing_from_elsewhere(tmp_path):
 
 
 def test_random_points_are_seeded_and_photographs_can_go_first(photos):
-    assert examined.random_points(photos, 3, 5).tolist() == examined.random_points(photos, 3, 5).tolist()
-    assert set(examined.random_points(photos, 3, 0, prefer="006")) == {6, 13, 20}
+    assert photographs.random_points(photos, 3, 5).tolist() == photographs.random_points(photos, 3, 5).tolist()
+    assert set(photographs.random_points(photos, 3, 0, prefer="006")) == {6, 13, 20}
     with pytest.raises(InputError, match="test_count = 0"):
-        examined.random_points(photos, 0, 0)
+        photographs.random_points(photos, 0, 0)
 
 
 def test_pixels_are_what_the_network_sees(photos):
-    shown = examined.pixels_of(photos, [0])[0]
-    whole = np.asarray(Image.open(photos.listing.path(0)))
-    assert shown.shape == (SIZE, SIZE, 3) and shown.dtype == np.uint8
+    point = {"test_point": 1, "index": [0, 4, 2], "estimate": {"cg": [0.1, -0.5, 0.2]}}
+    found = photographs.pictures_of(point, "cg", photos, photos, most=2)
+    assert found["scores"].tolist() == [-0.5, 0.2] and found["train_classes"] == ["ant", "ant"]
+    shown, whole = found["train"][1], np.asarray(Image.open(photos.listing.path(2)))
+    assert shown.shape == (photographs.SHOWN, photographs.SHOWN, 3) and shown.dtype == np.uint8
     assert abs(float(shown.mean()) - float(whole.mean())) < 15
 
 
