@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fragile_lib.study.claim_rows import Undecidable, cell_table, select
-from fragile_lib.study.claim_units import (
-    UNIT,
-    Sample,
-    Seeds,
-    TestPoints,
-    counted,
-    deviation,
-    pair_test_points,
-    subtract,
-)
+from fragile_lib.agreement import MIN_SEEDS
+from fragile_lib.study.claim_data import Numbers, Sample, Undecidable, cell_table, select
 
 TOLERANCE = 0.05
 RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
@@ -29,7 +20,6 @@ MIN_SPREAD = 0.2
 MIN_CHANGE = 0.05
 NOT_DEGENERATE = ("ok", "indefinite")
 SIGNS = {"falls": -1, "grows": 1, "negative": -1, "positive": 1}
-UNITS = ("seed", "test_point")
 Judgement = tuple[str, str, Sample]  # outcome, sentence, what they rest on
 
 
@@ -86,6 +76,15 @@ class PartVerdict:
         return counted(self.n_seeds, self.n_units)
 
 
+def counted(n_seeds: int, n_units: int) -> str:
+    """Say what an interval is over, in the words of the report."""
+    seeds = f"{n_seeds} seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    if not n_units:
+        return seeds
+    few = "; the interval covers test points only" if n_seeds < MIN_SEEDS else ""
+    return f"{n_units} test points of {seeds}{few}"
+
+
 def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     """Judge one part on the results table (one row per run, seed and the choices named by the columns)."""
     selections = [part.where] if part.minus is None else [part.where, {**part.where, **part.minus}]
@@ -94,25 +93,16 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     if any(r.empty for r in rows):
         return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", **counts)
     try:
-        outcome, sentence, sample = _JUDGES[part.kind](_data(rows, part), part)
+        tables = [cell_table(r, part.statistic, part.transform, part.axis, part.unit) for r in rows]
+        data = Numbers(tables, part.statistic, part.unit, part.paired)
+        outcome, sentence, sample = _JUDGES[part.kind](data, part)
     except Undecidable as reason:
         return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
     numbers = {"n_seeds": sample.n_seeds, "n_units": sample.n_units}
     return PartVerdict(part.kind, part.label, outcome, sentence, sample.mean, sample.interval, **numbers, **counts)
 
 
-def _data(selections: list[pd.DataFrame], part: Part) -> Seeds | TestPoints:
-    """Return the numbers of the part, of one selection or of the difference of two."""
-    by = ("seed",) if part.unit == "seed" else UNIT
-    tables = [cell_table(rows, part.statistic, part.transform, part.axis, by) for rows in selections]
-    if part.unit == "seed":
-        return Seeds(tables[0] if part.minus is None else subtract(*tables), part.statistic)
-    if part.minus is not None and part.paired != "seed":
-        tables = [pair_test_points(*tables)]
-    return TestPoints(tables, part.statistic)
-
-
-def _judge_value(data: Seeds | TestPoints, part: Part) -> Judgement:
+def _judge_value(data: Numbers, part: Part) -> Judgement:
     sample = data.sample(lambda table: table.iloc[:, 0])
     low, high = sample.interval
     said = f"{_estimate(sample)}; the paper’s {part.paper:g} lies "
@@ -125,7 +115,7 @@ def _judge_value(data: Seeds | TestPoints, part: Part) -> Judgement:
     return "not", said + f"outside {single}, and outside the interval widened by {part.margin:g}.", sample
 
 
-def _judge_range(data: TestPoints, part: Part) -> Judgement:
+def _judge_range(data: Numbers, part: Part) -> Judgement:
     """Judge the spread within a seed by its interval, and its ends by their distance from the paper's."""
     sample, high, low = data.spread()
     said = f"The spread within a seed is {_estimate(sample)}: "
@@ -137,9 +127,9 @@ def _judge_range(data: TestPoints, part: Part) -> Judgement:
     return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
 
 
-def _judge_steady(data: Seeds | TestPoints, part: Part) -> Judgement:
+def _judge_steady(data: Numbers, part: Part) -> Judgement:
     """Judge the standard deviation over seeds against the largest that still counts as steady."""
-    sample = deviation(data)
+    sample = data.deviation()
     low, high = sample.interval
     said = f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {sample.n_seeds} seeds)"
     if high < part.max_spread:
@@ -149,7 +139,7 @@ def _judge_steady(data: Seeds | TestPoints, part: Part) -> Judgement:
     return ("partly", said + ", but its interval is not.", sample) if inside else ("not", said + ".", sample)
 
 
-def _judge_trend(data: Seeds | TestPoints, part: Part) -> Judgement:
+def _judge_trend(data: Numbers, part: Part) -> Judgement:
     x = data.means.columns
     if len(x) < 2:
         raise Undecidable(f"Only one value of {part.axis} has results.")
@@ -170,7 +160,7 @@ def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
     return pd.Series(slopes * (x.max() - x.min()), index=table.index)
 
 
-def _judge_difference(data: Seeds | TestPoints, part: Part) -> Judgement:
+def _judge_difference(data: Numbers, part: Part) -> Judgement:
     table = data.means.dropna(how="all").dropna(axis=1, how="all")
     sample = data.sample(lambda means: means[table.columns].mean(axis=1))
     over = f"in the mean over {part.axis} {_span(table.columns)}" if part.axis and table.shape[1] > 1 else ""
@@ -185,7 +175,7 @@ def _judge_difference(data: Seeds | TestPoints, part: Part) -> Judgement:
     return ("partly" if outcome == "reproduced" else outcome), sentence, sample
 
 
-def _judge_step(data: Seeds | TestPoints, part: Part) -> Judgement:
+def _judge_step(data: Numbers, part: Part) -> Judgement:
     beyond = data.means.columns.to_numpy(float) > part.cut
     if beyond.all() or not beyond.any():
         raise Undecidable(f"No results on {'this' if beyond.all() else 'the far'} side of {part.axis} {part.cut:g}.")

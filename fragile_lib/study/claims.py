@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fragile_lib.study.claim_parts import KINDS, SIGNS, UNITS, Part, PartVerdict, judge_part
-from fragile_lib.study.claim_rows import TRANSFORMS
+from fragile_lib.study.claim_data import TRANSFORMS, UNITS
+from fragile_lib.study.claim_parts import KINDS, SIGNS, Part, PartVerdict, judge_part
 from fragile_lib.study.yaml_file import load_yaml
 from fragile_lib.tools.errors import bad_input
 

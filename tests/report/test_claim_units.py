@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fragile_lib.study.claim_parts import UNITS, Part, PartVerdict, judge_part
+from fragile_lib.study.claim_data import UNITS
+from fragile_lib.study.claim_parts import Part, PartVerdict, judge_part
 from fragile_lib.study.claims import Claim, Verdict, load_claims
 from fragile_lib.study.report.tables import interval_words
 from fragile_lib.tools.errors import InputError

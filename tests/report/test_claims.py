@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fragile_lib.study.bootstrap import bootstrap_mean
+from fragile_lib.agreement import seed_interval as bootstrap_mean
 from fragile_lib.study.claim_parts import Part, judge_part
 from fragile_lib.study.claims import Claim, combine, evaluate_claims, load_claims
 from fragile_lib.tools.errors import InputError

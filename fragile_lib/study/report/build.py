@@ -16,8 +16,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fragile_lib.agreement import MIN_SEEDS, RESAMPLES
 from fragile_lib.study import claim_parts
-from fragile_lib.study.bootstrap import MIN_SEEDS, RESAMPLES
 from fragile_lib.study.claims import Verdict, evaluate_claims
 from fragile_lib.study.params import load_spec
 from fragile_lib.study.report import tables

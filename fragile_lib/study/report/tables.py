@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fragile_lib.study.bootstrap import bootstrap_mean
 from fragile_lib.study.claim_parts import number
-from fragile_lib.study.claim_rows import select
+from fragile_lib.agreement import seed_interval
+from fragile_lib.study.claim_data import select
 from fragile_lib.study.claims import VERDICTS, Verdict
 from fragile_lib.study.report.source import Run, Study
 
@@ -86,7 +86,7 @@ def finding_sentences(study: Study) -> list[str]:
 def _mean_and_interval(results: pd.DataFrame, value: dict) -> str:
     rows = select(results, value["where"])
     found = pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
-    low, high = bootstrap_mean(found.to_numpy())
+    low, high = seed_interval(found.to_numpy())
     return f"{number(found.mean())} [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
 
 
@@ -208,7 +208,7 @@ def _setting(value: object, words: dict) -> Cell:
 def _mean(values: np.ndarray | None, seeds: int) -> Cell:
     if values is None:
         return Cell("–", float("-inf"))
-    low, high = bootstrap_mean(values)
+    low, high = seed_interval(values)
     interval = f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
     fewer = f" n={len(values)}" if len(values) < seeds else ""
     return Cell(f"{number(values.mean())}{interval}{fewer}", float(values.mean()))
