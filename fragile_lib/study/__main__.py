@@ -11,34 +11,15 @@ from pathlib import Path
 from fragile_lib.study.files import profile_dir, study_root
 from fragile_lib.tools.errors import InputError, bad_input
 
-PROFILE_HELP = "quick (minutes), laptop (hours; the study of record) or paper (the published scale)"
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m fragile_lib.study", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-
-    def add(name: str, text: str, notebook: bool = True, profile: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        if profile:
-            command.add_argument("--profile", default="quick", help=PROFILE_HELP + "; default quick")
-        if notebook:
-            command.add_argument("--notebook", default=None, help="one notebook, e.g. iris; default all")
-        return command
-
-    add("list", "show the runs of a profile and how each stands; writes nothing")
-    run = add("run", "run what is not up to date, then collect, execute pages, build the report")
-    run.add_argument("--jobs", default=None, help="runs side by side; default the number of cores")
-    run.add_argument("--only-runs", action="store_true", help="stop after the runs: no table, pages, report")
-    execute = commands.add_parser("execute", help="execute one planned run (what Snakemake calls)")
-    execute.add_argument("run_dir", type=Path, help="its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005")
-    add("collect", "write results.csv from the finished runs", notebook=False)
-    add("pages", "execute the notebooks' pages that are not up to date")
-    report = add("report", "build the HTML report of a profile, or of the published study", notebook=False)
-    report.add_argument("--published", action="store_true", help="reports/, from its committed records")
-    add("publish", "copy finished records and pages to reports/ (laptop or paper only)")
-    return top
+PROFILE = "quick (minutes), laptop (hours; the study of record) or paper (the published scale); default quick"
+OPTIONS = {
+    "--profile": {"default": "quick", "help": PROFILE},
+    "--notebook": {"help": "one notebook, e.g. iris; default all"},
+    "--jobs": {"help": "runs side by side; default the number of cores"},
+    "--only-runs": {"action": "store_true", "help": "stop after the runs: no table, pages, report"},
+    "--published": {"action": "store_true", "help": "reports/, from its committed records"},
+    "run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return COMMANDS[given.command](given, study_root())
+        return COMMANDS[given.command][0](given, study_root())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -59,6 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(prog="python -m fragile_lib.study", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (_, text, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        for option in options.split():
+            command.add_argument(option, **OPTIONS[option])
+    return top
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -66,11 +58,10 @@ def _interrupt(*_: object) -> None:
 def _list(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.plan import make_plan
 
-    jobs = make_plan(root, given.profile, given.notebook)
-    states = [job.state for job in jobs]
-    for job, state in zip(jobs, states, strict=True):
-        print(f"{state:10} {job.run.run_id}")
-    print(f"{states.count('finished')} of {len(jobs)} finished")
+    states = {job.run.run_id: job.state for job in make_plan(root, given.profile, given.notebook)}
+    for run_id, state in states.items():
+        print(f"{state:10} {run_id}")
+    print(f"{list(states.values()).count('finished')} of {len(states)} finished")
     return 0
 
 
@@ -100,9 +91,9 @@ def _execute(given: argparse.Namespace, root: Path) -> int:
 
 
 def _collect(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.study import collect_profile
+    from fragile_lib.study.publish import collect_profile
 
-    collect_profile(root, given.profile)
+    print(*collect_profile(root, given.profile), sep="\n")
     return 0
 
 
@@ -113,51 +104,53 @@ def _pages(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.run import end_with_owners
 
     end_with_owners()
-    failed = 0
+    code = 0
     for name, spec in validated(root, given.profile, given.notebook).items():
-        if spec.page is None:
-            continue
         try:
-            print(f"page {name}: {build_page(root, given.profile, spec)}", flush=True)
+            if spec.page is not None:
+                print(f"page {name}: {build_page(root, given.profile, spec)}", flush=True)
         except NotebookFailed as failure:
-            failed += 1
+            code = 1
             print(f"failed: page {name}: {failure.message}", flush=True)
-    return 1 if failed else 0
+    return code
 
 
 def _report(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.params import load_specs, select
-    from fragile_lib.study.study import build, rebuild_published
+    from fragile_lib.study.publish import collect_published
+    from fragile_lib.study.study import build, say
 
     if given.published:
-        index = rebuild_published(root)
-    else:
-        select(load_specs(root / "params"), given.profile)
-        index = build(root, profile_dir(root, given.profile), profile_dir(root, given.profile) / "report")
-    print(f"report: open {index.resolve().as_uri()}")
+        say(*collect_published(root), build(root, root / "reports", root / "reports"))
+        return 0
+    select(load_specs(root / "params"), given.profile)
+    home = profile_dir(root, given.profile)
+    say(build(root, home, home / "report"))
     return 0
 
 
 def _publish(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.plan import validated
-    from fragile_lib.study.publish import check_publishable, publish
-    from fragile_lib.study.study import build
+    from fragile_lib.study.publish import publish
+    from fragile_lib.study.study import build, say
 
-    check_publishable(given.profile)
-    for line in publish(root, given.profile, validated(root, given.profile, given.notebook)):
-        print(line)
-    print(f"report: open {build(root, root / 'reports', root / 'reports').resolve().as_uri()}")
+    say(*publish(root, given.profile, validated(root, given.profile, given.notebook)))
+    say(build(root, root / "reports", root / "reports"))
     return 0
 
 
 COMMANDS = {
-    "list": _list,
-    "run": _run,
-    "execute": _execute,
-    "collect": _collect,
-    "pages": _pages,
-    "report": _report,
-    "publish": _publish,
+    "list": (_list, "show the runs of a profile and how each stands; writes nothing", "--profile --notebook"),
+    "run": (
+        _run,
+        "run what is not up to date, then collect, execute pages, build the report",
+        "--profile --notebook --jobs --only-runs",
+    ),
+    "execute": (_execute, "execute one planned run (what Snakemake calls)", "run_dir"),
+    "collect": (_collect, "write results.csv from the finished runs", "--profile"),
+    "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
+    "report": (_report, "build the HTML report of a profile, or of the published study", "--profile --published"),
+    "publish": (_publish, "copy finished records and pages to reports/ (laptop or paper only)", "--profile --notebook"),
 }
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Numbers:
         return Sample(float(singles.mean()), interval, singles, len(values), sum(len(table) for table in kept))
 
     def spread(self) -> tuple[Sample, float, float]:
-        """Sample the spread, largest minus smallest within each seed; also the means of the largest and the smallest."""
+        """Sample the spread, largest minus smallest within each seed, and the means of both ends."""
         points = self.tables[0].iloc[:, 0].dropna()
         seeds = [x.to_numpy() for _, x in points.groupby(level="seed") if len(x) > 1]  # one alone has no spread
         n_units = sum(len(x) for x in seeds)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.study.files import study_root, write_if_changed
+from fragile_lib.study.files import study_root
 from fragile_lib.study.record import read_record, row_dicts
 from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.files import write_if_changed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 from fragile_lib.tools.errors import InputError, bad_input
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
-BOUNDS = {"min": "at least", "max": "at most", "above": "above", "below": "below"}
+BOUNDS = {  # each with its words, and whether a value keeps to it
+    "min": ("at least", operator.ge),
+    "max": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
 CONSTRAINTS = {
-    "int": {"min", "max", "above", "below", "choices"},
-    "float": {"min", "max", "above", "below"},
+    "int": {*BOUNDS, "choices"},
+    "float": {*BOUNDS},
     "str": {"choices"},
     "bool": set(),
-    "list": {"of", "min", "max", "above", "below", "choices", "min_length", "unique"},
+    "list": {*BOUNDS, "of", "choices", "min_length", "unique"},
 }
 
 
@@ -53,7 +59,9 @@ class Declaration:
     def wanted(self) -> str:
         """Say what a right value is, for messages."""
         element = self.of if self.type == "list" else self.type
-        limits = [f"{word} {getattr(self, key):g}" for key, word in BOUNDS.items() if getattr(self, key) is not None]
+        limits = [
+            f"{word} {getattr(self, key):g}" for key, (word, _) in BOUNDS.items() if getattr(self, key) is not None
+        ]
         if self.choices:
             limits.append("one of " + ", ".join(map(str, self.choices)))
         if self.type == "list":
@@ -79,30 +87,23 @@ class Declaration:
         return values
 
     def _scalar(self, name: str, kind: str, value: Any, where: str) -> Any:
+        def check(right: bool, fault: str, hint: str = "") -> None:
+            if not right:
+                raise bad_input(name, value, f"{fault}; give {self.wanted}{hint}{where}")
+
         # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
         if kind == "float" and type(value) is int:
             value = float(value)
         if type(value) is not SCALARS[kind]:
             hint = "; YAML reads 1e-3 as text, write 1.0e-3" if kind == "float" and _is_number_text(value) else ""
-            raise bad_input(name, value, f"is {_kind(value)}; give {self.wanted}{hint}{where}")
-        if kind == "float" and not math.isfinite(value):
-            raise bad_input(name, value, f"is not finite; give {self.wanted}{where}")
-        if self.choices and value not in self.choices:
-            hint = did_you_mean(value, self.choices) if kind == "str" else ""
-            raise bad_input(name, value, f"is not a choice; give {self.wanted}{'; ' + hint if hint else ''}{where}")
-        outside = (
-            (self.min is not None and value < self.min)
-            or (self.max is not None and value > self.max)
-            or (self.above is not None and value <= self.above)
-            or (self.below is not None and value >= self.below)
-        )
-        if outside:
-            raise bad_input(name, value, f"is out of range; give {self.wanted}{where}")
+            check(False, "is missing" if value is None else f"is of type {type(value).__name__}", hint)
+        check(kind != "float" or math.isfinite(value), "is not finite")
+        if self.choices:
+            check(value in self.choices, "is not a choice", f"; {did_you_mean(value, map(str, self.choices))}")
+        for key, (_, inside) in BOUNDS.items():
+            limit = getattr(self, key)
+            check(limit is None or inside(value, limit), "is out of range")
         return value
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
 
 
 def _is_number_text(value: Any) -> bool:
@@ -114,31 +115,28 @@ def _is_number_text(value: Any) -> bool:
 
 def declare(name: str, content: Any, where: str) -> Declaration:
     """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
-    label = f"parameters.{name}"
-    if not name.isidentifier() or hasattr(dict, name):
-        raise bad_input(label, content, f"the name must be a Python identifier and no method of dict [{where}]")
-    if not isinstance(content, dict):
-        raise bad_input(label, content, f"give its type and meaning, like {{type: int, min: 1, help: ...}} [{where}]")
-    kind = content.get("type")
-    if kind not in CONSTRAINTS:
-        raise bad_input(f"{label}.type", kind, f"give one of {', '.join(CONSTRAINTS)} [{where}]")
+
+    def check(right: bool, key: str, value: object, remedy: str) -> None:
+        if not right:
+            raise bad_input(f"parameters.{name}{key}", value, f"{remedy} [{where}]")
+
+    usable = name.isidentifier() and not hasattr(dict, name)
+    check(usable, "", content, "the name must be a Python identifier and no method of dict")
+    check(isinstance(content, dict), "", content, "give its type and meaning, like {type: int, min: 1, help: ...}")
+    kind, choices = content.get("type"), content.get("choices")
+    check(kind in CONSTRAINTS, ".type", kind, f"give one of {', '.join(CONSTRAINTS)}")
     allowed = CONSTRAINTS[kind] | {"type", "help"}
-    for key in content:
-        if key not in allowed:
-            remedy = f"does not apply to {kind}; {did_you_mean(key, allowed)} [{where}]"
-            raise bad_input(f"{label}.{key}", content[key], remedy)
-    if kind == "list" and content.get("of") not in SCALARS:
-        raise bad_input(f"{label}.of", content.get("of"), f"give the element type: {', '.join(SCALARS)} [{where}]")
-    for key in BOUNDS:
-        if key in content and (type(content[key]) not in (int, float) or not math.isfinite(content[key])):
-            raise bad_input(f"{label}.{key}", content[key], f"give a finite number [{where}]")
-    choices = content.get("choices")
-    if "choices" in content and (not isinstance(choices, list) or not choices):
-        raise bad_input(f"{label}.choices", choices, f"give a list of at least one value [{where}]")
-    if type(content.get("min_length", 0)) is not int or type(content.get("unique", False)) is not bool:
-        raise bad_input(label, content, f"min_length is an int, unique true or false [{where}]")
-    if not isinstance(content.get("help"), str):
-        raise bad_input(f"{label}.help", content.get("help"), f"say in a few words what it means [{where}]")
+    for key, value in content.items():
+        check(key in allowed, f".{key}", value, f"does not apply to {kind}; {did_you_mean(key, allowed)}")
+        number = key not in BOUNDS or (type(value) in (int, float) and math.isfinite(value))
+        check(number, f".{key}", value, "give a finite number")
+    element = kind != "list" or content.get("of") in SCALARS
+    check(element, ".of", content.get("of"), f"give the element type: {', '.join(SCALARS)}")
+    listed = "choices" not in content or (isinstance(choices, list) and bool(choices))
+    check(listed, ".choices", choices, "give a list of at least one value")
+    counted = type(content.get("min_length", 0)) is int and type(content.get("unique", False)) is bool
+    check(counted, "", content, "min_length is an int, unique true or false")
+    check(isinstance(content.get("help"), str), ".help", content.get("help"), "say in a few words what it means")
     return Declaration(name=name, **{**content, "choices": tuple(choices) if choices else None})
 
 

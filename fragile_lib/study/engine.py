@@ -116,21 +116,14 @@ def run_grid(
     profile = jobs[0].run.profile
     log = profile_dir(root, profile) / "snakemake.log"
     environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command(root, profile, notebook, cores),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-    )
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = command(root, profile, notebook, cores)
+    process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
     news = 0
     try:
         _note(held, os.getpid(), process.pid)
-        assert process.stdout is not None
         with log.open("w", encoding="utf-8") as handle:
-            for line in process.stdout:
+            for line in process.stdout:  # type: ignore[union-attr]
                 handle.write(line)
                 handle.flush()
                 match = NEWS.match(line)
@@ -139,10 +132,10 @@ def run_grid(
                     done += match[1] == "finished"
                     tell(f"[{done} of {total}] {line.rstrip()}")
         process.wait()
-    except BaseException:
-        end_tree(psutil.Process(process.pid)) if process.poll() is None else None
-        process.wait()
-        raise
+    finally:
+        if process.poll() is None:
+            end_tree(psutil.Process(process.pid))
+            process.wait()
     done = sum(job.state == "finished" for job in jobs)
     tell(f"[{done} of {total}] finished in {time.time() - begun:.0f} s")
     if process.returncode and not news:

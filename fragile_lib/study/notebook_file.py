@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
 from fragile_lib.study.files import shown
-from fragile_lib.study.params import STANDARD, Spec, assigned
 from fragile_lib.tools.errors import bad_input
 
+Notebook = dict[str, Any]
 
-def read_notebook(path: Path, root: Path) -> dict[str, Any]:
+
+def read_notebook(path: Path, root: Path) -> Notebook:
     """Return a notebook's JSON; raise InputError where it is missing or is none."""
     name = shown(path, root)
     try:
@@ -25,20 +27,35 @@ def read_notebook(path: Path, root: Path) -> dict[str, Any]:
     return content
 
 
+def as_json(notebook: Notebook) -> str:
+    """Return a notebook's JSON as nbformat writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 def source_of(cell: dict[str, Any]) -> str:
     """Return a cell's source as one text, whichever way it is stored."""
     source = cell.get("source", "")
     return source if isinstance(source, str) else "".join(source)
 
 
-def code_cells(notebook: dict[str, Any]) -> list[str]:
+def is_code(cell: dict[str, Any]) -> bool:
+    """Whether a cell holds code."""
+    return cell.get("cell_type") == "code"
+
+
+def is_tagged(cell: dict[str, Any], tag: str) -> bool:
+    """Whether a cell has a tag."""
+    return tag in cell.get("metadata", {}).get("tags", [])
+
+
+def code_cells(notebook: Notebook) -> list[str]:
     """Return the sources of the code cells."""
-    return [source_of(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    return [source_of(cell) for cell in notebook["cells"] if is_code(cell)]
 
 
-def parameters_cell(notebook: dict[str, Any], name: str) -> dict[str, Any]:
+def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
     """Return what the cell tagged `parameters` assigns; raise InputError where there is not exactly one."""
-    tagged = [c for c in notebook["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
+    tagged = [cell for cell in notebook["cells"] if is_tagged(cell, "parameters")]
     if len(tagged) != 1:
         raise bad_input("notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
     try:
@@ -47,21 +64,27 @@ def parameters_cell(notebook: dict[str, Any], name: str) -> dict[str, Any]:
         raise bad_input("notebook", name, f"its parameters cell is not Python ({error}); correct it") from None
 
 
-def check_notebook(spec: Spec, root: Path) -> dict[str, Any]:
-    """Return the notebook of a spec after checking that both know the same parameters."""
-    name = f"notebooks/{spec.notebook}.ipynb"
-    notebook = read_notebook(root / name, root)
-    known = parameters_cell(notebook, name)
-    for parameter in spec.declarations:
-        if parameter not in known:
-            remedy = f"is declared in {spec.source} but not in the parameters cell of {name}; add it there"
-            raise bad_input(parameter, "(missing)", remedy)
-    for parameter, value in known.items():
-        if parameter not in spec.declarations and parameter not in STANDARD:
-            remedy = f"is in the parameters cell of {name} but not declared in {spec.source}; add it there"
-            raise bad_input(parameter, value, remedy)
-    if spec.profiles and "output_dir" not in known:
-        raise bad_input(
-            "output_dir", "(missing)", f"is not in the parameters cell of {name}, so no record would come; add it"
-        )
-    return notebook
+def assigned(source: str) -> dict[str, Any]:
+    """Return the names that a cell assigns at its top level, with their values where these are literals."""
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            try:
+                value = ast.literal_eval(statement.value) if statement.value else None
+            except ValueError:
+                value = None
+            found.update({target.id: value for target in targets if isinstance(target, ast.Name)})
+    return found
+
+
+def refreshed(source: Notebook, executed: Notebook) -> Notebook:
+    """Return the cells of `source` with the outputs of `executed`, whose code does the same."""
+    injected = [cell for cell in executed["cells"] if is_tagged(cell, "injected-parameters")]
+    outputs = (cell for cell in executed["cells"] if is_code(cell) and cell not in injected)
+    cells: list[dict[str, Any]] = []
+    for cell in source["cells"]:
+        cells.append({**next(outputs), "source": source_of(cell)} if is_code(cell) else cell)
+        if is_tagged(cell, "parameters"):
+            cells += injected
+    return {**executed, "cells": cells}

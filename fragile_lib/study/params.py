@@ -7,23 +7,23 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fragile_lib.data.sources import data_root
 from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
 from fragile_lib.study.files import study_root
+from fragile_lib.study.notebook_file import assigned
 from fragile_lib.study.yaml_file import load_yaml
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
-OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml")
+OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")
 RESERVED_IDS = ("pages", "report", "records", "results.csv")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
@@ -61,11 +61,11 @@ class Spec:
             return ()
         found: dict[str, Run] = {}
         for grid, axes in self._profile(profile).get("grids", {}).items():
-            there = _is_there(axes.get("needs"))
+            # A grid that needs data is checked, and run only where its data are in the data root.
+            there = (data_root() / axes.get("needs", "")).exists() or "needs" not in axes
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
-                values = {**self.base, **self._profile(profile).get("set", {}), **point}
-                run = self._run(profile, check_values(self.declarations, values, where), where)
+                run = self._run(profile, self._checked(profile, point, where), where)
                 if there and found.setdefault(run.run_id, run) != run:
                     differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
                     remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
@@ -76,8 +76,7 @@ class Spec:
         """Return the parameters of the notebook's page in a profile, or None where it has no page."""
         if self.page is None:
             return None
-        values = {**self.base, **(self._profile(profile).get("set", {}) if self.profiles else {}), **self.page}
-        return check_values(self.declarations, values, f"{self.source}, page in profile {profile}")
+        return self._checked(profile, self.page, f"{self.source}, page in profile {profile}")
 
     def _profile(self, profile: str) -> dict[str, Any]:
         if profile not in self.profiles:
@@ -85,20 +84,25 @@ class Spec:
             raise bad_input("profile", profile, remedy)
         return self.profiles[profile]
 
+    def _checked(self, profile: str, point: dict[str, Any], where: str) -> dict[str, Any]:
+        shared = self._profile(profile).get("set", {}) if self.profiles else {}
+        return check_values(self.declarations, {**self.base, **shared, **point}, where)
+
     def _run(self, profile: str, parameters: dict[str, Any], where: str) -> Run:
+        def wrong(name: str, remedy: str) -> NoReturn:
+            raise bad_input("run_id", name, f"{remedy} [{where}]") from None
+
         try:
             run_id = self.run_id.format(**parameters)
         except (KeyError, IndexError) as error:
             hint = did_you_mean(str(error).strip("'"), parameters)
-            remedy = f"uses {error}, which is no parameter; {hint} [{where}]"
-            raise bad_input("run_id", self.run_id, remedy) from None
+            wrong(self.run_id, f"uses {error}, which is no parameter; {hint}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise bad_input("run_id", self.run_id, f"is not a format text ({error}); correct it [{where}]") from None
+            wrong(self.run_id, f"is not a format text ({error}); correct it")
         if not NAME.fullmatch(run_id):
-            remedy = "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder"
-            raise bad_input("run_id", run_id, f"{remedy} [{where}]")
+            wrong(run_id, "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder")
         if run_id in RESERVED_IDS:
-            raise bad_input("run_id", run_id, f"is taken by a folder of the study; choose another [{where}]")
+            wrong(run_id, "is taken by a folder of the study; choose another")
         return Run(run_id, self.notebook, profile, parameters)
 
 
@@ -117,81 +121,53 @@ def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
         yield {**fixed, **dict(zip(axes, combination, strict=True))}
 
 
-def _is_there(needed: str | None) -> bool:
-    """Whether what a grid `needs` is in the data root; a grid that needs nothing is always run."""
-    return needed is None or (data_root() / needed).exists()
-
-
 def load_spec(path: Path, source: str | None = None) -> Spec:
     """Return one parameters file, checked with all its profiles; raise InputError at its first mistake."""
     source = source or f"params/{path.name}"
     content = load_yaml(path, source)
 
-    def wrong(name: str, value: object, remedy: str) -> NoReturn:
-        raise bad_input(name, value, f"{remedy} [{source}]")
+    def check(right: bool, name: str, value: object, remedy: str) -> None:
+        if not right:
+            raise bad_input(name, value, f"{remedy} [{source}]")
 
     for key, value in content.items():
-        if key not in TOP_KEYS:
-            wrong(key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
-    notebook = content.get("notebook")
-    if notebook != path.stem:
-        wrong("notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one of them")
+        check(key in TOP_KEYS, key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
+    notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
+    check(notebook == path.stem, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
     sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
-    for key, value in sections.items():
-        if not isinstance(value, dict):
-            wrong(key, value, "give `name: value` pairs")
+    for key, value in {**sections, "page": page or {}}.items():
+        check(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
     declarations = {name: declare(name, c, source) for name, c in sections["parameters"].items()}
     for name in STANDARD:
-        if name in declarations:
-            wrong(f"parameters.{name}", "", "is given by the study itself; remove it")
+        check(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
     for profile, grids in sections["profiles"].items():
-        _check_profile(profile, grids, wrong)
-    page = content.get("page", None if "page" not in content else {})
-    if page is not None and not isinstance(page, dict):
-        wrong("page", page, "give `name: value` pairs, or {} for none")
+        _check_profile(profile, grids, check)
     run_id = content.get("run_id", "")
-    if sections["profiles"] and (not isinstance(run_id, str) or not run_id):
-        wrong("run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
-    spec = Spec(
-        notebook=notebook,
-        source=source,
-        declarations=declarations,
-        base=check_values(declarations, sections["base"], f"{source}, base", complete=False),
-        run_id=run_id,
-        profiles=sections["profiles"],
-        page=page,
-        limits=_limits(sections["limits"], wrong),
-    )
+    named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
+    check(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
+    for name, value in sections["limits"].items():
+        check(name in DEFAULT_LIMITS, f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
+        check(type(value) is int and value >= 1, f"limits.{name}", value, "give an int, at least 1")
+    base = check_values(declarations, sections["base"], f"{source}, base", complete=False)
+    limits = {**DEFAULT_LIMITS, **sections["limits"]}
+    spec = Spec(notebook, source, declarations, base, run_id, sections["profiles"], page, limits)
     for profile in spec.profiles or ["quick"]:
         spec.runs(profile)
         spec.page_parameters(profile)
     return spec
 
 
-def _check_profile(profile: str, content: Any, wrong: Any) -> None:
-    if not NAME.fullmatch(profile):
-        wrong("profile", profile, "must be letters, digits, '_' or '-', as it names a folder")
-    if not isinstance(content, dict) or not content:
-        wrong(f"profiles.{profile}", content, "give `set:` and `grids:`")
+def _check_profile(profile: str, content: Any, check: Callable[[bool, str, object, str], None]) -> None:
+    name = f"profiles.{profile}"
+    check(bool(NAME.fullmatch(profile)), "profile", profile, "must be letters, digits, '_' or '-': it names a folder")
+    check(isinstance(content, dict) and bool(content), name, content, "give `set:` and `grids:`")
     for key, value in content.items():
-        if key not in ("set", "grids"):
-            wrong(f"profiles.{profile}.{key}", value, "is neither `set` nor `grids`; move it into one")
-        if not isinstance(value, dict):
-            wrong(f"profiles.{profile}.{key}", value, "give `name: value` pairs")
+        check(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
+        check(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
     for grid, axes in content.get("grids", {}).items():
-        if not isinstance(axes, dict) or not axes:
-            wrong(f"profiles.{profile}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
-        if not isinstance(axes.get("needs", ""), str):
-            wrong(f"profiles.{profile}.grids.{grid}.needs", axes["needs"], "give a path in the data root")
-
-
-def _limits(given: dict[str, Any], wrong: Any) -> dict[str, int]:
-    for name, value in given.items():
-        if name not in DEFAULT_LIMITS:
-            wrong(f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
-        if type(value) is not int or value < 1:
-            wrong(f"limits.{name}", value, "give an int, at least 1")
-    return {**DEFAULT_LIMITS, **given}
+        check(isinstance(axes, dict) and bool(axes), f"{name}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
+        needs = axes.get("needs", "")
+        check(isinstance(needs, str), f"{name}.grids.{grid}.needs", needs, "give a path in the data root")
 
 
 def load_specs(params_dir: Path) -> dict[str, Spec]:
@@ -272,17 +248,3 @@ def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(source, str) and source.startswith("# Parameters\n"):
             found.update(assigned(source))
     return {name: namespace.get(name, value) for name, value in found.items()}
-
-
-def assigned(source: str) -> dict[str, Any]:
-    """Return the names that a cell assigns at its top level, with their values where these are literals."""
-    found: dict[str, Any] = {}
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            try:
-                value = ast.literal_eval(statement.value) if statement.value else None
-            except ValueError:
-                value = None
-            found.update({target.id: value for target in targets if isinstance(target, ast.Name)})
-    return found

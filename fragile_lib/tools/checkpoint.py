@@ -18,8 +18,8 @@ from tempfile import mkdtemp
 import numpy as np
 from torch import Tensor
 
-from fragile_lib.data.sources import data_root
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root, write_whole
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -49,7 +49,7 @@ class Checkpoint:
         if self.folder.is_dir() and any(self.folder.glob("[!.]*")):
             raise bad_input("checkpoint", str(folder), "holds other files; give an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / MANIFEST, json.dumps(self.facts, indent=1).encode())
+        write_whole(self.folder / MANIFEST, json.dumps(self.facts, indent=1))
 
     @classmethod
     def opened(cls, folder: Path | str) -> Checkpoint:
@@ -66,13 +66,7 @@ class Checkpoint:
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         """Write a part, in one step."""
-        target = self._path(name)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_whole(self._path(name), lambda file: np.savez(file, **arrays))
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Read a part.
@@ -151,9 +145,3 @@ def _check_same(folder: Path, facts: dict) -> None:
     if differing:
         remedy = f"belongs to a run with other {', '.join(differing)}; give another folder, or remove this one"
         raise bad_input("checkpoint", str(folder), remedy)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
