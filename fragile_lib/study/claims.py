@@ -15,7 +15,7 @@ import pandas as pd
 
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS
 from fragile_lib.study.claim_parts import KINDS, SIGNS, Part, PartVerdict, judge_part
-from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.study.files import load_yaml
 from fragile_lib.tools.errors import bad_input
 
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")

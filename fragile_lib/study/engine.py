@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import psutil
 
@@ -37,39 +36,22 @@ def default_jobs() -> int:
 
 
 @contextlib.contextmanager
-def lock(root: Path, profile: str) -> Iterator[IO[str]]:
-    """Hold a profile for this process; raise InputError where a living study holds it, end what a dead one left."""
+def lock(root: Path, profile: str) -> Iterator[None]:
+    """Hold a profile for this process; raise InputError where a living study holds it."""
     path = root / "runs" / f".{profile}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as handle:
-        handle.seek(0)
-        pids = [int(word) for word in handle.read().split() if word.isdigit()]
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = f"process {pids[0]}" if pids else "another process"
+            handle.seek(0)
+            holder = f"process {handle.read().strip() or '(unknown)'}"
             raise bad_input("profile", profile, f"is being run by {holder}; wait for it or end it") from None
-        for pid in pids[1:]:
-            _end_orphan(pid, root)
-        _note(handle, os.getpid())
-        yield handle
         handle.truncate(0)
-
-
-def _note(handle: IO[str], *pids: int) -> None:
-    handle.seek(0)
-    handle.truncate()
-    handle.write(" ".join(map(str, pids)) + "\n")
-    handle.flush()
-
-
-def _end_orphan(pid: int, root: Path) -> None:
-    """End the Snakemake of a study that was killed, if that number is still it."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        words = process.cmdline()
-        if "snakemake" in words and str(root) in words:
-            end_tree(process)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield
+        handle.truncate(0)
 
 
 def end_tree(process: psutil.Process, patience: float = 15.0) -> None:
@@ -100,13 +82,10 @@ def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[s
     ]
 
 
-def run_grid(
-    root: Path, jobs: list[Job], cores: int, held: IO[str], notebook: str | None, tell: Callable[[str], None]
-) -> None:
+def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]) -> None:
     """Run the unfinished jobs of one profile and tell of each; what failed is left to be read from the runs' folders.
 
-    `held` is the lock's file: it gets Snakemake's process id, so that a later study can end an orphan. On
-    KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
+    On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
     """
     pending = {job.run.run_id for job in jobs if job.state != "finished"}
     done, total, begun = len(jobs) - len(pending), len(jobs), time.time()
@@ -121,7 +100,6 @@ def run_grid(
     process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
     news = 0
     try:
-        _note(held, os.getpid(), process.pid)
         with log.open("w", encoding="utf-8") as handle:
             for line in process.stdout:  # type: ignore[union-attr]
                 handle.write(line)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
-from fragile_lib.study.files import study_root
+from fragile_lib.study.files import load_yaml, study_root
 from fragile_lib.study.notebook_file import assigned
-from fragile_lib.study.yaml_file import load_yaml
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
 

@@ -19,10 +19,9 @@ from typing import Any
 import psutil
 
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
-from fragile_lib.study.files import profile_dir, study_root, write_json
+from fragile_lib.study.files import load_yaml, profile_dir, study_root, write_json
 from fragile_lib.study.notebook_file import parameters_cell, read_notebook
 from fragile_lib.study.record import plain, read_record, timestamp
-from fragile_lib.study.yaml_file import load_yaml
 from fragile_lib.tools.errors import InputError, bad_input
 from fragile_lib.tools.files import write_whole
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -34,10 +34,10 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     Raises InputError before anything is written; KeyboardInterrupt with all finished results kept.
     """
     chosen = validated(root, profile, notebook)
-    with engine.lock(root, profile) as held:
+    with engine.lock(root, profile):
         jobs, told = prepare(root, profile, notebook)
         say(*told)
-        engine.run_grid(root, jobs, cores, held, notebook, say)
+        engine.run_grid(root, jobs, cores, notebook, say)
         problems = [f"{job.run.run_id}: {reason_of(job)}" for job in jobs if job.state != "finished"]
         problems += [] if only_runs else report_study(root, profile, chosen, cores)
     say(*(f"failed: {problem}" for problem in problems))
@@ -74,34 +74,23 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
 
     A page that computes with several threads has as many cores to itself: two such side by side wait for each other.
     """
-    waiting = {name: spec.limits["threads"] for name, spec in chosen.items() if spec.page is not None}
-    running: dict[subprocess.Popen[str], int] = {}
+    command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["env"] = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
+    pages = [spec for spec in chosen.values() if spec.page is not None]
     problems: list[str] = []
-    try:
-        while waiting or running:
-            free = cores - sum(running.values())
-            name = next((name for name, threads in waiting.items() if threads <= free or not running), None)
-            if name is not None:
-                threads = waiting.pop(name)
-                running[_start_page(root, profile, name)] = threads
-                continue
-            time.sleep(0.1)
-            for done in [process for process in running if process.poll() is not None]:
-                del running[done]
-                last = (done.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
-                say(last)
-                problems += [last.removeprefix("error: ").removeprefix("failed: ")] if done.returncode else []
-    finally:
-        for process in running:
-            engine.end_tree(psutil.Process(process.pid))
+    for threads in sorted({spec.limits["threads"] for spec in pages}):
+        names = [spec.notebook for spec in pages if spec.limits["threads"] == threads]
+        with ThreadPoolExecutor(max(1, cores // threads)) as pool:
+            try:
+                for call in pool.map(lambda name: subprocess.run([*command, name], **pipes), names):
+                    last = (call.stdout.strip().splitlines() or ["the page's process ended without a word"])[-1]
+                    say(last)
+                    problems += [last.removeprefix("error: ").removeprefix("failed: ")] if call.returncode else []
+            finally:
+                for process in psutil.Process().children():
+                    engine.end_tree(process)
     return problems
-
-
-def _start_page(root: Path, profile: str, notebook: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
-    command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook", notebook]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
 def build(root: Path, source: Path, out: Path) -> str:
