@@ -77,7 +77,8 @@ def _run(given: argparse.Namespace, root: Path) -> int:
 
 def _execute(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.execute import NotebookFailed
-    from fragile_lib.study.run import end_with_owners, execute
+    from fragile_lib.study.run import execute
+    from fragile_lib.tools.processes import end_with_owners
 
     end_with_owners()
     run_id = given.run_dir.resolve().name
@@ -101,7 +102,7 @@ def _pages(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.execute import NotebookFailed
     from fragile_lib.study.pages import build_page
     from fragile_lib.study.plan import validated
-    from fragile_lib.study.run import end_with_owners
+    from fragile_lib.tools.processes import end_with_owners
 
     end_with_owners()
     code = 0

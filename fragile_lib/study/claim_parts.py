@@ -6,7 +6,7 @@ explained in words at the head of params/claims.yaml.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -130,13 +130,12 @@ def _judge_range(data: Numbers, part: Part) -> Judgement:
 def _judge_steady(data: Numbers, part: Part) -> Judgement:
     """Judge the standard deviation over seeds against the largest that still counts as steady."""
     sample = data.deviation()
-    low, high = sample.interval
-    said = f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {sample.n_seeds} seeds)"
-    if high < part.max_spread:
-        return "reproduced", said + f": the interval is wholly below {number(part.max_spread)}.", sample
-    inside = sample.mean < part.max_spread
-    said += f": {'below' if inside else 'not below'} {number(part.max_spread)}"
-    return ("partly", said + ", but its interval is not.", sample) if inside else ("not", said + ".", sample)
+    said, most = _estimate(replace(sample, n_units=0)), number(part.max_spread)
+    if sample.interval[1] < part.max_spread:
+        return "reproduced", f"{said}: the interval is wholly below {most}.", sample
+    if sample.mean < part.max_spread:
+        return "partly", f"{said}: below {most}, but its interval is not.", sample
+    return "not", f"{said}: not below {most}.", sample
 
 
 def _judge_trend(data: Numbers, part: Part) -> Judgement:

@@ -7,6 +7,7 @@ parts of a claim into one verdict; `claim_parts` judges a single part.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,11 +16,10 @@ import pandas as pd
 
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS
 from fragile_lib.study.claim_parts import KINDS, SIGNS, Part, PartVerdict, judge_part
-from fragile_lib.study.files import load_yaml
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import load_yaml
 
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
-_CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}
 _NEEDED = {
     "value": {"paper"},
     "range": {"paper_high", "paper_low"},
@@ -55,13 +55,12 @@ class Verdict:
 
 def evaluate_claims(results: pd.DataFrame, claims: Iterable[Claim]) -> list[Verdict]:
     """Judge each claim on `results`, the table of all runs (columns as in results.csv)."""
-    return [_evaluate(results, claim) for claim in claims]
-
-
-def _evaluate(results: pd.DataFrame, claim: Claim) -> Verdict:
-    parts = tuple(judge_part(results, part) for part in claim.rule)
-    profiles = tuple(sorted({profile for part in parts for profile in part.profiles}))
-    return Verdict(claim, combine([part.outcome for part in parts]), parts, profiles)
+    verdicts = []
+    for claim in claims:
+        parts = tuple(judge_part(results, part) for part in claim.rule)
+        profiles = tuple(sorted({profile for part in parts for profile in part.profiles}))
+        verdicts.append(Verdict(claim, combine([part.outcome for part in parts]), parts, profiles))
+    return verdicts
 
 
 def combine(outcomes: list[str]) -> str:
@@ -86,10 +85,9 @@ def load_claims(path: Path) -> list[Claim]:
     if not isinstance(raw.get("claims"), list):
         raise bad_input("claims", raw.get("claims"), f"give a list of claims [{Path(path).name}]")
     claims = [_claim(entry, raw.get("defaults") or {}, raw.get("words") or {}) for entry in raw["claims"]]
-    ids = [claim.id for claim in claims]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise bad_input("claim id", name, "occurs twice; give each claim its own")
+    twice = [name for name, n in Counter(claim.id for claim in claims).items() if n > 1]
+    if twice:
+        raise bad_input("claim id", twice[0], "occurs twice; give each claim its own")
     return claims
 
 
@@ -98,9 +96,7 @@ def _claim(entry: dict, defaults: dict, words: dict) -> Claim:
     for key in ("id", "text", "paper", "source", "notebook"):
         if not isinstance(entry.get(key), str):
             raise bad_input(f"claim {name}: {key}", entry.get(key), "must be a string")
-    unknown = set(entry) - _CLAIM_KEYS
-    if unknown:
-        raise bad_input(f"claim {name}", sorted(unknown), f"unknown keys; allowed: {sorted(_CLAIM_KEYS)}")
+    _check_keys(f"claim {name}", entry, {field.name for field in fields(Claim)})
     where = defaults.get(entry["notebook"], {})
     parts = [part for raw in entry.get("rule") or [] for part in _parts(name, raw, where, words)]
     return Claim(**{**entry, "rule": tuple(parts)})
@@ -121,29 +117,26 @@ def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
 
 
 def _check_part(name: str, raw: dict) -> None:
-    kind = raw.get("kind")
-    if kind not in KINDS:
-        raise bad_input(f"{name}: kind", kind, f"choose one of {', '.join(KINDS)}")
-    known = {field.name for field in fields(Part)}
+    kind, unit = raw.get("kind"), raw.get("unit", "seed")
+    _check_choice(f"{name}: kind", kind, KINDS)
     missing = sorted(({"label", "statistic"} | _NEEDED[kind]) - set(raw))
     if missing:
         raise bad_input(name, missing, f"a part of kind {kind} needs these keys")
+    _check_keys(name, raw, {field.name for field in fields(Part)})
+    for key, choices in {"direction": SIGNS, "transform": TRANSFORMS, "unit": UNITS, "paired": ("seed",)}.items():
+        if raw.get(key) is not None:
+            _check_choice(f"{name}: {key}", raw[key], choices)
+    if kind == "range" and unit != "test_point":
+        raise bad_input(f"{name}: unit", unit, "a part of kind range needs unit: test_point")
+    if raw.get("paired") and kind != "difference":
+        raise bad_input(f"{name}: paired", raw["paired"], f"only for kind difference, not {kind}; leave it out")
+
+
+def _check_keys(name: str, raw: dict, known: set[str]) -> None:
     if set(raw) - known:
         raise bad_input(name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
-    if raw.get("direction") not in (None, *SIGNS):
-        raise bad_input(f"{name}: direction", raw["direction"], f"choose one of {', '.join(SIGNS)}")
-    if raw.get("transform") not in TRANSFORMS:
-        raise bad_input(f"{name}: transform", raw["transform"], "choose log or abs_log, or leave it out")
-    _check_unit(name, raw)
 
 
-def _check_unit(name: str, raw: dict) -> None:
-    unit, paired = raw.get("unit", "seed"), raw.get("paired")
-    if unit not in UNITS:
-        raise bad_input(f"{name}: unit", unit, f"choose one of {', '.join(UNITS)}")
-    if raw["kind"] == "range" and unit != "test_point":
-        raise bad_input(f"{name}: unit", unit, "a part of kind range needs unit: test_point")
-    if paired not in (None, "seed"):
-        raise bad_input(f"{name}: paired", paired, "choose seed, or leave it out")
-    if paired and raw["kind"] != "difference":
-        raise bad_input(f"{name}: paired", paired, f"only for kind difference, not {raw['kind']}; leave it out")
+def _check_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
+    if value not in choices:
+        raise bad_input(name, value, f"choose one of {', '.join(filter(None, choices))}")

@@ -15,37 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "run_id",
-    "profile",
-    "dataset",
-    "architecture",
-    "activation",
-    "depth",
-    "width",
-    "weight_decay",
-    "n_train",
-    "n_params",
-    "seed",
-    "test_point",
-    "test_choice",
-    "train_choice",
-    "n_points",
-    "estimator",
-    "ground_truth",
-    "pearson",
-    "spearman",
-    "slope",
-    "grad_norm",
-    "eig_min",
-    "eig_max",
-    "solver_residual",
-    "status",
-    "seconds_estimate",
-    "seconds_retrain",
-    "fit",
-    "norm_spearman",
-    "norm_ratio",
-)
+    "run_id", "profile", "dataset", "architecture", "activation", "depth", "width", "weight_decay", "n_train",
+    "n_params", "seed", "test_point", "test_choice", "train_choice", "n_points", "estimator", "ground_truth", "pearson",
+    "spearman", "slope", "grad_norm", "eig_min", "eig_max", "solver_residual", "status", "seconds_estimate",
+    "seconds_retrain", "fit", "norm_spearman", "norm_ratio",
+)  # fmt: skip
 
 
 def results_csv(records: Iterable[dict[str, Any]]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, bad_input, did_you_mean
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 BOUNDS = {  # each with its words, and whether a value keeps to it
@@ -25,18 +23,6 @@ CONSTRAINTS = {
     "bool": set(),
     "list": {*BOUNDS, "of", "choices", "min_length", "unique"},
 }
-
-
-def closest(name: str, known: Iterable[str], before: str = "") -> str:
-    """Return a hint that names the closest known word, after the text `before`; nothing where none is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"{before}did you mean {close[0]!r}?" if close else ""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the closest known word, and all of them where none is close."""
-    known = list(known)
-    return closest(name, known) or f"known are {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True)

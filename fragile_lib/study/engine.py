@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,8 @@ import psutil
 
 from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.plan import Job
-from fragile_lib.study.run import OWNERS
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.processes import OWNERS, end_tree
 
 WORKFLOW = Path("workflow")
 NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
@@ -52,22 +51,6 @@ def lock(root: Path, profile: str) -> Iterator[None]:
         handle.flush()
         yield
         handle.truncate(0)
-
-
-def end_tree(process: psutil.Process, patience: float = 15.0) -> None:
-    """End a process and all below it: asked first, killed after `patience` seconds."""
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        with contextlib.suppress(psutil.Error):
-            member.send_signal(signal.SIGINT if member == process else signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=patience)
-    for member in left:
-        with contextlib.suppress(psutil.Error):
-            member.kill()
-    psutil.wait_procs(left, timeout=5)
 
 
 def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[str]:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
-from fragile_lib.study.files import load_yaml, study_root
+from fragile_lib.study.declared import Declaration, check_values, declare
+from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
-from fragile_lib.tools.errors import bad_input
-from fragile_lib.tools.files import data_root
+from fragile_lib.tools.errors import bad_input, closest, did_you_mean
+from fragile_lib.tools.files import data_root, load_yaml
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
 OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fragile_lib.study.files import dump_yaml, package_dir, profile_dir, shown, study_root
+from fragile_lib.study.files import package_dir, profile_dir, shown, study_root
 from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
 from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
 from fragile_lib.tools.errors import InputError, bad_input
-from fragile_lib.tools.files import write_if_changed, write_whole
+from fragile_lib.tools.files import dump_yaml, write_if_changed, write_whole
 
 RESTORED_PROFILES = ("laptop", "paper")
 

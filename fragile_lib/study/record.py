@@ -9,21 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import resource
 import string
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fragile_lib.study.files import study_root, write_json
 from fragile_lib.study.params import started_at
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.machine import git_state, machine, peak_memory_mb, threads, timestamp, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +63,7 @@ def record(
 
     rows = pd.DataFrame(rows)
     if output_dir:
-        finished = time.time()
-        values = dict(parameters) if isinstance(parameters, Mapping) else vars(parameters)
+        finished, values = time.time(), dict(parameters) if isinstance(parameters, Mapping) else vars(parameters)
         content = {
             "schema": SCHEMA,
             "run_id": run_id,
@@ -79,14 +73,14 @@ def record(
             "run": plain(run),
             "parameters": plain({k: v for k, v in values.items() if k not in NOT_RECORDED}),
             "rows": _table(rows),
-            "certificates": plain(_records(certificates), digits=6),
+            "certificates": plain(certificates, digits=6),
             "points": plain(list(points), digits=DIGITS),
             "seeds": plain(list(seeds)),
-            "versions": versions(),
-            "git": git_state(study_root()),
+            "versions": versions(PACKAGES),
+            "git": git_state(study_root(), DECIDING),
             "device": str(device),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "threads": _threads(),
+            "machine": machine(),
+            "threads": threads(),
             "seconds": round(finished - started_at(), 3),
             "seconds_by_part": plain(seconds_by_part or {}, digits=6),
             "peak_memory_mb": peak_memory_mb(),
@@ -159,16 +153,8 @@ def row_dicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**shared, **dict(zip(columns, values, strict=True))} for values in content["rows"]["data"]]
 
 
-def rows_frame(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a record's rows as a table, with run_id, profile and the `run` block joined on."""
-    import pandas as pd
-
-    shared = ["run_id", "profile", *content["run"], *content["rows"]["columns"]]
-    return pd.DataFrame(row_dicts(content), columns=list(dict.fromkeys(shared)))
-
-
 def plain(value: Any, digits: int | None = None) -> Any:
-    """Return `value` in JSON's own types: numpy and torch scalars and arrays, paths, tuples; NaN and infinity as None.
+    """Return `value` in JSON's own types: numpy, torch, paths, tuples, a table by its rows; NaN and infinity as None.
 
     With `digits`, floats are rounded to that many significant digits.
     """
@@ -178,6 +164,8 @@ def plain(value: Any, digits: int | None = None) -> Any:
         return {str(key): plain(element, digits) for key, element in value.items()}
     if isinstance(value, list | tuple | set | frozenset | range):
         return [plain(element, digits) for element in value]
+    if hasattr(value, "to_dict"):  # a table
+        return plain(value.to_dict("records"), digits)
     if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars alike
         return plain(value.tolist(), digits)
     if isinstance(value, int):
@@ -193,64 +181,15 @@ def plain(value: Any, digits: int | None = None) -> Any:
     raise bad_input("value", value, f"of type {type(value).__name__} cannot stand in a record; give numbers or text")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers may depend on, without importing them."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state(root: Path) -> dict[str, Any]:
-    """Return the commit and whether what decides the numbers differs from it; empty where there is no git."""
-
-    def git(*arguments: str) -> str:
-        call = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
-        return call.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *DECIDING))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": "", "dirty": False}
-
-
-def peak_memory_mb() -> float:
-    """Return the highest resident memory of this process so far, in megabytes (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """Return a moment as ISO 8601 in UTC, to the second."""
-    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return table.to_dict("records") if hasattr(table, "to_dict") else list(table)
-
-
 def _table(rows: pd.DataFrame) -> dict[str, Any]:
     # A column of whole numbers with gaps is float in pandas: seed 3.0 is written as 3.
-    rows = rows.convert_dtypes()
-    data = list(rows.itertuples(index=False, name=None))
-    return {"columns": plain(list(rows.columns)), "data": plain(data, digits=DIGITS)}
+    data = rows.convert_dtypes().itertuples(index=False, name=None)
+    return {"columns": plain(list(rows.columns)), "data": plain(list(data), digits=DIGITS)}
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    groups = [name for name in GROUPS if name in rows.columns]
-    statistics = [name for name in STATISTICS if name in rows.columns]
+    groups, statistics = ([name for name in names if name in rows.columns] for names in (GROUPS, STATISTICS))
     if not groups or not statistics or rows.empty:
         return rows.head(10)
     grouped = rows.groupby(groups, sort=False, dropna=False)
-    table = grouped[statistics].mean()
-    table["n"] = grouped.size()
-    return table.reset_index()
+    return grouped[statistics].mean().assign(n=grouped.size()).reset_index()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ from typing import Any
 import psutil
 
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
-from fragile_lib.study.files import load_yaml, profile_dir, study_root, write_json
+from fragile_lib.study.files import profile_dir, study_root, write_json
 from fragile_lib.study.notebook_file import parameters_cell, read_notebook
-from fragile_lib.study.record import plain, read_record, timestamp
+from fragile_lib.study.record import plain, read_record
 from fragile_lib.tools.errors import InputError, bad_input
-from fragile_lib.tools.files import write_whole
+from fragile_lib.tools.files import load_yaml, write_whole
+from fragile_lib.tools.machine import timestamp
 
-OWNERS = "FRAGILE_OWNERS"
 IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
 
 
@@ -124,26 +123,3 @@ def _finished_record(path: Path, job: dict[str, Any]) -> dict[str, Any]:
         if content.get(key) != job[key]:
             raise NotebookFailed("NoRecord", f"the record names {key} {content.get(key)!r}, not {job[key]!r}")
     return content
-
-
-def end_with_owners() -> None:
-    """End this process and its kernel within a second once a process that started it on this machine is gone.
-
-    Without it, a `kill -9` of the study would leave its notebooks computing, and in the way of the next study.
-    """
-    pids = [int(pid) for pid in os.environ.get(OWNERS, "").split(",") if pid]
-    if not pids:
-        return
-    try:
-        owners = [psutil.Process(pid) for pid in pids]
-    except psutil.NoSuchProcess:
-        os._exit(1)
-
-    def watch() -> None:
-        while all(owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE for owner in owners):
-            time.sleep(1)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

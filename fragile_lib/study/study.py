@@ -16,7 +16,7 @@ from fragile_lib.study.files import profile_dir
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import Job, prepare, validated
 from fragile_lib.study.publish import collect_profile, publish
-from fragile_lib.study.run import OWNERS
+from fragile_lib.tools.processes import OWNERS, end_tree
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
 OF_RECORD = "laptop"
@@ -89,7 +89,7 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
                     problems += [last.removeprefix("error: ").removeprefix("failed: ")] if call.returncode else []
             finally:
                 for process in psutil.Process().children():
-                    engine.end_tree(process)
+                    end_tree(process)
     return problems
 
 

@@ -332,7 +332,7 @@ def load(path, rule: str) -> Part:
         ),
         (
             "kind: difference, minus: {a: 1}, direction: positive, unit: test_point, paired: point",
-            "paired = 'point': choose seed, or leave it out",
+            "paired = 'point': choose one of seed",
         ),
     ],
 )

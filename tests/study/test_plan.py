@@ -10,8 +10,8 @@ from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.publish import collect_published, publish
-from fragile_lib.study.files import load_yaml
 from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.files import load_yaml
 
 
 def states(toy, profile="quick"):

@@ -15,10 +15,10 @@ import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import results_csv
-from fragile_lib.study.files import load_yaml
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.record import read_record
 from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.files import load_yaml
 
 DEVIATION = ("what", "paper", "here", "why")  # `notebook` may be left out
 METHOD = ("name", "kind", "title", "formula", "parameters", "applies")

@@ -1,9 +1,8 @@
-"""The computed parts of the index page: verdict counts, run matrix, results summary, methods, provenance."""
+"""The computed parts of the index page: verdict counts, run matrix, results summary, methods."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -12,10 +11,9 @@ from fragile_lib.agreement import MIN_SEEDS, SEED, seed_interval, summarise
 from fragile_lib.study.claim_data import select
 from fragile_lib.study.claim_parts import number
 from fragile_lib.study.claims import VERDICTS, Verdict
-from fragile_lib.study.report.source import Run, Study
+from fragile_lib.study.report.source import Study
 
 VERDICT_WORDS = {**{verdict: verdict for verdict in VERDICTS}, "partly": "partly reproduced", "not": "not reproduced"}
-STATE_WORDS = {"failed later": "older result kept"}
 Cell = tuple[str, float | str]  # a text, and the value that sorts it
 
 
@@ -115,21 +113,6 @@ def run_groups(study: Study) -> list[dict]:
     return groups
 
 
-def setting_text(record: dict | None, column: str) -> str:
-    """One setting of a run as the matrix shows it."""
-    value = ((record or {}).get("run") or {}).get(column)
-    if value is None:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def failure_text(run: Run) -> str:
-    """One line that says why a run failed."""
-    failure = run.failure or {}
-    lines = str(failure.get("message") or "no message").strip().splitlines() or ["no message"]
-    return f"{failure.get('error', 'Error')}: {lines[0]}"[:300]
-
-
 def summary_table(study: Study) -> dict:
     """Mean over seeds with its interval, one row for each group, one column for each slice in params/report.yaml.
 
@@ -186,35 +169,6 @@ def methods_table(study: Study) -> list[dict]:
         sets = found["dataset"].dropna().unique() if len(found) else []
         rows.append({**entry, "datasets": ", ".join(_word(name, words) for name in sets)})
     return rows
-
-
-def provenance(study: Study) -> list[tuple[str, str]]:
-    """Where the numbers come from, in the words of the records themselves."""
-    records = study.records
-    if not records:
-        return []
-    dirty = sum(bool((r.get("git") or {}).get("dirty")) for r in records)
-    versions: dict[str, list] = {}
-    for name, version in (pair for record in records for pair in (record.get("versions") or {}).items()):
-        versions.setdefault(name, []).append(version)
-    memory = [r["peak_memory_mb"] for r in records if r.get("peak_memory_mb")]
-    started, finished = (sorted(str(r[name])[:10] for r in records if r.get(name)) for name in ("started", "finished"))
-    return [
-        ("Profile", study.profile),
-        ("Runs finished", str(len(records))),
-        ("Computing time, all runs", duration(sum(r.get("seconds") or 0 for r in records))),
-        ("Peak memory of a run", f"{max(memory):.0f} MB" if memory else "not recorded"),
-        ("Dates", " to ".join(dict.fromkeys(started[:1] + finished[-1:])) or "not recorded"),
-        ("Git commit", _variants((r.get("git") or {}).get("commit") for r in records)),
-        ("Uncommitted changes", f"yes, in {dirty} of {len(records)} runs" if dirty else "none"),
-        *((name, _variants(r.get(name.lower()) for r in records)) for name in ("Device", "Machine")),
-        ("Threads of a run", _variants(r.get("threads") for r in records)),
-        ("Versions", "; ".join(f"{name} {_variants(found)}" for name, found in versions.items())),
-    ]
-
-
-def _variants(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(str(v) for v in values if v not in (None, ""))) or "not recorded"
 
 
 def duration(seconds: float) -> str:
