@@ -66,8 +66,7 @@ def _list(given: argparse.Namespace, root: Path) -> int:
 
 
 def _run(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.engine import default_jobs
-    from fragile_lib.study.study import run_study
+    from fragile_lib.study.study import default_jobs, run_study
 
     text = given.jobs or str(default_jobs())
     if not text.isdecimal() or int(text) < 1:
@@ -92,7 +91,7 @@ def _execute(given: argparse.Namespace, root: Path) -> int:
 
 
 def _collect(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.publish import collect_profile
+    from fragile_lib.study.study import collect_profile
 
     print(*collect_profile(root, given.profile), sep="\n")
     return 0
@@ -100,8 +99,8 @@ def _collect(given: argparse.Namespace, root: Path) -> int:
 
 def _pages(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.execute import NotebookFailed
-    from fragile_lib.study.pages import build_page
     from fragile_lib.study.plan import validated
+    from fragile_lib.study.run import build_page
     from fragile_lib.tools.processes import end_with_owners
 
     end_with_owners()
@@ -118,8 +117,7 @@ def _pages(given: argparse.Namespace, root: Path) -> int:
 
 def _report(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.params import load_specs, select
-    from fragile_lib.study.publish import collect_published
-    from fragile_lib.study.study import build, say
+    from fragile_lib.study.study import build, collect_published, say
 
     if given.published:
         say(*collect_published(root), build(root, root / "reports", root / "reports"))
@@ -132,8 +130,7 @@ def _report(given: argparse.Namespace, root: Path) -> int:
 
 def _publish(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.plan import validated
-    from fragile_lib.study.publish import publish
-    from fragile_lib.study.study import build, say
+    from fragile_lib.study.study import build, publish, say
 
     say(*publish(root, given.profile, validated(root, given.profile, given.notebook)))
     say(build(root, root / "reports", root / "reports"))

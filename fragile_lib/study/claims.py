@@ -1,7 +1,9 @@
 """Verdicts on the paper's claims, computed from the results table by the rules in params/claims.yaml.
 
-The rules are written there in words and in numbers, before any result is seen. This module reads them and combines the
-parts of a claim into one verdict; `claim_parts` judges a single part.
+The rules are written there in words and in numbers, before any result is seen. A claim has parts: each selects rows,
+reduces them to one number for each seed or test point (`claim_data`), and judges their mean; the outcomes of the parts
+are combined into one verdict. The kinds of part (`value`, `range`, `steady`, `trend`, `difference`, `step`) are
+explained in words at the head of that file.
 """
 
 from __future__ import annotations
@@ -9,15 +11,235 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from fragile_lib.study.claim_data import TRANSFORMS, UNITS
-from fragile_lib.study.claim_parts import KINDS, SIGNS, Part, PartVerdict, judge_part
+from fragile_lib.agreement import MIN_SEEDS
+from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import load_yaml
+
+TOLERANCE = 0.05
+RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
+MIN_SPREAD = 0.2
+MIN_CHANGE = 0.05
+NOT_DEGENERATE = ("ok", "indefinite")
+SIGNS = {"falls": -1, "grows": 1, "negative": -1, "positive": 1}
+Judgement = tuple[str, str, Sample]  # outcome, sentence, what they rest on
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rule part as written in the YAML file, defaults filled in and `for_each` expanded."""
+
+    kind: str
+    label: str
+    statistic: str
+    where: dict = field(default_factory=dict)
+    minus: dict | None = None  # the columns that differ in the selection that is subtracted
+    axis: str | None = None
+    direction: str | None = None
+    transform: str | None = None
+    paper: float | None = None
+    tolerance: float | None = None
+    min_change: float = MIN_CHANGE
+    cut: float | None = None
+    at_each: bool = False
+    unit: str = "seed"
+    paired: str | None = None  # "seed": the two selections of a difference are averaged over test points first
+    paper_high: float | None = None
+    paper_low: float | None = None
+    min_spread: float = MIN_SPREAD
+    max_spread: float | None = None  # of a number that is steady over seeds
+
+    @property
+    def margin(self) -> float:
+        """The tolerance, or the default of the kind."""
+        default = RANGE_TOLERANCE if self.kind == "range" else TOLERANCE
+        return default if self.tolerance is None else self.tolerance
+
+
+@dataclass(frozen=True)
+class PartVerdict:
+    """What the results say about one part."""
+
+    kind: str
+    label: str
+    outcome: str  # reproduced, partly, not, undecided, not run
+    sentence: str
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    n_seeds: int = 0
+    n_units: int = 0  # test points, in a part with `unit: test_point`
+    n_networks: int = 0
+    degenerate: dict[str, int] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> str:
+        """What the interval is over, in words."""
+        return counted(self.n_seeds, self.n_units)
+
+
+def counted(n_seeds: int, n_units: int) -> str:
+    """Say what an interval is over, in the words of the report."""
+    seeds = f"{n_seeds} seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    if not n_units:
+        return seeds
+    few = "; the interval covers test points only" if n_seeds < MIN_SEEDS else ""
+    return f"{n_units} test points of {seeds}{few}"
+
+
+def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
+    """Judge one part on the results table (one row per run, seed and the choices named by the columns)."""
+    selections = [part.where] if part.minus is None else [part.where, {**part.where, **part.minus}]
+    rows = [select(results, where) for where in selections]
+    counts = _count(pd.concat(rows))
+    if any(r.empty for r in rows):
+        return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", **counts)
+    try:
+        tables = [cell_table(r, part.statistic, part.transform, part.axis, part.unit) for r in rows]
+        data = Numbers(tables, part.statistic, part.unit, part.paired)
+        outcome, sentence, sample = _JUDGES[part.kind](data, part)
+    except Undecidable as reason:
+        return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
+    numbers = {"n_seeds": sample.n_seeds, "n_units": sample.n_units}
+    return PartVerdict(part.kind, part.label, outcome, sentence, sample.mean, sample.interval, **numbers, **counts)
+
+
+def _judge_value(data: Numbers, part: Part) -> Judgement:
+    sample = data.sample(lambda table: table.iloc[:, 0])
+    low, high = sample.interval
+    said = f"{_estimate(sample)}; the paper’s {part.paper:g} lies "
+    if low - part.margin <= part.paper <= high + part.margin:
+        return "reproduced", said + f"within the interval widened by {part.margin:g}.", sample
+    smallest, largest = sample.singles.min(), sample.singles.max()
+    single = f"the range of the single {data.noun}, {number(smallest)} to {number(largest)}"
+    if smallest <= part.paper <= largest:
+        return "partly", said + f"outside the interval but within {single}.", sample
+    return "not", said + f"outside {single}, and outside the interval widened by {part.margin:g}.", sample
+
+
+def _judge_range(data: Numbers, part: Part) -> Judgement:
+    """Judge the spread within a seed by its interval, and its ends by their distance from the paper's."""
+    sample, high, low = data.spread()
+    said = f"The spread within a seed is {_estimate(sample)}: "
+    if not sample.interval[0] > part.min_spread:
+        return "not", said + f"the interval is not wholly above {number(part.min_spread)}.", sample
+    said += f"wholly above {number(part.min_spread)}. The largest and smallest are {number(high)} and {number(low)}, "
+    near = max(abs(high - part.paper_high), abs(low - part.paper_low)) <= part.margin
+    said += f"{'both' if near else 'not both'} within {part.margin:g} of the paper’s {part.paper_high:g}"
+    return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
+
+
+def _judge_steady(data: Numbers, part: Part) -> Judgement:
+    """Judge the standard deviation over seeds against the largest that still counts as steady."""
+    sample = data.deviation()
+    said, most = _estimate(replace(sample, n_units=0)), number(part.max_spread)
+    if sample.interval[1] < part.max_spread:
+        return "reproduced", f"{said}: the interval is wholly below {most}.", sample
+    if sample.mean < part.max_spread:
+        return "partly", f"{said}: below {most}, but its interval is not.", sample
+    return "not", f"{said}: not below {most}.", sample
+
+
+def _judge_trend(data: Numbers, part: Part) -> Judgement:
+    x = data.means.columns
+    if len(x) < 2:
+        raise Undecidable(f"Only one value of {part.axis} has results.")
+    sample = data.sample(_end_to_end_change)
+    return *_judge_sign(sample, part, f"from {part.axis} {_span(x)}"), sample
+
+
+def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
+    """Per row: least-squares slope over the columns times their range."""
+    x = table.columns.to_numpy(float)
+    # A seed with few axis values would be extrapolated over the whole range: it needs half of them, and at least two.
+    table = table[table.notna().sum(axis=1) >= max(2, len(x) / 2)]
+    weight = table.notna().to_numpy(float)
+    y = table.fillna(0.0).to_numpy()
+    total = weight.sum(axis=1, keepdims=True)
+    dx = (x - (weight * x).sum(axis=1, keepdims=True) / np.maximum(total, 1)) * weight
+    slopes = (dx * y).sum(axis=1) / np.maximum((dx * dx).sum(axis=1), np.finfo(float).tiny)
+    return pd.Series(slopes * (x.max() - x.min()), index=table.index)
+
+
+def _judge_difference(data: Numbers, part: Part) -> Judgement:
+    table = data.means.dropna(how="all").dropna(axis=1, how="all")
+    sample = data.sample(lambda means: means[table.columns].mean(axis=1))
+    over = f"in the mean over {part.axis} {_span(table.columns)}" if part.axis and table.shape[1] > 1 else ""
+    outcome, sentence = _judge_sign(sample, part, over)
+    if not part.at_each:
+        return outcome, sentence, sample
+    judged = (table.mean() * SIGNS[part.direction] > 0) & data.enough_at()[table.columns]
+    if judged.all():
+        return outcome, sentence + f" The sign holds at every {part.axis}.", sample
+    failing = ", ".join(f"{value:g}" for value in table.columns[~judged])
+    sentence += f" The sign does not hold, or has too few {data.noun}, at {part.axis} {failing}."
+    return ("partly" if outcome == "reproduced" else outcome), sentence, sample
+
+
+def _judge_step(data: Numbers, part: Part) -> Judgement:
+    beyond = data.means.columns.to_numpy(float) > part.cut
+    if beyond.all() or not beyond.any():
+        raise Undecidable(f"No results on {'this' if beyond.all() else 'the far'} side of {part.axis} {part.cut:g}.")
+    sample = data.sample(lambda table: table.loc[:, beyond].mean(axis=1) - table.loc[:, ~beyond].mean(axis=1))
+    return *_judge_sign(sample, part, f"beyond {part.axis} {part.cut:g}, against up to it"), sample
+
+
+def _judge_sign(sample: Sample, part: Part, over: str) -> tuple[str, str]:
+    """Reproduced: interval wholly on the claimed side and the mean large enough; partly: on that side but smaller."""
+    sign = SIGNS[part.direction]
+    low, high = sorted(sign * end for end in sample.interval)
+    said = " ".join(filter(None, [_estimate(sample), over]))
+    if low <= 0:
+        return "not", said + f": the interval is not wholly {'above' if sign > 0 else 'below'} zero, as claimed."
+    if sign * sample.mean < part.min_change:
+        return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}."
+    return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}."
+
+
+def _estimate(sample: Sample) -> str:
+    low, high = sample.interval
+    over = counted(sample.n_seeds, sample.n_units)
+    return f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {over})"
+
+
+def number(value: float) -> str:
+    """Format for prose and tables: two decimals, three significant digits beyond 100, a real minus sign."""
+    digits = f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
+    return digits.replace("-", "−").replace("−0.00", "0.00")
+
+
+def _span(values: pd.Index) -> str:
+    return f"{values.min():g} to {values.max():g}"
+
+
+def _count(rows: pd.DataFrame) -> dict:
+    """Count networks (run and seed) and, by name, the degenerate ones among them; the profiles they come from."""
+    if rows.empty:
+        return {"n_networks": 0, "degenerate": {}, "profiles": ()}
+    bad = rows[~rows["status"].isin(NOT_DEGENERATE)].drop_duplicates(["run_id", "seed"])
+    return {
+        "n_networks": len(rows.drop_duplicates(["run_id", "seed"])),
+        "degenerate": {str(name): int(n) for name, n in bad["status"].value_counts().items()},
+        "profiles": tuple(sorted(str(p) for p in rows["profile"].dropna().unique())),
+    }
+
+
+_JUDGES = {
+    "value": _judge_value,
+    "range": _judge_range,
+    "steady": _judge_steady,
+    "trend": _judge_trend,
+    "difference": _judge_difference,
+    "step": _judge_step,
+}
+KINDS = tuple(_JUDGES)
+
 
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
 _NEEDED = {

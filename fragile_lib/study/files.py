@@ -1,14 +1,12 @@
-"""Where things lie, and JSON that is written whole."""
+"""Where things lie."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import fragile_lib
 from fragile_lib.tools.errors import bad_input
-from fragile_lib.tools.files import write_whole
 
 
 def study_root() -> Path:
@@ -30,16 +28,6 @@ def package_dir(root: Path) -> Path:
 def profile_dir(root: Path, profile: str) -> Path:
     """Return the folder of a profile's runs."""
     return root / "runs" / profile
-
-
-def json_text(content: object) -> str:
-    """Return `content` as a line of JSON; NaN is an error here: `record.plain` turns it into null before."""
-    return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write `content` as JSON, whole or not at all."""
-    write_whole(path, json_text(content))
 
 
 def shown(path: Path, root: Path) -> str:

@@ -7,7 +7,6 @@ Facts that only the study knows (the fingerprint) come through the environment, 
 from __future__ import annotations
 
 import json
-import math
 import os
 import string
 import time
@@ -15,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.study.files import study_root, write_json
+from fragile_lib.study.files import study_root
 from fragile_lib.study.params import started_at
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import plain, write_json
 from fragile_lib.tools.machine import git_state, machine, peak_memory_mb, threads, timestamp, versions
 
 if TYPE_CHECKING:
@@ -151,34 +151,6 @@ def row_dicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     shared = {"run_id": content["run_id"], "profile": content["profile"], **content["run"]}
     columns = content["rows"]["columns"]
     return [{**shared, **dict(zip(columns, values, strict=True))} for values in content["rows"]["data"]]
-
-
-def plain(value: Any, digits: int | None = None) -> Any:
-    """Return `value` in JSON's own types: numpy, torch, paths, tuples, a table by its rows; NaN and infinity as None.
-
-    With `digits`, floats are rounded to that many significant digits.
-    """
-    if value is None or isinstance(value, str | bool):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        return {str(key): plain(element, digits) for key, element in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | range):
-        return [plain(element, digits) for element in value]
-    if hasattr(value, "to_dict"):  # a table
-        return plain(value.to_dict("records"), digits)
-    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars alike
-        return plain(value.tolist(), digits)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return float(f"{value:.{digits}g}") if digits else float(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    raise bad_input("value", value, f"of type {type(value).__name__} cannot stand in a record; give numbers or text")
 
 
 def _table(rows: pd.DataFrame) -> dict[str, Any]:

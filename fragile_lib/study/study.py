@@ -1,22 +1,166 @@
-"""The whole study of a profile, in order: check, run, collect, pages, report, publish."""
+"""The whole study of a profile, in order: check, run, collect, pages, report, publish.
+
+Snakemake is the engine of a grid: started, watched, and ended together with the study. One study at a time works on a
+profile. That is kept by a lock on `runs/.<profile>.lock` which the operating system frees when its holder ends in
+whatever way, so after `kill -9` there is nothing to unlock by hand. Snakemake's own lock would stay behind and cannot
+tell whether its owner lives, so it is switched off (`--nolock`) in this use; who calls the Snakefile directly, on a
+cluster say, has it as usual.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 
-from fragile_lib.study import engine
-from fragile_lib.study.files import profile_dir
-from fragile_lib.study.params import Spec
-from fragile_lib.study.plan import Job, prepare, validated
-from fragile_lib.study.publish import collect_profile, publish
+from fragile_lib.study.collect import collect
+from fragile_lib.study.files import profile_dir, shown
+from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
+from fragile_lib.study.params import Spec, load_specs
+from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
+from fragile_lib.study.record import packed, read_record
+from fragile_lib.study.run import page_path
+from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import json_text, locked, write_if_changed
 from fragile_lib.tools.processes import OWNERS, end_tree
+
+WORKFLOW = Path("workflow")
+NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
+
+
+def default_jobs() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lock(root: Path, profile: str) -> AbstractContextManager[None]:
+    """Hold a profile for this process; raise InputError where a living study holds it."""
+    return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
+
+
+def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[str]:
+    """Return the Snakemake command of a profile's grid."""
+    # A study on toy parameters (FRAGILE_ROOT) has no workflow of its own and takes the project's.
+    home = root if (root / WORKFLOW / "Snakefile").exists() else Path(__file__).resolve().parents[2]
+    config = [f"profile={profile}", *([f"notebook={notebook}"] if notebook else [])]
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(home / WORKFLOW / "Snakefile")),
+        *("--workflow-profile", str(home / WORKFLOW / "profiles" / "default")),
+        *("--directory", str(root), "--cores", str(jobs), "--nolock", "--quiet", "all", "--config", *config),
+    ]
+
+
+def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]) -> None:
+    """Run the unfinished jobs of one profile and tell of each; what failed is left to be read from the runs' folders.
+
+    On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
+    """
+    pending = {job.run.run_id for job in jobs if job.state != "finished"}
+    done, total, begun = len(jobs) - len(pending), len(jobs), time.time()
+    if not pending:
+        return tell(f"[{done} of {total}] all runs are up to date")
+    tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
+    profile = jobs[0].run.profile
+    log = profile_dir(root, profile) / "snakemake.log"
+    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = command(root, profile, notebook, cores)
+    process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
+    news = 0
+    try:
+        with log.open("w", encoding="utf-8") as handle:
+            for line in process.stdout:  # type: ignore[union-attr]
+                handle.write(line)
+                handle.flush()
+                match = NEWS.match(line)
+                if match and match[2] in pending:
+                    news += 1
+                    done += match[1] == "finished"
+                    tell(f"[{done} of {total}] {line.rstrip()}")
+        process.wait()
+    finally:
+        if process.poll() is None:
+            end_tree(psutil.Process(process.pid))
+            process.wait()
+    done = sum(job.state == "finished" for job in jobs)
+    tell(f"[{done} of {total}] finished in {time.time() - begun:.0f} s")
+    if process.returncode and not news:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+        tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")
+
+
+def collect_profile(root: Path, profile: str) -> list[str]:
+    """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
+    jobs = make_plan(root, profile)
+    finished = [job for job in jobs if job.state == "finished"]
+    told = [
+        f"left out of the table: {job.run.run_id}, its result is of other parameters or code"
+        for job in jobs
+        if job not in finished and job.record.exists()
+    ]
+    target = profile_dir(root, profile) / "results.csv"
+    count, unread = collect((job.record for job in finished), target)
+    return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
+
+
+def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
+    """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
+
+    A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
+    more are removed (git keeps them). The table is made from the published records, so the two always agree. Raises
+    InputError for a profile too small to stand as the study of record.
+    """
+    if profile not in RESTORED_PROFILES:
+        remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
+        raise bad_input("profile", profile, remedy)
+    reports = root / "reports"
+    everything = make_plan(root, profile)
+    told = [line for job in everything if job.run.notebook in chosen for line in _publish_run(job, reports)]
+    planned = {job.run.run_id for job in everything}
+    for folder in sorted((reports / "records").glob("*")):
+        if folder.is_dir() and folder.name not in planned:
+            shutil.rmtree(folder)
+            told.append(f"{folder.name}: in no grid any more, removed from reports/records")
+    for name, spec in chosen.items():
+        page = page_path(root, profile, name)
+        if spec.page is not None and page.exists():
+            executed = taken_out(read_notebook(page, root), name, reports)
+            write_if_changed(reports / "pages" / page.name, as_json(executed))
+    return told + collect_published(root, everything)
+
+
+def collect_published(root: Path, jobs: Iterable[Job] = ()) -> list[str]:
+    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
+    profiles = {name for spec in load_specs(root / "params").values() for name in spec.profiles}
+    jobs = jobs or [job for name in RESTORED_PROFILES if name in profiles for job in make_plan(root, name)]
+    names = dict.fromkeys(job.run.run_id for job in jobs)
+    paths = [root / "reports" / "records" / name / "result.json" for name in names]
+    paths = [path for path in paths if path.exists()]
+    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
+
+
+def _publish_run(job: Job, reports: Path) -> list[str]:
+    target, state = reports / "records" / job.run.run_id, job.state
+    if state == "finished":
+        write_if_changed(target / "params.yaml", (job.directory / "params.yaml").read_bytes())
+        write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
+        (target / "failure.json").unlink(missing_ok=True)
+        return []
+    if (job.directory / "failure.json").exists():
+        write_if_changed(target / "failure.json", (job.directory / "failure.json").read_bytes())
+    kept = "; its older record stays" if (target / "result.json").exists() else ""
+    return [f"{job.run.run_id}: {state}, not published{kept}"]
+
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
 OF_RECORD = "laptop"
@@ -34,10 +178,10 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     Raises InputError before anything is written; KeyboardInterrupt with all finished results kept.
     """
     chosen = validated(root, profile, notebook)
-    with engine.lock(root, profile):
+    with lock(root, profile):
         jobs, told = prepare(root, profile, notebook)
         say(*told)
-        engine.run_grid(root, jobs, cores, notebook, say)
+        run_grid(root, jobs, cores, notebook, say)
         problems = [f"{job.run.run_id}: {reason_of(job)}" for job in jobs if job.state != "finished"]
         problems += [] if only_runs else report_study(root, profile, chosen, cores)
     say(*(f"failed: {problem}" for problem in problems))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import socket
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from fragile_lib.tools.errors import bad_input
-from fragile_lib.tools.files import data_root, write_whole
+from fragile_lib.tools.files import data_root, locked, write_whole
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+IN_USE = "is in use by {}; wait for its end, or give another folder"
 
 
 class Checkpoint:
@@ -88,17 +86,7 @@ class Checkpoint:
         Raises:
             InputError: another process holds it.
         """
-        with open(self.folder / LOCK, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                remedy = f"is in use by {holder}; wait for its end, or give another folder"
-                raise bad_input("checkpoint", str(self.folder), remedy) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with locked(self.folder / LOCK, "checkpoint", str(self.folder), IN_USE):
             for left in self.folder.glob(".*.npz.*"):  # of killed processes
                 left.unlink(missing_ok=True)
             yield

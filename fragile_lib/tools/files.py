@@ -1,10 +1,14 @@
-"""Files that are written whole or not at all, YAML that is refused where PyYAML would guess, the folder of raw data."""
+"""Files that are written whole or not at all, JSON, strict YAML, locks, and the folder of raw data."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,6 +47,65 @@ def write_if_changed(path: Path, content: str | bytes) -> bool:
         return False
     write_whole(path, content)
     return True
+
+
+@contextmanager
+def locked(path: Path, name: str, value: str, remedy: str) -> Iterator[None]:
+    """Hold a lock for this process; the system lets go of it however the process ends.
+
+    Raises:
+        InputError: another process holds it: `name = value: remedy`, with the holder in place of {}.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise bad_input(name, value, remedy.format(file.read().strip() or "another process")) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def json_text(content: object) -> str:
+    """Return `content` as a line of JSON; NaN is an error here: `plain` turns it into null before."""
+    return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    write_whole(path, json_text(content))
+
+
+def plain(value: Any, digits: int | None = None) -> Any:
+    """Return `value` in JSON's own types: numpy, torch, paths, tuples, a table by its rows; NaN and infinity as None.
+
+    With `digits`, floats are rounded to that many significant digits.
+    """
+    if value is None or isinstance(value, str | bool):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return {str(key): plain(element, digits) for key, element in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | range):
+        return [plain(element, digits) for element in value]
+    if hasattr(value, "to_dict"):  # a table
+        return plain(value.to_dict("records"), digits)
+    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars alike
+        return plain(value.tolist(), digits)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{digits}g}") if digits else float(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    raise bad_input("value", value, f"of type {type(value).__name__} cannot stand in a record; give numbers or text")
 
 
 def data_root() -> Path:

@@ -1,4 +1,4 @@
-"""Rules that count test points of seeds: intervals against a slow bootstrap, pairing, the kind `range`, bad rules."""
+"""Rules that count test points of seeds: intervals against a slow bootstrap, pairing, the kind `range`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.claim_data import UNITS
-from fragile_lib.study.claim_parts import Part, PartVerdict, judge_part
-from fragile_lib.study.claims import Claim, Verdict, load_claims
+from fragile_lib.study.claims import Claim, Part, PartVerdict, Verdict, judge_part
 from fragile_lib.study.report.tables import interval_words
-from fragile_lib.tools.errors import InputError
 
 RNG = np.random.default_rng(5)
 SEED_EFFECT = RNG.normal(0.0, 0.1, 9)
@@ -306,43 +304,3 @@ def test_the_report_names_test_points_only_where_they_are_counted():
     assert interval_words(verdicts[:1]) == "over seeds"
     assert "test points" in interval_words(verdicts)
     assert judge(table(noisy), "value", paper=0.6).counted == "24 test points of 3 seeds"
-
-
-# -- rules as written ------------------------------------------------------------------------------------------------
-
-RULE = "{{id: X, text: t, paper: p, source: A, notebook: n, rule: [{{label: l, statistic: s, {}}}]}}"
-
-
-def load(path, rule: str) -> Part:
-    path.write_text(f"claims:\n- {RULE.format(rule)}\n")
-    return load_claims(path)[0].rule[0]
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        ("kind: value, paper: 1, unit: network", "unit = 'network': choose one of seed, test_point"),
-        ("kind: range, unit: test_point, paper_low: 1", r"\['paper_high'\]: a part of kind range needs these keys"),
-        ("kind: steady", r"\['max_spread'\]: a part of kind steady needs these keys"),
-        ("kind: range, unit: test_point", r"\['paper_high', 'paper_low'\]"),
-        ("kind: range, paper_high: 1, paper_low: 0", "unit = 'seed': a part of kind range needs unit: test_point"),
-        (
-            "kind: value, paper: 1, unit: test_point, paired: seed",
-            "paired = 'seed': only for kind difference, not value",
-        ),
-        (
-            "kind: difference, minus: {a: 1}, direction: positive, unit: test_point, paired: point",
-            "paired = 'point': choose one of seed",
-        ),
-    ],
-)
-def test_bad_rules_are_named(tmp_path, rule, message):
-    with pytest.raises(InputError, match=message):
-        load(tmp_path / "claims.yaml", rule)
-
-
-def test_good_rules_are_read(tmp_path):
-    path = tmp_path / "claims.yaml"
-    assert load(path, "kind: range, unit: test_point, paper_high: 0.9, paper_low: 0.4").margin == 0.1
-    part = load(path, "kind: difference, minus: {a: 1}, direction: positive, unit: test_point, paired: seed")
-    assert (part.unit, part.paired, part.margin) == ("test_point", "seed", 0.05)

@@ -5,11 +5,12 @@ import os
 
 import pytest
 
-from fragile_lib.study import engine, pages, run
+from fragile_lib.study import run as pages
+from fragile_lib.study import study as engine
 from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
-from fragile_lib.study.publish import collect_published, publish
+from fragile_lib.study.study import collect_published, publish
 from fragile_lib.tools.errors import InputError
 from fragile_lib.tools.files import load_yaml
 
@@ -162,7 +163,7 @@ def page(toy, monkeypatch):
         content["cells"][-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": f"{len(given)}"}]
         output.write_text(json.dumps(content))
 
-    monkeypatch.setattr(run, "execute_notebook", execute)
+    monkeypatch.setattr(pages, "execute_notebook", execute)
 
     def build(profile="quick"):
         return pages.build_page(toy.root, profile, load_specs(toy.params.parent)["toy"])

@@ -13,28 +13,23 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from fragile_lib.agreement import MIN_SEEDS, RESAMPLES
-from fragile_lib.study import claim_parts
+from fragile_lib import agreement
+from fragile_lib.study import claims
 from fragile_lib.study.claims import Verdict, evaluate_claims
 from fragile_lib.study.collect import results_csv
-from fragile_lib.study.figures import FOLDER
+from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
 from fragile_lib.study.report.markup import ENVIRONMENT, mathml
 from fragile_lib.study.report.notebook import CLAIM_TAG, Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
 
 GENERATOR = "fragile_lib report"
-RULES = {
-    "tolerance": claim_parts.TOLERANCE,
-    "range_tolerance": claim_parts.RANGE_TOLERANCE,
-    "min_change": claim_parts.MIN_CHANGE,
-    "min_seeds": MIN_SEEDS,
-    "resamples": f"{RESAMPLES:,}",
-}
 ENVIRONMENT.filters.update(
-    number=claim_parts.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex))
+    number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex))
 )
-ENVIRONMENT.globals.update(tables=tables, words=tables.VERDICT_WORDS, rules=RULES, generator=GENERATOR)
+ENVIRONMENT.globals.update(
+    tables=tables, words=tables.VERDICT_WORDS, claims=claims, agreement=agreement, generator=GENERATOR
+)
 
 
 def build_report(source: Path, out: Path, params_dir: Path) -> Path:

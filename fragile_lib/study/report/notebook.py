@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from markupsafe import Markup
 
-from fragile_lib.study.figures import IMAGES, figure_name, image_of, put_back
+from fragile_lib.study.notebook_file import IMAGES, figure_name, image_of, put_back
 from fragile_lib.study.report.markup import ENVIRONMENT, markdown, plain, python, tidy
 
 HEADLINE = "headline"

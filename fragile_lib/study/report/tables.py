@@ -9,8 +9,7 @@ import pandas as pd
 
 from fragile_lib.agreement import MIN_SEEDS, SEED, seed_interval, summarise
 from fragile_lib.study.claim_data import select
-from fragile_lib.study.claim_parts import number
-from fragile_lib.study.claims import VERDICTS, Verdict
+from fragile_lib.study.claims import VERDICTS, Verdict, number
 from fragile_lib.study.report.source import Study
 
 VERDICT_WORDS = {**{verdict: verdict for verdict in VERDICTS}, "partly": "partly reproduced", "not": "not reproduced"}
