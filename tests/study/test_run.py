@@ -170,7 +170,7 @@ def test_papermill_by_hand_knows_nothing_of_the_study(toy):
 def test_a_study_process_does_not_import_torch():
     code = (
         "import sys; sys.modules['rfc3987_syntax'] = None\n"  # as execute_notebook does, for the same reason
-        "import papermill, fragile_lib.study.study, fragile_lib.study.kernel\n"
+        "import papermill, fragile_lib.study.study\n"
         "print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
