@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fragile_lib.study.files import profile_dir, study_root
@@ -66,53 +68,54 @@ def _list(given: argparse.Namespace, root: Path) -> int:
 
 
 def _run(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.study import default_jobs, run_study
+    from fragile_lib.study.study import run_study
 
-    text = given.jobs or str(default_jobs())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = given.jobs or str(cores)
     if not text.isdecimal() or int(text) < 1:
         raise bad_input("jobs", text, "give an int, at least 1: the number of runs side by side")
     return 1 if run_study(root, given.profile, given.notebook, int(text), given.only_runs) else 0
 
 
-def _execute(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.execute import NotebookFailed
+def _execute(given: argparse.Namespace, _: Path) -> int:
     from fragile_lib.study.run import execute
+
+    run_id = given.run_dir.resolve().name
+    return _attempt(lambda: f"finished {run_id} in {execute(given.run_dir):.1f} s", f"failed {run_id}")
+
+
+def _pages(given: argparse.Namespace, root: Path) -> int:
+    from fragile_lib.study.plan import validated
+    from fragile_lib.study.run import build_page
+
+    chosen = validated(root, given.profile, given.notebook)
+    pages = {name: spec for name, spec in chosen.items() if spec.page is not None}
+
+    def build(name: str) -> str:
+        return f"page {name}: {build_page(root, given.profile, pages[name])}"
+
+    return max([_attempt(partial(build, name), f"failed: page {name}") for name in pages], default=0)
+
+
+def _attempt(execute: Callable[[], str], failed: str) -> int:
+    """Execute a notebook while the study lives that asked for it; say what came of it, and return the exit code."""
+    from fragile_lib.study.execute import NotebookFailed
     from fragile_lib.tools.processes import end_with_owners
 
     end_with_owners()
-    run_id = given.run_dir.resolve().name
     try:
-        news, code = f"finished {run_id} in {execute(given.run_dir):.1f} s", 0
+        news, code = execute(), 0
     except NotebookFailed as failure:
-        news, code = f"failed {run_id}: {failure.message}", 1
+        news, code = f"{failed}: {failure.message}", 1
     # One write, as several runs share the pipe to the study, which reads it line by line.
     os.write(1, f"{news}\n".encode())
     return code
 
 
 def _collect(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.study import collect_profile
+    from fragile_lib.study.study import collect_profile, say
 
-    print(*collect_profile(root, given.profile), sep="\n")
-    return 0
-
-
-def _pages(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.execute import NotebookFailed
-    from fragile_lib.study.plan import validated
-    from fragile_lib.study.run import build_page
-    from fragile_lib.tools.processes import end_with_owners
-
-    end_with_owners()
-    code = 0
-    for name, spec in validated(root, given.profile, given.notebook).items():
-        try:
-            if spec.page is not None:
-                print(f"page {name}: {build_page(root, given.profile, spec)}", flush=True)
-        except NotebookFailed as failure:
-            code = 1
-            print(f"failed: page {name}: {failure.message}", flush=True)
-    return code
+    return say(*collect_profile(root, given.profile))
 
 
 def _report(given: argparse.Namespace, root: Path) -> int:
@@ -120,21 +123,18 @@ def _report(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.study import build, collect_published, say
 
     if given.published:
-        say(*collect_published(root), build(root, root / "reports", root / "reports"))
-        return 0
+        return say(*collect_published(root), build(root, root / "reports", root / "reports"))
     select(load_specs(root / "params"), given.profile)
     home = profile_dir(root, given.profile)
-    say(build(root, home, home / "report"))
-    return 0
+    return say(build(root, home, home / "report"))
 
 
 def _publish(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.plan import validated
     from fragile_lib.study.study import build, publish, say
 
-    say(*publish(root, given.profile, validated(root, given.profile, given.notebook)))
-    say(build(root, root / "reports", root / "reports"))
-    return 0
+    told = publish(root, given.profile, validated(root, given.profile, given.notebook))
+    return say(*told, build(root, root / "reports", root / "reports"))
 
 
 COMMANDS = {

@@ -103,7 +103,7 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     try:
         tables = [cell_table(r, part.statistic, part.transform, part.axis, part.unit) for r in rows]
         data = Numbers(tables, part.statistic, part.unit, part.paired)
-        outcome, sentence, sample = _JUDGES[part.kind](data, part)
+        outcome, sentence, sample = _KINDS[part.kind][0](data, part)
     except Undecidable as reason:
         return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
     numbers = {"n_seeds": sample.n_seeds, "n_units": sample.n_units}
@@ -230,26 +230,15 @@ def _count(rows: pd.DataFrame) -> dict:
     }
 
 
-_JUDGES = {
-    "value": _judge_value,
-    "range": _judge_range,
-    "steady": _judge_steady,
-    "trend": _judge_trend,
-    "difference": _judge_difference,
-    "step": _judge_step,
+_KINDS = {  # each with its judge, and the keys that it needs
+    "value": (_judge_value, {"paper"}),
+    "range": (_judge_range, {"paper_high", "paper_low"}),
+    "steady": (_judge_steady, {"max_spread"}),
+    "trend": (_judge_trend, {"axis", "direction"}),
+    "difference": (_judge_difference, {"minus", "direction"}),
+    "step": (_judge_step, {"axis", "direction", "cut"}),
 }
-KINDS = tuple(_JUDGES)
-
-
 VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
-_NEEDED = {
-    "value": {"paper"},
-    "range": {"paper_high", "paper_low"},
-    "steady": {"max_spread"},
-    "trend": {"axis", "direction"},
-    "difference": {"minus", "direction"},
-    "step": {"axis", "direction", "cut"},
-}
 
 
 @dataclass(frozen=True)
@@ -272,17 +261,17 @@ class Verdict:
     claim: Claim
     verdict: str
     parts: tuple[PartVerdict, ...] = ()
-    profiles: tuple[str, ...] = ()
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles of the runs that it rests on."""
+        return tuple(sorted({profile for part in self.parts for profile in part.profiles}))
 
 
 def evaluate_claims(results: pd.DataFrame, claims: Iterable[Claim]) -> list[Verdict]:
     """Judge each claim on `results`, the table of all runs (columns as in results.csv)."""
-    verdicts = []
-    for claim in claims:
-        parts = tuple(judge_part(results, part) for part in claim.rule)
-        profiles = tuple(sorted({profile for part in parts for profile in part.profiles}))
-        verdicts.append(Verdict(claim, combine([part.outcome for part in parts]), parts, profiles))
-    return verdicts
+    judged = [(claim, tuple(judge_part(results, part) for part in claim.rule)) for claim in claims]
+    return [Verdict(claim, combine([part.outcome for part in parts]), parts) for claim, parts in judged]
 
 
 def combine(outcomes: list[str]) -> str:
@@ -340,8 +329,8 @@ def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
 
 def _check_part(name: str, raw: dict) -> None:
     kind, unit = raw.get("kind"), raw.get("unit", "seed")
-    _check_choice(f"{name}: kind", kind, KINDS)
-    missing = sorted(({"label", "statistic"} | _NEEDED[kind]) - set(raw))
+    _check_choice(f"{name}: kind", kind, _KINDS)
+    missing = sorted(({"label", "statistic"} | _KINDS[kind][1]) - set(raw))
     if missing:
         raise bad_input(name, missing, f"a part of kind {kind} needs these keys")
     _check_keys(name, raw, {field.name for field in fields(Part)})

@@ -38,11 +38,6 @@ WORKFLOW = Path("workflow")
 NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
 
 
-def default_jobs() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def lock(root: Path, profile: str) -> AbstractContextManager[None]:
     """Hold a profile for this process; raise InputError where a living study holds it."""
     return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
@@ -103,11 +98,8 @@ def collect_profile(root: Path, profile: str) -> list[str]:
     """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
     jobs = make_plan(root, profile)
     finished = [job for job in jobs if job.state == "finished"]
-    told = [
-        f"left out of the table: {job.run.run_id}, its result is of other parameters or code"
-        for job in jobs
-        if job not in finished and job.record.exists()
-    ]
+    others = [job.run.run_id for job in jobs if job not in finished and job.record.exists()]
+    told = [f"left out of the table: {name}, its result is of other parameters or code" for name in others]
     target = profile_dir(root, profile) / "results.csv"
     count, unread = collect((job.record for job in finished), target)
     return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
@@ -166,10 +158,11 @@ def _publish_run(job: Job, reports: Path) -> list[str]:
 OF_RECORD = "laptop"
 
 
-def say(*lines: str) -> None:
-    """Print lines at once, also into a pipe."""
+def say(*lines: str) -> int:
+    """Print lines at once, also into a pipe; return the exit code of what went well."""
     for line in lines:
         print(line, flush=True)
+    return 0
 
 
 def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_runs: bool = False) -> int:

@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from fragile_lib import agreement
 from fragile_lib.study import claims
-from fragile_lib.study.claims import Verdict, evaluate_claims
+from fragile_lib.study.claims import evaluate_claims
 from fragile_lib.study.collect import results_csv
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
 from fragile_lib.study.report.markup import ENVIRONMENT, mathml
-from fragile_lib.study.report.notebook import CLAIM_TAG, Page, render_notebook
+from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
 
 GENERATOR = "fragile_lib report"
@@ -56,7 +56,6 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     notebooks = {run_id: path for run_id, path in notebooks.items() if path.is_file()}
     pages = _pages(study, study.pages, "")
     of_runs = _pages(study, notebooks, "../")
-    verdicts = evaluate_claims(study.results, study.claims)
 
     def write(path: str, template: str, **context: object) -> None:
         (built / path).parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +75,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         "index.html",
         "index.html.j2",
         name="index",
-        verdicts=verdicts,
-        evidence={v.claim.id: _evidence(v, pages) for v in verdicts},
+        verdicts=evaluate_claims(study.results, study.claims),
         figures=[(name, f) for name, page in pages.items() for f in page.figures if f.headline],
         run_link={run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))},
         rerun=_rerun(study, params_dir),
@@ -101,17 +99,6 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
         except ValueError as error:
             study.problems.append(f"The page of {name} is missing: {error}")
     return pages
-
-
-def _evidence(verdict: Verdict, pages: dict[str, Page]) -> tuple[str, str]:
-    """Address and text of the link beside a verdict: the tagged cell, else the page, else the results table."""
-    page = pages.get(verdict.claim.notebook)
-    if verdict.verdict == "not run":
-        return "", ""
-    if page is None:
-        return "#results", "results"
-    anchor = f"{CLAIM_TAG}{verdict.claim.id}"
-    return f"{quote(verdict.claim.notebook)}.html" + (f"#{anchor}" if anchor in page.anchors else ""), "evidence"
 
 
 def _run_link(study: Study, run: Run, pages: dict[str, Page], out: Path) -> str:

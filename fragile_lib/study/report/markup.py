@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Collection
@@ -123,11 +124,8 @@ def _order_headings(soup: BeautifulSoup) -> list[tuple[int, str, str]]:
         level = int(tag.name[1])
         level = min(max(level, 2), headings[-1][0] + 1) if headings else 1
         text = tag.get_text(" ", strip=True)
-        anchor = base = slug(tag.get_text())
-        count = 1
-        while anchor in taken:
-            count += 1
-            anchor = f"{base}-{count}"
+        base = slug(tag.get_text())
+        anchor = next(a for n in itertools.count(1) if (a := f"{base}-{n}" if n > 1 else base) not in taken)
         taken.add(anchor)
         tag.name, tag["id"] = f"h{level}", anchor
         headings.append((level, anchor, text))
