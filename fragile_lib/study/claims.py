@@ -19,7 +19,7 @@ import pandas as pd
 
 from fragile_lib.agreement import MIN_SEEDS
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import load_yaml
 
 TOLERANCE = 0.05
@@ -292,21 +292,18 @@ def combine(outcomes: list[str]) -> str:
 
 def load_claims(path: Path) -> list[Claim]:
     """Read claims and rules; `InputError` names the claim, the value and the remedy where one is malformed."""
-    raw = load_yaml(Path(path))
-    if not isinstance(raw.get("claims"), list):
-        raise bad_input("claims", raw.get("claims"), f"give a list of claims [{Path(path).name}]")
+    raw = load_yaml(path)
+    require(isinstance(raw.get("claims"), list), "claims", raw.get("claims"), f"give a list of claims [{path.name}]")
     claims = [_claim(entry, raw.get("defaults") or {}, raw.get("words") or {}) for entry in raw["claims"]]
     twice = [name for name, n in Counter(claim.id for claim in claims).items() if n > 1]
-    if twice:
-        raise bad_input("claim id", twice[0], "occurs twice; give each claim its own")
+    require(not twice, "claim id", ", ".join(twice), "occurs twice; give each claim its own")
     return claims
 
 
 def _claim(entry: dict, defaults: dict, words: dict) -> Claim:
     name = entry.get("id")
     for key in ("id", "text", "paper", "source", "notebook"):
-        if not isinstance(entry.get(key), str):
-            raise bad_input(f"claim {name}: {key}", entry.get(key), "must be a string")
+        require(isinstance(entry.get(key), str), f"claim {name}: {key}", entry.get(key), "must be a string")
     _check_keys(f"claim {name}", entry, {field.name for field in fields(Claim)})
     where = defaults.get(entry["notebook"], {})
     parts = [part for raw in entry.get("rule") or [] for part in _parts(name, raw, where, words)]
@@ -331,23 +328,20 @@ def _check_part(name: str, raw: dict) -> None:
     kind, unit = raw.get("kind"), raw.get("unit", "seed")
     _check_choice(f"{name}: kind", kind, _KINDS)
     missing = sorted(({"label", "statistic"} | _KINDS[kind][1]) - set(raw))
-    if missing:
-        raise bad_input(name, missing, f"a part of kind {kind} needs these keys")
+    require(not missing, name, missing, f"a part of kind {kind} needs these keys")
     _check_keys(name, raw, {field.name for field in fields(Part)})
     for key, choices in {"direction": SIGNS, "transform": TRANSFORMS, "unit": UNITS, "paired": ("seed",)}.items():
         if raw.get(key) is not None:
             _check_choice(f"{name}: {key}", raw[key], choices)
-    if kind == "range" and unit != "test_point":
-        raise bad_input(f"{name}: unit", unit, "a part of kind range needs unit: test_point")
-    if raw.get("paired") and kind != "difference":
-        raise bad_input(f"{name}: paired", raw["paired"], f"only for kind difference, not {kind}; leave it out")
+    pointwise = kind != "range" or unit == "test_point"
+    require(pointwise, f"{name}: unit", unit, "a part of kind range needs unit: test_point")
+    fits = not raw.get("paired") or kind == "difference"
+    require(fits, f"{name}: paired", raw.get("paired"), f"only for kind difference, not {kind}; leave it out")
 
 
 def _check_keys(name: str, raw: dict, known: set[str]) -> None:
-    if set(raw) - known:
-        raise bad_input(name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
+    require(not set(raw) - known, name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
 
 
 def _check_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
-    if value not in choices:
-        raise bad_input(name, value, f"choose one of {', '.join(filter(None, choices))}")
+    require(value in choices, name, value, f"choose one of {', '.join(filter(None, choices))}")

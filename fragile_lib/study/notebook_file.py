@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fragile_lib.study.files import shown
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import bad_input, require
 from fragile_lib.tools.files import write_if_changed
 
 Notebook = dict[str, Any]
@@ -65,8 +65,7 @@ def code_cells(notebook: Notebook) -> list[str]:
 def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
     """Return what the cell tagged `parameters` assigns; raise InputError where there is not exactly one."""
     tagged = [cell for cell in notebook["cells"] if is_tagged(cell, "parameters")]
-    if len(tagged) != 1:
-        raise bad_input("notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
+    require(len(tagged) == 1, "notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
     try:
         return assigned(source_of(tagged[0]))
     except SyntaxError as error:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
-from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean
+from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, require
 from fragile_lib.tools.files import data_root, load_yaml
 
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
@@ -75,20 +75,17 @@ class Declaration:
         where = f" [{where}]" if where else ""
         if self.type != "list":
             return self._scalar(self.name, self.type, value, where)
-        if not isinstance(value, (list, tuple)):
-            raise bad_input(self.name, value, f"give {self.wanted}{where}")
+        require(isinstance(value, (list, tuple)), self.name, value, f"give {self.wanted}{where}")
         assert self.of is not None
         values = [self._scalar(f"{self.name}[{i}]", self.of, element, where) for i, element in enumerate(value)]
-        if len(values) < self.min_length:
-            raise bad_input(self.name, value, f"is too short; give {self.wanted}{where}")
-        if self.unique and len(set(values)) < len(values):
-            raise bad_input(self.name, value, f"repeats a value; give {self.wanted}{where}")
+        require(len(values) >= self.min_length, self.name, value, f"is too short; give {self.wanted}{where}")
+        repeats = self.unique and len(set(values)) < len(values)
+        require(not repeats, self.name, value, f"repeats a value; give {self.wanted}{where}")
         return values
 
     def _scalar(self, name: str, kind: str, value: Any, where: str) -> Any:
         def check(right: bool, fault: str, hint: str = "") -> None:
-            if not right:
-                raise bad_input(name, value, f"{fault}; give {self.wanted}{hint}{where}")
+            require(right, name, value, f"{fault}; give {self.wanted}{hint}{where}")
 
         # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
         if kind == "float" and type(value) is int:
@@ -116,8 +113,7 @@ def declare(name: str, content: Any, where: str) -> Declaration:
     """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
 
     def check(right: bool, key: str, value: object, remedy: str) -> None:
-        if not right:
-            raise bad_input(f"parameters.{name}{key}", value, f"{remedy} [{where}]")
+        require(right, f"parameters.{name}{key}", value, f"{remedy} [{where}]")
 
     usable = name.isidentifier() and not hasattr(dict, name)
     check(usable, "", content, "the name must be a Python identifier and no method of dict")
@@ -144,8 +140,7 @@ def check_values(
 ) -> dict[str, Any]:
     """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
     for name, value in values.items():
-        if name not in declarations:
-            raise bad_input(name, value, f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
+        require(name in declarations, name, value, f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
     missing = [name for name in declarations if name not in values]
     if complete and missing:
         declaration = declarations[missing[0]]
@@ -210,9 +205,8 @@ class Spec:
         return self._checked(profile, self.page, f"{self.source}, page in profile {profile}")
 
     def _profile(self, profile: str) -> dict[str, Any]:
-        if profile not in self.profiles:
-            remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
-            raise bad_input("profile", profile, remedy)
+        remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
+        require(profile in self.profiles, "profile", profile, remedy)
         return self.profiles[profile]
 
     def _checked(self, profile: str, point: dict[str, Any], where: str) -> dict[str, Any]:
@@ -241,13 +235,10 @@ def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
     """Yield the points of a grid: the product of its axes, on top of its own `set`."""
     fixed = axes.get("set", {})
     axes = {name: values for name, values in axes.items() if name not in ("set", "needs")}
-    if not isinstance(fixed, dict):
-        raise bad_input("set", fixed, f"give `name: value` pairs [{where}]")
+    require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
     for name, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise bad_input(name, values, f"an axis is a list of at least one value [{where}]")
-        if name in fixed:
-            raise bad_input(name, values, f"is both an axis and in `set`; remove one [{where}]")
+        require(isinstance(values, list) and values, name, values, f"an axis is a list of at least one value [{where}]")
+        require(name not in fixed, name, values, f"is both an axis and in `set`; remove one [{where}]")
     for combination in itertools.product(*axes.values()):
         yield {**fixed, **dict(zip(axes, combination, strict=True))}
 
@@ -258,8 +249,7 @@ def load_spec(path: Path, source: str | None = None) -> Spec:
     content = load_yaml(path, source)
 
     def check(right: bool, name: str, value: object, remedy: str) -> None:
-        if not right:
-            raise bad_input(name, value, f"{remedy} [{source}]")
+        require(right, name, value, f"{remedy} [{source}]")
 
     for key, value in content.items():
         check(key in TOP_KEYS, key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
@@ -304,8 +294,7 @@ def _check_profile(profile: str, content: Any, check: Callable[[bool, str, objec
 def load_specs(params_dir: Path) -> dict[str, Spec]:
     """Return all parameters files of a folder by notebook; raise InputError at the first mistake in any of them."""
     paths = sorted(p for p in params_dir.glob("*.y*ml") if p.name not in OTHER_FILES)
-    if not paths:
-        raise bad_input("params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
+    require(paths, "params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
     specs = {path.stem: load_spec(path) for path in paths}
     owner: dict[tuple[str, str], str] = {}
     for spec in specs.values():
@@ -313,23 +302,22 @@ def load_specs(params_dir: Path) -> dict[str, Spec]:
             for run in spec.runs(profile):
                 # Compared without case, because some file systems do.
                 other = owner.setdefault((profile, run.run_id.casefold()), f"{spec.notebook} {run.run_id}")
-                if other != f"{spec.notebook} {run.run_id}":
-                    remedy = f"names the same folder as {other}; add to run_id what tells them apart"
-                    raise bad_input("run_id", run.run_id, f"{remedy} [{spec.source}, profile {profile}]")
+                remedy = f"names the same folder as {other}; add to run_id what tells them apart"
+                where = f"[{spec.source}, profile {profile}]"
+                require(other == f"{spec.notebook} {run.run_id}", "run_id", run.run_id, f"{remedy} {where}")
     return specs
 
 
 def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None) -> dict[str, Spec]:
     """Return the specs that a profile and an optional notebook name; raise InputError where one is not there."""
     profiles = list(dict.fromkeys(name for spec in specs.values() for name in spec.profiles))
-    if profile not in profiles:
-        remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
-        raise bad_input("profile", profile, remedy)
-    if notebook and notebook not in specs:
-        raise bad_input("notebook", notebook, f"has no params/{notebook}.yaml; {did_you_mean(notebook, specs)}")
+    remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
+    require(profile in profiles, "profile", profile, remedy)
+    remedy = f"has no params/{notebook}.yaml; {did_you_mean(str(notebook), specs)}"
+    require(not notebook or notebook in specs, "notebook", notebook, remedy)
     chosen = {name: spec for name, spec in specs.items() if not notebook or name == notebook}
     for spec in chosen.values():
-        spec.runs(profile)
+        spec.runs(profile)  # raises where a notebook does not have the profile
     return chosen
 
 
@@ -357,12 +345,10 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     not know (papermill itself only warns there and runs the defaults).
     """
     _started["at"] = time.time()
-    path = study_root() / "params" / f"{notebook}.yaml"
-    spec = load_spec(path)
-    where = f"notebooks/{notebook}.ipynb"
+    spec, where = load_spec(study_root() / "params" / f"{notebook}.yaml"), f"notebooks/{notebook}.ipynb"
     for name, value in _injected(namespace).items():
-        if name not in spec.declarations and name not in STANDARD:
-            raise bad_input(name, value, f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]")
+        remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]"
+        require(name in (*spec.declarations, *STANDARD), name, value, remedy)
     values = {name: namespace[name] for name in spec.declarations if name in namespace}
     return Parameters(check_values(spec.declarations, values, where))
 

@@ -17,7 +17,7 @@ from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
 from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import dump_yaml, write_if_changed, write_whole
 
 RESTORED_PROFILES = ("laptop", "paper")
@@ -79,16 +79,13 @@ def check_notebook(spec: Spec, root: Path) -> Notebook:
     notebook = read_notebook(root / name, root)
     known = parameters_cell(notebook, name)
     for parameter in spec.declarations:
-        if parameter not in known:
-            remedy = f"is declared in {spec.source} but not in the parameters cell of {name}; add it there"
-            raise bad_input(parameter, "(missing)", remedy)
+        remedy = f"is declared in {spec.source} but not in the parameters cell of {name}; add it there"
+        require(parameter in known, parameter, "(missing)", remedy)
     for parameter, value in known.items():
-        if parameter not in spec.declarations and parameter not in STANDARD:
-            remedy = f"is in the parameters cell of {name} but not declared in {spec.source}; add it there"
-            raise bad_input(parameter, value, remedy)
-    if spec.profiles and "output_dir" not in known:
-        remedy = f"is not in the parameters cell of {name}, so no record would come; add it"
-        raise bad_input("output_dir", "(missing)", remedy)
+        remedy = f"is in the parameters cell of {name} but not declared in {spec.source}; add it there"
+        require(parameter in (*spec.declarations, *STANDARD), parameter, value, remedy)
+    remedy = f"is not in the parameters cell of {name}, so no record would come; add it"
+    require(not spec.profiles or "output_dir" in known, "output_dir", "(missing)", remedy)
     return notebook
 
 

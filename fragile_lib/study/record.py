@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fragile_lib.study.files import study_root
 from fragile_lib.study.params import started_at
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import bad_input, require
 from fragile_lib.tools.files import plain, write_json
 from fragile_lib.tools.machine import git_state, machine, peak_memory_mb, threads, timestamp, versions
 
@@ -105,8 +105,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise bad_input("record", str(path), f"is no record of schema {SCHEMA}; {remedy}")
     for key, kind in REQUIRED.items():
-        if not isinstance(content.get(key), kind):
-            raise bad_input("record", str(path), f"has no {key}; {remedy}")
+        require(isinstance(content.get(key), kind), "record", str(path), f"has no {key}; {remedy}")
     try:
         content["rows"] = _unpacked(content["rows"])
     except (KeyError, IndexError, TypeError, ValueError):

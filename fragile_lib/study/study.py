@@ -30,7 +30,7 @@ from fragile_lib.study.params import Spec, load_specs
 from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
 from fragile_lib.study.record import packed, read_record
 from fragile_lib.study.run import page_path
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import json_text, locked, write_if_changed
 from fragile_lib.tools.processes import OWNERS, end_tree
 
@@ -112,9 +112,8 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
     more are removed (git keeps them). The table is made from the published records, so the two always agree. Raises
     InputError for a profile too small to stand as the study of record.
     """
-    if profile not in RESTORED_PROFILES:
-        remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
-        raise bad_input("profile", profile, remedy)
+    remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
+    require(profile in RESTORED_PROFILES, "profile", profile, remedy)
     reports = root / "reports"
     everything = make_plan(root, profile)
     told = [line for job in everything if job.run.notebook in chosen for line in _publish_run(job, reports)]

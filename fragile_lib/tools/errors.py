@@ -15,6 +15,12 @@ def bad_input(name: str, value: object, remedy: str) -> InputError:
     return InputError(f"{name} = {value!r}: {remedy}")
 
 
+def require(right: object, name: str, value: object, remedy: str) -> None:
+    """Raise the `InputError` of `bad_input` unless `right` is true."""
+    if not right:
+        raise bad_input(name, value, remedy)
+
+
 def closest(name: str, known: Iterable[str], before: str = "") -> str:
     """Return a hint that names the closest known word, after the text `before`; nothing where none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.record import read_record
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import load_yaml
 
 DEVIATION = ("what", "paper", "here", "why")  # `notebook` may be left out
@@ -81,8 +81,7 @@ def read_study(source: Path, params_dir: Path) -> Study:
 
     Raises `InputError` where `source` is no folder or a file of settings is malformed.
     """
-    if not source.is_dir():
-        raise bad_input("source", str(source), "is not a folder; run the study first (make study)")
+    require(source.is_dir(), "source", str(source), "is not a folder; run the study first (make study)")
     source = source / "records" if (source / "records").is_dir() else source
     problems: list[str] = []
     found = {folder.name: _read_run(folder) for folder in sorted(source.iterdir()) if _is_run(folder)}
@@ -154,12 +153,11 @@ def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:
     if not path.exists():
         return []
     name, entries = path.stem, load_yaml(path).get(path.stem)
-    if not isinstance(entries, list):
-        raise bad_input(name, entries, f"give a list of {{{', '.join(keys)}}} [{path.name}]")
+    require(isinstance(entries, list), name, entries, f"give a list of {{{', '.join(keys)}}} [{path.name}]")
     for number, entry in enumerate(entries, 1):
         for key in keys:
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise bad_input(f"{name}[{number}].{key}", entry, f"give {key} as text [{path.name}]")
+            good = isinstance(entry, dict) and isinstance(entry.get(key), str)
+            require(good, f"{name}[{number}].{key}", entry, f"give {key} as text [{path.name}]")
     return entries
 
 
@@ -167,8 +165,8 @@ def read_methods(path: Path) -> list[dict]:
     """Read what each estimator and each ground truth answers; a name stands once for each kind."""
     entries = read_entries(path, METHOD)
     for number, entry in enumerate(entries, 1):
-        if entry["kind"] not in KINDS:
-            raise bad_input(f"methods[{number}].kind", entry["kind"], f"choose {' or '.join(KINDS)} [{path.name}]")
-        if any(e["name"] == entry["name"] and e["kind"] == entry["kind"] for e in entries[: number - 1]):
-            raise bad_input(f"methods[{number}].name", entry["name"], f"occurs twice; remove one [{path.name}]")
+        label, kind, name = f"methods[{number}]", entry["kind"], entry["name"]
+        require(kind in KINDS, f"{label}.kind", kind, f"choose {' or '.join(KINDS)} [{path.name}]")
+        before = [(e["kind"], e["name"]) for e in entries[: number - 1]]
+        require((kind, name) not in before, f"{label}.name", name, f"occurs twice; remove one [{path.name}]")
     return entries
