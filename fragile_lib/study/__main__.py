@@ -27,7 +27,7 @@ OPTIONS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where runs failed, 2 for bad input, 130 when interrupted."""
     given = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return COMMANDS[given.command][0](given, study_root())
     except InputError as error:
@@ -51,10 +51,6 @@ def parser() -> argparse.ArgumentParser:
         for option in options.split():
             command.add_argument(option, **OPTIONS[option])
     return top
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _list(given: argparse.Namespace, root: Path) -> int:

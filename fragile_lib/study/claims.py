@@ -78,11 +78,6 @@ class PartVerdict:
     degenerate: dict[str, int] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
 
-    @property
-    def counted(self) -> str:
-        """What the interval is over, in words."""
-        return counted(self.n_seeds, self.n_units)
-
 
 def counted(n_seeds: int, n_units: int) -> str:
     """Say what an interval is over, in the words of the report."""
@@ -106,8 +101,8 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
         outcome, sentence, sample = _KINDS[part.kind][0](data, part)
     except Undecidable as reason:
         return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
-    numbers = {"n_seeds": sample.n_seeds, "n_units": sample.n_units}
-    return PartVerdict(part.kind, part.label, outcome, sentence, sample.mean, sample.interval, **numbers, **counts)
+    found = sample.mean, sample.interval, sample.n_seeds, sample.n_units
+    return PartVerdict(part.kind, part.label, outcome, sentence, *found, **counts)
 
 
 def _judge_value(data: Numbers, part: Part) -> Judgement:
@@ -151,7 +146,7 @@ def _judge_trend(data: Numbers, part: Part) -> Judgement:
     if len(x) < 2:
         raise Undecidable(f"Only one value of {part.axis} has results.")
     sample = data.sample(_end_to_end_change)
-    return *_judge_sign(sample, part, f"from {part.axis} {_span(x)}"), sample
+    return *_judge_sign(sample, part, f"from {part.axis} {x.min():g} to {x.max():g}"), sample
 
 
 def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
@@ -170,7 +165,8 @@ def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
 def _judge_difference(data: Numbers, part: Part) -> Judgement:
     table = data.means.dropna(how="all").dropna(axis=1, how="all")
     sample = data.sample(lambda means: means[table.columns].mean(axis=1))
-    over = f"in the mean over {part.axis} {_span(table.columns)}" if part.axis and table.shape[1] > 1 else ""
+    x = table.columns
+    over = f"in the mean over {part.axis} {x.min():g} to {x.max():g}" if part.axis and len(x) > 1 else ""
     outcome, sentence = _judge_sign(sample, part, over)
     if not part.at_each:
         return outcome, sentence, sample
@@ -212,10 +208,6 @@ def number(value: float) -> str:
     """Format for prose and tables: two decimals, three significant digits beyond 100, a real minus sign."""
     digits = f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
     return digits.replace("-", "−").replace("−0.00", "0.00")
-
-
-def _span(values: pd.Index) -> str:
-    return f"{values.min():g} to {values.max():g}"
 
 
 def _count(rows: pd.DataFrame) -> dict:

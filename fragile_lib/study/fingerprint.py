@@ -24,9 +24,9 @@ def run_fingerprint(parameters: dict[str, Any], code: list[Any]) -> str:
     return digest([parameters, *code])
 
 
-def notebook_code(cells: list[str], package: Path) -> list[Any]:
+def notebook_code(cells: list[str], package: Path, also: tuple[str, ...] = ()) -> list[Any]:
     """Return what decides the numbers of a notebook: its cells and the definitions that they reach."""
-    return [[canonical_code(cell) for cell in cells], science_code(cells, package)]
+    return [[canonical_code(cell) for cell in cells], science_code(cells, package, also)]
 
 
 def digest(content: Any) -> str:

@@ -47,11 +47,6 @@ def source_of(cell: dict[str, Any]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
 
-def is_code(cell: dict[str, Any]) -> bool:
-    """Whether a cell holds code."""
-    return cell.get("cell_type") == "code"
-
-
 def is_tagged(cell: dict[str, Any], tag: str) -> bool:
     """Whether a cell has a tag."""
     return tag in cell.get("metadata", {}).get("tags", [])
@@ -59,7 +54,7 @@ def is_tagged(cell: dict[str, Any], tag: str) -> bool:
 
 def code_cells(notebook: Notebook) -> list[str]:
     """Return the sources of the code cells."""
-    return [source_of(cell) for cell in notebook["cells"] if is_code(cell)]
+    return [source_of(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
 
 
 def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
@@ -89,41 +84,37 @@ def assigned(source: str) -> dict[str, Any]:
 def refreshed(source: Notebook, executed: Notebook) -> Notebook:
     """Return the cells of `source` with the outputs of `executed`, whose code does the same."""
     injected = [cell for cell in executed["cells"] if is_tagged(cell, "injected-parameters")]
-    outputs = (cell for cell in executed["cells"] if is_code(cell) and cell not in injected)
+    outputs = (cell for cell in executed["cells"] if cell.get("cell_type") == "code" and cell not in injected)
     cells: list[dict[str, Any]] = []
     for cell in source["cells"]:
-        cells.append({**next(outputs), "source": source_of(cell)} if is_code(cell) else cell)
+        code = cell.get("cell_type") == "code"
+        cells.append({**next(outputs), "source": source_of(cell)} if code else cell)
         if is_tagged(cell, "parameters"):
             cells += injected
     return {**executed, "cells": cells}
 
 
 FOLDER = "figures"
-IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
+PNG = "image/png"  # the only kind of image that the notebooks show
 _LINK = re.compile(rf'<img src="\.\./({FOLDER}/[^"]+)">')
 AnyNotebook = TypeVar("AnyNotebook", bound=Mapping[str, Any])
 
 
-def image_of(data: Mapping[str, Any], mime: str) -> bytes:
-    """Return the content of an image output; text is stored as such, everything else in base 64."""
-    text = data[mime] if isinstance(data[mime], str) else "".join(data[mime])
-    return text.encode() if mime.endswith("xml") else base64.b64decode(text)
-
-
-def figure_name(notebook: str, content: bytes, mime: str = "image/png") -> str:
-    """Return the name of a figure's file, which changes with its content."""
-    return f"{notebook}-{hashlib.sha256(content).hexdigest()[:8]}.{IMAGES[mime]}"
+def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
+    """Return the name of an image's file, which changes with its content, and the content."""
+    content = base64.b64decode("".join(data[PNG]))
+    return f"{notebook}-{hashlib.sha256(content).hexdigest()[:8]}.png", content
 
 
 def taken_out(notebook: AnyNotebook, name: str, home: Path) -> AnyNotebook:
     """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures."""
     notebook = copy.deepcopy(notebook)
     for data in _outputs(notebook):
-        if "image/png" in data:
-            content = image_of(data, "image/png")
-            write_if_changed(home / FOLDER / figure_name(name, content), content)
-            del data["image/png"]
-            data["text/html"] = f'<img src="../{FOLDER}/{figure_name(name, content)}">'
+        if PNG in data:
+            file, content = image_of(data, name)
+            write_if_changed(home / FOLDER / file, content)
+            del data[PNG]
+            data["text/html"] = f'<img src="../{FOLDER}/{file}">'
     return notebook
 
 
@@ -134,7 +125,7 @@ def put_back(notebook: AnyNotebook, home: Path) -> AnyNotebook:
         link = _LINK.fullmatch("".join(data.get("text/html", "")))
         if link:
             del data["text/html"]
-            data["image/png"] = base64.b64encode((home / link[1]).read_bytes()).decode()
+            data[PNG] = base64.b64encode((home / link[1]).read_bytes()).decode()
     return notebook
 
 

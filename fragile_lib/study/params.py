@@ -22,6 +22,7 @@ from fragile_lib.study.notebook_file import assigned
 from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, require
 from fragile_lib.tools.files import data_root, load_yaml
 
+NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 BOUNDS = {  # each with its words, and whether a value keeps to it
     "min": ("at least", operator.ge),
@@ -91,7 +92,7 @@ class Declaration:
         if kind == "float" and type(value) is int:
             value = float(value)
         if type(value) is not SCALARS[kind]:
-            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if kind == "float" and _is_number_text(value) else ""
+            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if kind == "float" and NUMBER.fullmatch(str(value)) else ""
             check(False, "is missing" if value is None else f"is of type {type(value).__name__}", hint)
         check(kind != "float" or math.isfinite(value), "is not finite")
         if self.choices:
@@ -100,13 +101,6 @@ class Declaration:
             limit = getattr(self, key)
             check(limit is None or inside(value, limit), "is out of range")
         return value
-
-
-def _is_number_text(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def declare(name: str, content: Any, where: str) -> Declaration:

@@ -24,7 +24,7 @@ import psutil
 
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
 from fragile_lib.study.files import package_dir, profile_dir, study_root
-from fragile_lib.study.fingerprint import canonical_code, digest, science_code
+from fragile_lib.study.fingerprint import digest, notebook_code
 from fragile_lib.study.notebook_file import as_json, code_cells, parameters_cell, put_back, read_notebook, refreshed
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES
@@ -145,7 +145,9 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     """
     source = read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root)
     target, results = page_path(root, profile, spec.notebook), profile_dir(root, profile) / "results.csv"
-    fingerprint = page_fingerprint(root, profile, spec, results)
+    parameters, code = spec.page_parameters(profile), notebook_code(code_cells(source), package_dir(root), ("plots",))
+    table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
+    fingerprint = digest([parameters, *code, table])
     failed = target.parent / ".failed" / spec.notebook
     places = [target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])]
     for place in places:
@@ -160,8 +162,8 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     try:
         with attempt(failed, partial, root, job):
-            parameters, table = spec.page_parameters(profile) or {}, results if results.exists() else None
-            execute_for_study(partial, parameters, root, {**job, **spec.limits}, None, table)
+            given = {**job, **spec.limits}, None, results if results.exists() else None
+            execute_for_study(partial, parameters or {}, root, *given)
             executed = read_notebook(partial, root)
             executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}
             write_whole(target, as_json(refreshed(source, executed)))
@@ -169,11 +171,3 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
         partial.unlink(missing_ok=True)
     shutil.rmtree(failed, ignore_errors=True)
     return "executed"
-
-
-def page_fingerprint(root: Path, profile: str, spec: Spec, results: Path) -> str:
-    """Return what a page depends on, as one hash."""
-    cells = code_cells(read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root))
-    modules = science_code(cells, package_dir(root), also=("plots",))
-    table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
-    return digest([spec.page_parameters(profile), [canonical_code(cell) for cell in cells], modules, table])

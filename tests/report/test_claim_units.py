@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.claim_data import UNITS
-from fragile_lib.study.claims import Claim, Part, PartVerdict, Verdict, judge_part
+from fragile_lib.study.claims import Claim, Part, PartVerdict, Verdict, counted, judge_part
 from fragile_lib.study.report.tables import interval_words
 
 RNG = np.random.default_rng(5)
@@ -303,4 +303,4 @@ def test_the_report_names_test_points_only_where_they_are_counted():
     verdicts = [Verdict(claim, "reproduced", (judge(table(noisy), "value", unit, paper=0.6),)) for unit in UNITS]
     assert interval_words(verdicts[:1]) == "over seeds"
     assert "test points" in interval_words(verdicts)
-    assert judge(table(noisy), "value", paper=0.6).counted == "24 test points of 3 seeds"
+    assert counted(3, 24) == "24 test points of 3 seeds" and counted(1, 0) == "1 seed"

@@ -17,6 +17,7 @@ from fragile_lib import agreement
 from fragile_lib.study import claims
 from fragile_lib.study.claims import evaluate_claims
 from fragile_lib.study.collect import results_csv
+from fragile_lib.study.files import shown
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
 from fragile_lib.study.report.markup import ENVIRONMENT, mathml
@@ -78,7 +79,8 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         verdicts=evaluate_claims(study.results, study.claims),
         figures=[(name, f) for name, page in pages.items() for f in page.figures if f.headline],
         run_link={run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))},
-        rerun=_rerun(study, params_dir),
+        example=next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
+        folder=shown(study.source.resolve(), params_dir.resolve().parent),
     )
 
 
@@ -107,14 +109,6 @@ def _run_link(study: Study, run: Run, pages: dict[str, Page], out: Path) -> str:
         return f"run/{quote(run.run_id)}.html"
     record = (study.source / run.run_id / "result.json").resolve()
     return quote(Path(os.path.relpath(record, out.resolve())).as_posix()) if run.record else ""
-
-
-def _rerun(study: Study, params_dir: Path) -> dict[str, str]:
-    """The names that the commands of the report need."""
-    root, source = params_dir.resolve().parent, study.source.resolve()
-    folder = source.relative_to(root).as_posix() if source.is_relative_to(root) else str(study.source)
-    run = next((run for run in study.runs if run.record), Run("RUN_ID", "iris"))
-    return {"folder": folder, "run_id": run.run_id, "notebook": run.notebook}
 
 
 def _write_results(study: Study, built: Path, out: Path) -> None:

@@ -28,24 +28,21 @@ _HEADING = re.compile(r"h[1-6]$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FORMATTER = HtmlFormatter(nowrap=True)
 # What latex2mathml does not know, in terms of what it does.
-_TEX = [
-    (re.compile(pattern), known)
-    for pattern, known in (
-        (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
-        (r"\\operatorname\*?\{arg\\[, ]?(min|max)\}|\\arg\s*\\(min|max)\b", r"\\arg\1\2 "),
-        (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
-        (r"\\operatorname\*", r"\\operatorname"),
-        (r"\\[bB]igg?[lrm]?\s*\\\|", r"\\Vert "),
-        (r"\\\|", r"\\Vert "),
-        (r"\\math(bb|bf|cal) (\w)", r"\\math\1{\2}"),
-    )
-]
+_TEX = (
+    (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
+    (r"\\operatorname\*?\{arg\\[, ]?(min|max)\}|\\arg\s*\\(min|max)\b", r"\\arg\1\2 "),
+    (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
+    (r"\\operatorname\*", r"\\operatorname"),
+    (r"\\[bB]igg?[lrm]?\s*\\\|", r"\\Vert "),
+    (r"\\\|", r"\\Vert "),
+    (r"\\math(bb|bf|cal) (\w)", r"\\math\1{\2}"),
+)
 
 
 def mathml(tex: str, display: str = "inline") -> str:
     """TeX to MathML, which browsers show without a script; what the converter does not know stays readable as TeX."""
     for pattern, known in _TEX:
-        tex = pattern.sub(known, tex)
+        tex = re.sub(pattern, known, tex)
     try:
         math = convert(tex, display=display)
     except Exception:  # the converter has no common exception class; a formula must never break a report

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from markupsafe import Markup
 
-from fragile_lib.study.notebook_file import IMAGES, figure_name, image_of, put_back
+from fragile_lib.study.notebook_file import PNG, image_of, put_back
 from fragile_lib.study.report.markup import ENVIRONMENT, markdown, plain, python, tidy
 
 HEADLINE = "headline"
@@ -31,8 +31,12 @@ class Figure:
     anchor: str
     alt: str
     caption: str
-    size: tuple[int, int] | None = None
     headline: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height from a PNG's header, so that the page does not jump while the image is loaded."""
+        return struct.unpack(">II", self.content[16:24])
 
 
 @dataclass
@@ -101,14 +105,11 @@ def _output(
     if output.output_type == "error":
         return "error", Markup(plain("\n".join(output.traceback) or f"{output.ename}: {output.evalue}")), ""
     data, about = output.data, output.metadata
-    mime = next((mime for mime in IMAGES if mime in data), None)
-    if mime:
-        about = about.get(mime, about)
-        content, anchor = image_of(data, mime), f"figure-{len(figures) + 1}"
-        alt = about.get("alt") or f"Figure {len(figures) + 1}; it has no description in words."
+    if PNG in data:
+        about, number = about.get(PNG, about), len(figures) + 1
+        alt = about.get("alt") or f"Figure {number}; it has no description in words."
         headline = HEADLINE in cell.metadata.get("tags", [])
-        caption, file = about.get("caption") or alt, figure_name(name, content, mime)
-        figures.append(Figure(file, content, anchor, alt, caption, _png_size(content), headline))
+        figures.append(Figure(*image_of(data, name), f"figure-{number}", alt, about.get("caption") or alt, headline))
         return "figure", figures[-1], ""
     if "text/html" in data:
         caption = about.get("text/html", {}).get("caption") or cell.metadata.get("caption")
@@ -118,8 +119,3 @@ def _output(
             return "prose", Markup(markdown(data[mime])), ""
     text = plain(data.get("text/plain", ""))
     return ("printed", Markup(text), "") if text.strip() else None
-
-
-def _png_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height from the header, so that the page does not jump while the image is loaded."""
-    return struct.unpack(">II", content[16:24]) if content[:4] == b"\x89PNG" else None

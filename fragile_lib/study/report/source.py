@@ -84,7 +84,8 @@ def read_study(source: Path, params_dir: Path) -> Study:
     require(source.is_dir(), "source", str(source), "is not a folder; run the study first (make study)")
     source = source / "records" if (source / "records").is_dir() else source
     problems: list[str] = []
-    found = {folder.name: _read_run(folder) for folder in sorted(source.iterdir()) if _is_run(folder)}
+    folders = [f for f in sorted(source.iterdir()) if (f / "result.json").exists() or (f / "failure.json").exists()]
+    found = {folder.name: _read_run(folder) for folder in folders}
     profiles = Counter(run.record.get("profile") for run in found.values() if run.record)
     profile = str(profiles.most_common(1)[0][0]) if profiles else source.name
     if len(profiles) > 1:
@@ -102,10 +103,6 @@ def read_study(source: Path, params_dir: Path) -> Study:
         load_claims(params_dir / "claims.yaml"), settings,
         read_entries(params_dir / "deviations.yaml", DEVIATION), read_methods(params_dir / "methods.yaml"), problems,
     )  # fmt: skip
-
-
-def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).exists() for name in ("result.json", "failure.json"))
 
 
 def _read_run(folder: Path) -> Run:
