@@ -45,10 +45,10 @@ def slow_interval(seeds: list, statistic: Callable[[list], float], keep_seeds=Fa
     return np.percentile(found, [2.5, 97.5])
 
 
-def assert_near(part: PartVerdict, expected: np.ndarray) -> None:
-    width = expected[1] - expected[0]
-    assert width > 0
-    assert np.abs(np.array(part.interval) - expected).max() < 0.07 * width
+def assert_near(part: PartVerdict, interval: np.ndarray, estimate: float | None = None) -> None:
+    width = interval[1] - interval[0]
+    assert np.abs(np.array(part.interval) - interval).max() < 0.07 * width and width > 0
+    assert estimate is None or part.estimate == pytest.approx(estimate)
 
 
 def noisy(seed, point, decay=0.0, choice="top"):
@@ -62,11 +62,12 @@ def test_value_weights_every_test_point_equally():
     sizes = [3, 6, 4, 9]
     part = judge(table(noisy, 4, sizes), "value", paper=0.6)
     seeds = [[np.array([noisy(s, p) for p in range(n)])] for s, n in enumerate(sizes)]
-    everything = np.concatenate([x for (x,) in seeds])
-    assert part.estimate == pytest.approx(everything.mean())
-    assert (part.n_units, part.n_seeds) == (22, 4)
-    assert "22 test points of 4 seeds)" in part.sentence
-    assert_near(part, slow_interval(seeds, lambda drawn: np.concatenate([x for (x,) in drawn]).mean()))
+
+    def mean(drawn):
+        return np.concatenate([x for (x,) in drawn]).mean()
+
+    assert (part.n_units, part.n_seeds) == (22, 4) and "22 test points of 4 seeds)" in part.sentence
+    assert_near(part, slow_interval(seeds, mean), mean(seeds))
 
 
 def test_interval_is_wider_than_over_all_test_points_as_if_independent():
@@ -80,8 +81,7 @@ def test_one_or_two_seeds_are_kept_and_said_to_be(seeds):
     part = judge(table(noisy, seeds), "value", paper=0.6)
     drawn = [[np.array([noisy(s, p) for p in range(8)])] for s in range(seeds)]
     assert_near(part, slow_interval(drawn, lambda d: np.mean([x.mean() for (x,) in d]), keep_seeds=True))
-    assert f"{8 * seeds} test points of {seeds} seed" in part.sentence
-    assert "covers test points only" in part.sentence
+    assert f"{8 * seeds} test points of {seeds} seed" in part.sentence and "covers test points only" in part.sentence
 
 
 def test_value_partly_within_the_range_of_single_test_points():
@@ -104,10 +104,8 @@ def test_trend_averages_test_points_and_resamples_each_network_on_its_own(shared
     results = table(noisy, 4, 6, DECAYS, shared=shared)
     part = judge(results, "trend", axis="weight_decay", direction="falls")
     seeds = [[np.array([noisy(s, p, d) for p in range(6)]) for d in DECAYS] for s in range(4)]
-    assert part.outcome == "reproduced"
-    assert part.estimate == pytest.approx(slopes(seeds))
-    assert (part.n_seeds, part.n_units) == (4, 72)
-    assert_near(part, slow_interval(seeds, slopes))
+    assert (part.outcome, part.n_seeds, part.n_units) == ("reproduced", 4, 72)
+    assert_near(part, slow_interval(seeds, slopes), slopes(seeds))
 
 
 def test_axis_within_one_network_keeps_its_test_points_together():
@@ -115,12 +113,8 @@ def test_axis_within_one_network_keeps_its_test_points_together():
     results = table(noisy, 3, 8, DECAYS).assign(run_id=lambda t: t["seed"].astype(str))
     results["spearman"] = 100.0 * results["test_point"] - results["weight_decay"]
     part = judge(results, "trend", axis="weight_decay", direction="falls")
-    assert part.interval == pytest.approx((-0.4, -0.4))
-    assert part.n_units == 24
-
-
-def test_each_network_is_in_every_resample():
-    # One test point for each network and the same numbers in all seeds: nothing can vary.
+    assert part.interval == pytest.approx((-0.4, -0.4)) and part.n_units == 24
+    # Each network is in every resample: one test point for each and the same numbers in all seeds, nothing can vary.
     results = table(lambda s, p, d, c: -(d**3), 3, 1, DECAYS, shared=False)
     part = judge(results, "trend", axis="weight_decay", direction="falls")
     assert part.interval == pytest.approx((part.estimate, part.estimate))
@@ -142,8 +136,7 @@ def test_step_uses_the_means_of_both_sides():
     def step(drawn):
         return np.mean([d.mean() - (a.mean() + b.mean()) / 2 for a, b, d in drawn])
 
-    assert part.estimate == pytest.approx(step(seeds))
-    assert_near(part, slow_interval(seeds, step))
+    assert_near(part, slow_interval(seeds, step), step(seeds))
 
 
 # -- pairing ---------------------------------------------------------------------------------------------------------
@@ -165,16 +158,14 @@ def test_test_points_without_partner_drop_out():
     results.loc[(results["train_choice"] == "top") & (results["test_point"] == 2), "spearman"] = 99.0
     results.loc[(results["train_choice"] == "top") & (results["test_point"] == 5), "spearman"] = np.nan
     part = judge(results[~alone], "difference", **CHOICE)
-    assert part.estimate == pytest.approx(0.3)
-    assert part.n_units == 18
+    assert part.estimate == pytest.approx(0.3) and part.n_units == 18
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_test_points_of_different_networks_are_not_paired(shared):
     results = table(noisy, decays=(0.0, 0.4), shared=shared)
     part = judge(results, "difference", **NETWORKS)
-    assert part.outcome == "undecided"
-    assert "no test point of one network in common" in part.sentence
+    assert part.outcome == "undecided" and "no test point of one network in common" in part.sentence
 
 
 @pytest.mark.parametrize("seeds", [2, 4])
@@ -186,10 +177,8 @@ def test_paired_by_seed_resamples_both_networks_on_their_own(seeds):
     def difference(drawn):
         return np.mean([a.mean() - b.mean() for a, b in drawn])
 
-    assert part.outcome == "reproduced"
-    assert part.estimate == pytest.approx(difference(both))
-    assert (part.n_seeds, part.n_units) == (seeds, 2 * sum(sizes))
-    assert_near(part, slow_interval(both, difference, keep_seeds=seeds < 3))
+    assert (part.outcome, part.n_seeds, part.n_units) == ("reproduced", seeds, 2 * sum(sizes))
+    assert_near(part, slow_interval(both, difference, keep_seeds=seeds < 3), difference(both))
 
 
 def test_paired_by_seed_leaves_out_seeds_of_one_selection():
@@ -205,8 +194,7 @@ def test_difference_at_each_axis_value():
     results = table(value, decays=DECAYS, choices=("top", "p30"), shared=False)
     rule = {**CHOICE, "axis": "weight_decay", "at_each": True}
     part = judge(results, "difference", **rule)
-    assert part.outcome == "partly"
-    assert part.estimate == pytest.approx(0.3)
+    assert part.outcome == "partly" and part.estimate == pytest.approx(0.3)
     assert "too few test points, at weight_decay 0." in part.sentence
     assert judge(results[results["weight_decay"] > 0], "difference", **rule).outcome == "reproduced"
 
@@ -216,8 +204,7 @@ def test_difference_at_each_axis_value():
 
 def test_too_few_test_points_are_undecided():
     part = judge(table(noisy, 1, 2), "value", paper=0.5)
-    assert part.outcome == "undecided"
-    assert "2 test points have a finite" in part.sentence
+    assert part.outcome == "undecided" and "2 test points have a finite" in part.sentence
     assert judge(table(noisy, 1, 3), "value", paper=0.5).outcome != "undecided"
     # Two seeds are kept, so each mean of the difference needs test points that can vary.
     assert judge(table(noisy, 2, 1, (0.0, 0.4)), "difference", **NETWORKS, paired="seed").outcome == "undecided"
@@ -261,8 +248,7 @@ RANGE = {"paper_high": 0.92, "paper_low": 0.38}
 
 def test_range_reproduced_partly_and_not():
     part = judge(spread_over(0.35, 0.95), "range", **RANGE)
-    assert part.outcome == "reproduced"
-    assert part.estimate == pytest.approx(0.6)
+    assert part.outcome == "reproduced" and part.estimate == pytest.approx(0.6)
     assert 0.3 < part.interval[0] < part.interval[1] <= 0.6 + 1e-9  # never above the true spread
     assert "24 test points of 3 seeds" in part.sentence
     assert "0.96 and 0.36, both within 0.1 of the paper’s 0.92 and 0.38." in part.sentence

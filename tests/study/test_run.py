@@ -241,7 +241,7 @@ def test_the_grids_of_iris():
     assert {run.run_id for run in iris.runs("quick")} < {run.run_id for run in iris.runs("laptop")}
 
 
-# -- interrupts and kills: what is finished stays, nothing is left running, the same command does the rest ---------------
+# -- interrupts and kills: what is finished stays, nothing is left running, the same command does the rest -------------
 
 
 def wait_for(condition, seconds=90.0):
