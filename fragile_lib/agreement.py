@@ -1,6 +1,11 @@
-"""How well do influence estimates agree with retraining? Correlations, slopes, intervals over seeds, noise ceilings.
+"""How well do influence estimates agree with retraining? Correlations, slopes, reliability, and every bootstrap.
 
-Letters in shapes: k points (removals), R repeats of a ground truth, S splits of the repeats into halves.
+Letters in shapes: k points (removals), R repeats of a ground truth, S splits of the repeats into halves, E seeds,
+B resamples, A values of an axis.
+
+A seed is resampled as a whole: whatever was computed from it (a slope over depths, a difference of two settings) stays
+together, so callers first reduce each seed to one number and then ask for an interval (`bootstrap_interval`). Where a
+seed has several test points, these are resampled within each drawn seed (`two_level`, `bootstrap_test_points`).
 
 Data never make these functions raise: what cannot be computed gets a named `status` and NaN in place of numbers.
 Arguments of the wrong shape raise `tools.errors.InputError`, since they can only come from a mistake in a call.
@@ -11,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +27,12 @@ from fragile_lib.tools.errors import bad_input
 NAN = float("nan")
 RELATIVE_RANGE = 1e-12  # values that differ by less than this share of their size are rounding, not a ranking
 FEWEST_POINTS = 3  # two points always correlate perfectly
+RESAMPLES = 10_000
+LEVEL = 0.95
+MIN_SEEDS = 3  # an interval over one or two seeds would only look like one
+SEED = 20210502  # any fixed number: the same results give the same verdicts
+Group = TypeVar("Group")
+Reduce = Callable[[pd.DataFrame], pd.Series]  # seeds x axis values -> one number for each seed (none where unusable)
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class NoiseCeiling:
-    """Agreement of a noisy ground truth with itself; see `noise_ceiling`. Unless status is "ok", all is NaN."""
+    """Reliability of a noisy ground truth, from which the ceiling follows; see `noise_ceiling`.
+
+    The ceiling of an estimate without error is the square root of the corrected number, not the agreement of two
+    repeats with each other. Unless status is "ok", all is NaN.
+    """
 
     pearson: float
     spearman: float
@@ -115,8 +130,8 @@ def compare_norms(estimated: np.ndarray, true: np.ndarray) -> NormAgreement:
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
     statistic: Callable[..., float] = np.mean,
-    level: float = 0.95,
-    resamples: int = 10_000,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of a statistic of independent values (one per seed).
@@ -143,19 +158,125 @@ def bootstrap_interval(
     return Interval(float(statistic(values)), float(low), float(high), int(values.size))
 
 
+def seed_interval(values: np.ndarray, statistic: Callable[..., float] = np.mean) -> tuple[float, float]:
+    """95% percentile interval of a statistic of one finite number per seed, (E,); NaN for fewer than `MIN_SEEDS`.
+
+    Of the standard deviation it lies low where seeds are few: a resample repeats values, and so deviates too little.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.size < MIN_SEEDS:
+        return NAN, NAN
+    interval = bootstrap_interval(values, statistic, seed=SEED)
+    return interval.low, interval.high
+
+
+def percentiles(resampled: np.ndarray) -> tuple[float, float]:
+    """Ends of the 95% interval, from the statistic of each resample, (B,)."""
+    tail = 50.0 * (1.0 - LEVEL)
+    low, high = np.percentile(resampled, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def two_level(
+    seeds: Sequence[Group], draw: Callable[[Group, int, np.random.Generator], np.ndarray], stream: int = 0
+) -> np.ndarray:
+    """Draw seeds with replacement, and within each drawn seed, whatever `draw` draws; shape (B, E, ...).
+
+    `draw(seed, n, generator)` returns n independent resamples of one seed, shape (n, ...). A seed drawn twice is
+    resampled twice. Fewer than `MIN_SEEDS` seeds are all kept: only what is within them varies. Calls with different
+    `stream` draw the same seeds and resample within them independently.
+    """
+    size = len(seeds)
+    chosen = np.broadcast_to(np.arange(size), (RESAMPLES, size))
+    if size >= MIN_SEEDS:
+        chosen = np.random.default_rng(SEED).integers(0, size, (RESAMPLES, size))
+    generator = np.random.default_rng([SEED, stream])
+    places = [chosen == i for i in range(size)]
+    drawn = [draw(seed, int(place.sum()), generator) for seed, place in zip(seeds, places, strict=True)]
+    out = np.empty(chosen.shape + drawn[0].shape[1:])
+    for place, numbers in zip(places, drawn, strict=True):
+        out[place] = numbers
+    return out
+
+
+def bootstrap_test_points(tables: Sequence[pd.DataFrame], reduce: Reduce, pooled: bool) -> tuple[float, float]:
+    """95% interval of a mean over seeds, resampling seeds and, within each drawn seed, the test points of its networks.
+
+    A resample gives sum_k w_k r_k / sum_k w_k over the drawn seeds k, where r_k is `reduce` of the means over the drawn
+    test points, and w_k is 1, or with `pooled` the number of these test points.
+
+    Args:
+        tables: one, or two of which the second is subtracted: a row for each test point, with the levels `seed` and
+            `run_id` in the index (those of one network are resampled together), and a column for each axis value.
+        reduce: from the means, seeds x axis values, to one number for each seed.
+        pooled: whether all test points weigh alike.
+    """
+    means, counts = zip(*(_drawn_means(table, stream) for stream, table in enumerate(tables)), strict=True)
+    drawn = means[0] if len(means) == 1 else means[0] - means[1]
+    flat = pd.DataFrame(drawn.reshape(-1, drawn.shape[2]), columns=tables[0].columns)
+    numbers = reduce(flat).reindex(flat.index).to_numpy().reshape(drawn.shape[:2])
+    usable = np.isfinite(numbers)
+    weight = np.where(usable, counts[0][..., 0] if pooled else 1.0, 0.0)
+    with np.errstate(invalid="ignore"):  # 0/0 where no drawn seed is usable
+        resampled = (weight * np.where(usable, numbers, 0.0)).sum(axis=1) / weight.sum(axis=1)
+    return percentiles(resampled[np.isfinite(resampled)])
+
+
+def bootstrap_spread(seeds: Sequence[np.ndarray]) -> tuple[float, float]:
+    """95% interval of the mean over seeds of largest minus smallest, from the numbers of each seed's test points.
+
+    A resample of test points misses the ends it does not draw, so that its spread is never larger than the true one:
+    the interval lies too low, and a spread that is found large enough is so with more certainty than stated.
+    """
+    return percentiles(two_level(seeds, _draw_spread).mean(axis=1))
+
+
+def _drawn_means(table: pd.DataFrame, stream: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means and numbers of the test points of each drawn seed at each axis value, both (B, E, A)."""
+    seeds = [
+        [network.to_numpy(float) for _, network in seed.groupby(level="run_id")]
+        for _, seed in table.groupby(level="seed")
+    ]
+    sums, counts = np.moveaxis(two_level(seeds, _draw_sums, stream), 2, 0)
+    with np.errstate(invalid="ignore"):  # 0/0 where no finite number was drawn
+        return sums / counts, counts
+
+
+def _draw_sums(networks: list[np.ndarray], n: int, generator: np.random.Generator) -> np.ndarray:
+    """Sums and counts over resampled test points of one seed's networks, (test points, A) each; shape (n, 2, A)."""
+    total = np.zeros((n, 2, networks[0].shape[1]))
+    for numbers in networks:
+        times = _times_drawn(len(numbers), n, generator)
+        total[:, 0] += times @ np.nan_to_num(numbers)
+        total[:, 1] += times @ np.isfinite(numbers).astype(float)
+    return total
+
+
+def _draw_spread(numbers: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Largest minus smallest of n resamples of one seed's test points, shape (n,)."""
+    drawn = _times_drawn(len(numbers), n, generator) > 0
+    return np.where(drawn, numbers, -np.inf).max(axis=1) - np.where(drawn, numbers, np.inf).min(axis=1)
+
+
+def _times_drawn(size: int, n: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each of `size` units occurs in each of n resamples of `size` draws, shape (n, size)."""
+    return generator.multinomial(size, np.full(size, 1.0 / size), size=n).astype(float)
+
+
 def noise_ceiling(repeats: np.ndarray, splits: int = 200, seed: int = 0) -> NoiseCeiling:
     """Split-half agreement of R noisy repeats of one ground truth, `repeats` of shape (R, k).
 
     The repeats are split at random into two halves of h = R // 2; the correlation over the k points of the two
-    half-means, averaged over the splits, is `pearson` and `spearman`. It tells how well a truth of h repeats agrees
-    with another such truth. The Spearman-Brown formula extends it to the mean of all R,
+    half-means, averaged over the splits, is `pearson` and `spearman`: the reliability of a mean of h repeats. The
+    Spearman-Brown formula extends it to the mean of all R,
 
         corrected = f r / (1 + (f - 1) r),    f = R / h    (2 r / (1 + r) for even R)
 
     (C. Spearman, "Correlation calculated from faulty data", and W. Brown, "Some experimental results in the correlation
     of mental abilities", both British Journal of Psychology 3, 1910), exact for Pearson with equal independent noise,
-    customary for Spearman. An estimate without any error would correlate with the mean of all R at sqrt(corrected), the
-    ceiling proper; `pearson` and `spearman` themselves are lower, since both halves are noisy there.
+    customary for Spearman. The ceiling of an estimate without any error is the square root of the reliability: such an
+    estimate correlates with the mean of all R at sqrt(corrected). The agreement of two truths with each other is lower
+    than that, since both are noisy there, and bounds no estimate.
     """
     repeats = np.asarray(repeats, dtype=float)
     if repeats.ndim != 2:
@@ -194,7 +315,7 @@ def summarise(
     by: Sequence[str],
     statistic: str = "spearman",
     average: Callable[..., float] = np.mean,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Mean over seeds of the column `statistic`, with its bootstrap interval, for each group of the columns `by`.

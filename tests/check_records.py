@@ -20,6 +20,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fragile_lib.study.record import read_record
+
 ROOT = Path(__file__).resolve().parents[1]
 SELECTION = (  # the longest first
     "small_mnist-wd0.001-s0",
@@ -129,7 +131,7 @@ def main() -> int:
                 print(f"{run_id}: made; no reference in {given.reference}")
                 continue
             found = json.loads(job.result().read_text())
-            lines = differences(found, json.loads(expected.read_text()), given.exact)
+            lines = differences(found, read_record(expected), given.exact)
             wrong += len(lines)
             print(f"{run_id}: {len(lines) or 'nothing'} differs", *lines[:20], sep="\n  ", flush=True)
     return int(wrong > 0)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root
 from fragile_lib.tools.progress import progress
 
 TIMEOUT = 10  # seconds that one connection may be silent
@@ -53,12 +53,6 @@ class RawSet:
     folder: str
     md5: Mapping[str, str]
     routes: tuple[Route, ...]
-
-
-def data_root() -> Path:
-    """Where raw data sets live: FRAGILE_DATA of the environment, else a cache folder of the user."""
-    chosen = os.environ.get("FRAGILE_DATA")
-    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("fragile", appauthor=False)
 
 
 def raw_files(wanted: RawSet, root: Path | str | None = None) -> dict[str, bytes]:

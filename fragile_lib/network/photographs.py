@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 from fragile_lib.choices import Points
 from fragile_lib.data.folder import find_sets
 from fragile_lib.data.photographs import Loading, Notes, PhotoSet, batches_of, in_memory, stream
-from fragile_lib.data.sources import data_root
 from fragile_lib.data.standin import is_whole, place_of
 from fragile_lib.minimise.modules import Trained
 from fragile_lib.minimise.photographs import PhotoTrainer
@@ -25,6 +24,7 @@ from fragile_lib.network.base import Network
 from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root
 
 SHOWN = 112  # pixels a side of a photograph in a figure: the crop that the network sees, as fine as a page needs
 

@@ -1,33 +1,236 @@
 """Verdicts on the paper's claims, computed from the results table by the rules in params/claims.yaml.
 
-The rules are written there in words and in numbers, before any result is seen. This module reads them and combines the
-parts of a claim into one verdict; `claim_parts` judges a single part.
+The rules are written there in words and in numbers, before any result is seen. A claim has parts: each selects rows,
+reduces them to one number for each seed or test point (`claim_data`), and judges their mean; the outcomes of the parts
+are combined into one verdict. The kinds of part (`value`, `range`, `steady`, `trend`, `difference`, `step`) are
+explained in words at the head of that file.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from fragile_lib.study.claim_parts import KINDS, SIGNS, UNITS, Part, PartVerdict, judge_part
-from fragile_lib.study.claim_rows import TRANSFORMS
-from fragile_lib.study.yaml_file import load_yaml
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.agreement import MIN_SEEDS
+from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
+from fragile_lib.tools.errors import require
+from fragile_lib.tools.files import load_yaml
 
-VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
-_CLAIM_KEYS = {"id", "text", "paper", "source", "notebook", "rule", "say"}
-_NEEDED = {
-    "value": {"paper"},
-    "range": {"paper_high", "paper_low"},
-    "steady": {"max_spread"},
-    "trend": {"axis", "direction"},
-    "difference": {"minus", "direction"},
-    "step": {"axis", "direction", "cut"},
+TOLERANCE = 0.05
+RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
+MIN_SPREAD = 0.2
+MIN_CHANGE = 0.05
+NOT_DEGENERATE = ("ok", "indefinite")
+SIGNS = {"falls": -1, "grows": 1, "negative": -1, "positive": 1}
+Judgement = tuple[str, str, Sample]  # outcome, sentence, what they rest on
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rule part as written in the YAML file, defaults filled in and `for_each` expanded."""
+
+    kind: str
+    label: str
+    statistic: str
+    where: dict = field(default_factory=dict)
+    minus: dict | None = None  # the columns that differ in the selection that is subtracted
+    axis: str | None = None
+    direction: str | None = None
+    transform: str | None = None
+    paper: float | None = None
+    tolerance: float | None = None
+    min_change: float = MIN_CHANGE
+    cut: float | None = None
+    at_each: bool = False
+    unit: str = "seed"
+    paired: str | None = None  # "seed": the two selections of a difference are averaged over test points first
+    paper_high: float | None = None
+    paper_low: float | None = None
+    min_spread: float = MIN_SPREAD
+    max_spread: float | None = None  # of a number that is steady over seeds
+
+    @property
+    def margin(self) -> float:
+        """The tolerance, or the default of the kind."""
+        default = RANGE_TOLERANCE if self.kind == "range" else TOLERANCE
+        return default if self.tolerance is None else self.tolerance
+
+
+@dataclass(frozen=True)
+class PartVerdict:
+    """What the results say about one part."""
+
+    kind: str
+    label: str
+    outcome: str  # reproduced, partly, not, undecided, not run
+    sentence: str
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    n_seeds: int = 0
+    n_units: int = 0  # test points, in a part with `unit: test_point`
+    n_networks: int = 0
+    degenerate: dict[str, int] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
+
+
+def counted(n_seeds: int, n_units: int) -> str:
+    """Say what an interval is over, in the words of the report."""
+    seeds = f"{n_seeds} seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    if not n_units:
+        return seeds
+    few = "; the interval covers test points only" if n_seeds < MIN_SEEDS else ""
+    return f"{n_units} test points of {seeds}{few}"
+
+
+def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
+    """Judge one part on the results table (one row per run, seed and the choices named by the columns)."""
+    selections = [part.where] if part.minus is None else [part.where, {**part.where, **part.minus}]
+    rows = [select(results, where) for where in selections]
+    counts = _count(pd.concat(rows))
+    if any(r.empty for r in rows):
+        return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", **counts)
+    try:
+        tables = [cell_table(r, part.statistic, part.transform, part.axis, part.unit) for r in rows]
+        data = Numbers(tables, part.statistic, part.unit, part.paired)
+        outcome, sentence, sample = _KINDS[part.kind][0](data, part)
+    except Undecidable as reason:
+        return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
+    found = sample.mean, sample.interval, sample.n_seeds, sample.n_units
+    return PartVerdict(part.kind, part.label, outcome, sentence, *found, **counts)
+
+
+def _judge_value(data: Numbers, part: Part) -> Judgement:
+    sample = data.sample(lambda table: table.iloc[:, 0])
+    low, high = sample.interval
+    said = f"{_estimate(sample)}; the paper’s {part.paper:g} lies "
+    if low - part.margin <= part.paper <= high + part.margin:
+        return "reproduced", said + f"within the interval widened by {part.margin:g}.", sample
+    smallest, largest = sample.singles.min(), sample.singles.max()
+    single = f"the range of the single {data.noun}, {number(smallest)} to {number(largest)}"
+    if smallest <= part.paper <= largest:
+        return "partly", said + f"outside the interval but within {single}.", sample
+    return "not", said + f"outside {single}, and outside the interval widened by {part.margin:g}.", sample
+
+
+def _judge_range(data: Numbers, part: Part) -> Judgement:
+    """Judge the spread within a seed by its interval, and its ends by their distance from the paper's."""
+    sample, high, low = data.spread()
+    said = f"The spread within a seed is {_estimate(sample)}: "
+    if not sample.interval[0] > part.min_spread:
+        return "not", said + f"the interval is not wholly above {number(part.min_spread)}.", sample
+    said += f"wholly above {number(part.min_spread)}. The largest and smallest are {number(high)} and {number(low)}, "
+    near = max(abs(high - part.paper_high), abs(low - part.paper_low)) <= part.margin
+    said += f"{'both' if near else 'not both'} within {part.margin:g} of the paper’s {part.paper_high:g}"
+    return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
+
+
+def _judge_steady(data: Numbers, part: Part) -> Judgement:
+    """Judge the standard deviation over seeds against the largest that still counts as steady."""
+    sample = data.deviation()
+    said, most = _estimate(replace(sample, n_units=0)), number(part.max_spread)
+    if sample.interval[1] < part.max_spread:
+        return "reproduced", f"{said}: the interval is wholly below {most}.", sample
+    if sample.mean < part.max_spread:
+        return "partly", f"{said}: below {most}, but its interval is not.", sample
+    return "not", f"{said}: not below {most}.", sample
+
+
+def _judge_trend(data: Numbers, part: Part) -> Judgement:
+    x = data.means.columns
+    if len(x) < 2:
+        raise Undecidable(f"Only one value of {part.axis} has results.")
+    sample = data.sample(_end_to_end_change)
+    return *_judge_sign(sample, part, f"from {part.axis} {x.min():g} to {x.max():g}"), sample
+
+
+def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
+    """Per row: least-squares slope over the columns times their range."""
+    x = table.columns.to_numpy(float)
+    # A seed with few axis values would be extrapolated over the whole range: it needs half of them, and at least two.
+    table = table[table.notna().sum(axis=1) >= max(2, len(x) / 2)]
+    weight = table.notna().to_numpy(float)
+    y = table.fillna(0.0).to_numpy()
+    total = weight.sum(axis=1, keepdims=True)
+    dx = (x - (weight * x).sum(axis=1, keepdims=True) / np.maximum(total, 1)) * weight
+    slopes = (dx * y).sum(axis=1) / np.maximum((dx * dx).sum(axis=1), np.finfo(float).tiny)
+    return pd.Series(slopes * (x.max() - x.min()), index=table.index)
+
+
+def _judge_difference(data: Numbers, part: Part) -> Judgement:
+    table = data.means.dropna(how="all").dropna(axis=1, how="all")
+    sample = data.sample(lambda means: means[table.columns].mean(axis=1))
+    x = table.columns
+    over = f"in the mean over {part.axis} {x.min():g} to {x.max():g}" if part.axis and len(x) > 1 else ""
+    outcome, sentence = _judge_sign(sample, part, over)
+    if not part.at_each:
+        return outcome, sentence, sample
+    judged = (table.mean() * SIGNS[part.direction] > 0) & data.enough_at()[table.columns]
+    if judged.all():
+        return outcome, sentence + f" The sign holds at every {part.axis}.", sample
+    failing = ", ".join(f"{value:g}" for value in table.columns[~judged])
+    sentence += f" The sign does not hold, or has too few {data.noun}, at {part.axis} {failing}."
+    return ("partly" if outcome == "reproduced" else outcome), sentence, sample
+
+
+def _judge_step(data: Numbers, part: Part) -> Judgement:
+    beyond = data.means.columns.to_numpy(float) > part.cut
+    if beyond.all() or not beyond.any():
+        raise Undecidable(f"No results on {'this' if beyond.all() else 'the far'} side of {part.axis} {part.cut:g}.")
+    sample = data.sample(lambda table: table.loc[:, beyond].mean(axis=1) - table.loc[:, ~beyond].mean(axis=1))
+    return *_judge_sign(sample, part, f"beyond {part.axis} {part.cut:g}, against up to it"), sample
+
+
+def _judge_sign(sample: Sample, part: Part, over: str) -> tuple[str, str]:
+    """Reproduced: interval wholly on the claimed side and the mean large enough; partly: on that side but smaller."""
+    sign = SIGNS[part.direction]
+    low, high = sorted(sign * end for end in sample.interval)
+    said = " ".join(filter(None, [_estimate(sample), over]))
+    if low <= 0:
+        return "not", said + f": the interval is not wholly {'above' if sign > 0 else 'below'} zero, as claimed."
+    if sign * sample.mean < part.min_change:
+        return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}."
+    return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}."
+
+
+def _estimate(sample: Sample) -> str:
+    low, high = sample.interval
+    over = counted(sample.n_seeds, sample.n_units)
+    return f"{number(sample.mean)} (95% interval {number(low)} to {number(high)}, {over})"
+
+
+def number(value: float) -> str:
+    """Format for prose and tables: two decimals, three significant digits beyond 100, a real minus sign."""
+    digits = f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
+    return digits.replace("-", "−").replace("−0.00", "0.00")
+
+
+def _count(rows: pd.DataFrame) -> dict:
+    """Count networks (run and seed) and, by name, the degenerate ones among them; the profiles they come from."""
+    if rows.empty:
+        return {"n_networks": 0, "degenerate": {}, "profiles": ()}
+    bad = rows[~rows["status"].isin(NOT_DEGENERATE)].drop_duplicates(["run_id", "seed"])
+    return {
+        "n_networks": len(rows.drop_duplicates(["run_id", "seed"])),
+        "degenerate": {str(name): int(n) for name, n in bad["status"].value_counts().items()},
+        "profiles": tuple(sorted(str(p) for p in rows["profile"].dropna().unique())),
+    }
+
+
+_KINDS = {  # each with its judge, and the keys that it needs
+    "value": (_judge_value, {"paper"}),
+    "range": (_judge_range, {"paper_high", "paper_low"}),
+    "steady": (_judge_steady, {"max_spread"}),
+    "trend": (_judge_trend, {"axis", "direction"}),
+    "difference": (_judge_difference, {"minus", "direction"}),
+    "step": (_judge_step, {"axis", "direction", "cut"}),
 }
+VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
 
 
 @dataclass(frozen=True)
@@ -50,18 +253,17 @@ class Verdict:
     claim: Claim
     verdict: str
     parts: tuple[PartVerdict, ...] = ()
-    profiles: tuple[str, ...] = ()
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles of the runs that it rests on."""
+        return tuple(sorted({profile for part in self.parts for profile in part.profiles}))
 
 
 def evaluate_claims(results: pd.DataFrame, claims: Iterable[Claim]) -> list[Verdict]:
     """Judge each claim on `results`, the table of all runs (columns as in results.csv)."""
-    return [_evaluate(results, claim) for claim in claims]
-
-
-def _evaluate(results: pd.DataFrame, claim: Claim) -> Verdict:
-    parts = tuple(judge_part(results, part) for part in claim.rule)
-    profiles = tuple(sorted({profile for part in parts for profile in part.profiles}))
-    return Verdict(claim, combine([part.outcome for part in parts]), parts, profiles)
+    judged = [(claim, tuple(judge_part(results, part) for part in claim.rule)) for claim in claims]
+    return [Verdict(claim, combine([part.outcome for part in parts]), parts) for claim, parts in judged]
 
 
 def combine(outcomes: list[str]) -> str:
@@ -82,25 +284,19 @@ def combine(outcomes: list[str]) -> str:
 
 def load_claims(path: Path) -> list[Claim]:
     """Read claims and rules; `InputError` names the claim, the value and the remedy where one is malformed."""
-    raw = load_yaml(Path(path))
-    if not isinstance(raw.get("claims"), list):
-        raise bad_input("claims", raw.get("claims"), f"give a list of claims [{Path(path).name}]")
+    raw = load_yaml(path)
+    require(isinstance(raw.get("claims"), list), "claims", raw.get("claims"), f"give a list of claims [{path.name}]")
     claims = [_claim(entry, raw.get("defaults") or {}, raw.get("words") or {}) for entry in raw["claims"]]
-    ids = [claim.id for claim in claims]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise bad_input("claim id", name, "occurs twice; give each claim its own")
+    twice = [name for name, n in Counter(claim.id for claim in claims).items() if n > 1]
+    require(not twice, "claim id", ", ".join(twice), "occurs twice; give each claim its own")
     return claims
 
 
 def _claim(entry: dict, defaults: dict, words: dict) -> Claim:
     name = entry.get("id")
     for key in ("id", "text", "paper", "source", "notebook"):
-        if not isinstance(entry.get(key), str):
-            raise bad_input(f"claim {name}: {key}", entry.get(key), "must be a string")
-    unknown = set(entry) - _CLAIM_KEYS
-    if unknown:
-        raise bad_input(f"claim {name}", sorted(unknown), f"unknown keys; allowed: {sorted(_CLAIM_KEYS)}")
+        require(isinstance(entry.get(key), str), f"claim {name}: {key}", entry.get(key), "must be a string")
+    _check_keys(f"claim {name}", entry, {field.name for field in fields(Claim)})
     where = defaults.get(entry["notebook"], {})
     parts = [part for raw in entry.get("rule") or [] for part in _parts(name, raw, where, words)]
     return Claim(**{**entry, "rule": tuple(parts)})
@@ -121,29 +317,23 @@ def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
 
 
 def _check_part(name: str, raw: dict) -> None:
-    kind = raw.get("kind")
-    if kind not in KINDS:
-        raise bad_input(f"{name}: kind", kind, f"choose one of {', '.join(KINDS)}")
-    known = {field.name for field in fields(Part)}
-    missing = sorted(({"label", "statistic"} | _NEEDED[kind]) - set(raw))
-    if missing:
-        raise bad_input(name, missing, f"a part of kind {kind} needs these keys")
-    if set(raw) - known:
-        raise bad_input(name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
-    if raw.get("direction") not in (None, *SIGNS):
-        raise bad_input(f"{name}: direction", raw["direction"], f"choose one of {', '.join(SIGNS)}")
-    if raw.get("transform") not in TRANSFORMS:
-        raise bad_input(f"{name}: transform", raw["transform"], "choose log or abs_log, or leave it out")
-    _check_unit(name, raw)
+    kind, unit = raw.get("kind"), raw.get("unit", "seed")
+    _check_choice(f"{name}: kind", kind, _KINDS)
+    missing = sorted(({"label", "statistic"} | _KINDS[kind][1]) - set(raw))
+    require(not missing, name, missing, f"a part of kind {kind} needs these keys")
+    _check_keys(name, raw, {field.name for field in fields(Part)})
+    for key, choices in {"direction": SIGNS, "transform": TRANSFORMS, "unit": UNITS, "paired": ("seed",)}.items():
+        if raw.get(key) is not None:
+            _check_choice(f"{name}: {key}", raw[key], choices)
+    pointwise = kind != "range" or unit == "test_point"
+    require(pointwise, f"{name}: unit", unit, "a part of kind range needs unit: test_point")
+    fits = not raw.get("paired") or kind == "difference"
+    require(fits, f"{name}: paired", raw.get("paired"), f"only for kind difference, not {kind}; leave it out")
 
 
-def _check_unit(name: str, raw: dict) -> None:
-    unit, paired = raw.get("unit", "seed"), raw.get("paired")
-    if unit not in UNITS:
-        raise bad_input(f"{name}: unit", unit, f"choose one of {', '.join(UNITS)}")
-    if raw["kind"] == "range" and unit != "test_point":
-        raise bad_input(f"{name}: unit", unit, "a part of kind range needs unit: test_point")
-    if paired not in (None, "seed"):
-        raise bad_input(f"{name}: paired", paired, "choose seed, or leave it out")
-    if paired and raw["kind"] != "difference":
-        raise bad_input(f"{name}: paired", paired, f"only for kind difference, not {raw['kind']}; leave it out")
+def _check_keys(name: str, raw: dict, known: set[str]) -> None:
+    require(not set(raw) - known, name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
+
+
+def _check_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
+    require(value in choices, name, value, f"choose one of {', '.join(filter(None, choices))}")

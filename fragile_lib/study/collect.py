@@ -6,45 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.study.files import study_root, write_if_changed
+from fragile_lib.study.files import study_root
 from fragile_lib.study.record import read_record, row_dicts
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.files import write_if_changed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "run_id",
-    "profile",
-    "dataset",
-    "architecture",
-    "activation",
-    "depth",
-    "width",
-    "weight_decay",
-    "n_train",
-    "n_params",
-    "seed",
-    "test_point",
-    "test_choice",
-    "train_choice",
-    "n_points",
-    "estimator",
-    "ground_truth",
-    "pearson",
-    "spearman",
-    "slope",
-    "grad_norm",
-    "eig_min",
-    "eig_max",
-    "solver_residual",
-    "status",
-    "seconds_estimate",
-    "seconds_retrain",
-    "fit",
-    "norm_spearman",
-    "norm_ratio",
-)
+    "run_id", "profile", "dataset", "architecture", "activation", "depth", "width", "weight_decay", "n_train",
+    "n_params", "seed", "test_point", "test_choice", "train_choice", "n_points", "estimator", "ground_truth", "pearson",
+    "spearman", "slope", "grad_norm", "eig_min", "eig_max", "solver_residual", "status", "seconds_estimate",
+    "seconds_retrain", "fit", "norm_spearman", "norm_ratio",
+)  # fmt: skip
 
 
 def results_csv(records: Iterable[dict[str, Any]]) -> str:
@@ -86,8 +61,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
     if not str(path):
         return pd.DataFrame()
     place = study_root() / "notebooks" / path
-    if not place.exists():
-        raise bad_input("grid_results", str(path), "no table is there; run a study first, or give '' for no figures")
+    remedy = "no table is there; run a study first, or give '' for no figures"
+    require(place.exists(), "grid_results", str(path), remedy)
     return pd.read_csv(place, low_memory=False)  # a column has one type, whatever part of the file is read
 
 

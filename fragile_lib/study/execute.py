@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.study.files import write_atomic
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
+from fragile_lib.study.notebook_file import as_json
+from fragile_lib.tools.files import write_whole
+
+THREADED = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")  # each with a variable like OMP_NUM_THREADS
 # What libraries say to their own developers: torch.compile in the place of torch.jit, a batching rule that is missing.
 LIBRARY_WARNINGS = (
     "ignore:`torch.jit.script` is deprecated:FutureWarning",
@@ -35,6 +32,19 @@ class NotebookFailed(RuntimeError):
         """Keep the kind of error, its one-line message and the tail of its traceback."""
         super().__init__(message)
         self.error, self.message, self.traceback = error, message, traceback
+
+
+class OwnKernelManager(AsyncKernelManager):
+    """Starts this very interpreter, whatever kernels are installed: a `python3` of the user's may be another Python."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """Return a spec for `sys.executable`; without history, whose one database parallel kernels would lock."""
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        options = ["--HistoryManager.enabled=False"]
+        # Without this note the connection is not encrypted, and the kernel warns of it at each start.
+        able = {"supported_encryption": ["curve"]}
+        return KernelSpec(argv=[*argv, *options], display_name="Python 3", language="python", metadata=able)
 
 
 def execute_notebook(
@@ -61,7 +71,7 @@ def execute_notebook(
 
 def prepare_environment(threads: int) -> None:
     """Set what the kernel inherits: its number of threads, no progress bars, no start-up or library chatter."""
-    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
+    os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in THREADED})
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0")
     given = [w for w in os.environ.get("PYTHONWARNINGS", "").split(",") if w and w not in LIBRARY_WARNINGS]
     os.environ["PYTHONWARNINGS"] = ",".join([*given, *LIBRARY_WARNINGS])
@@ -73,8 +83,6 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from traitlets.config import Config
-
-    from fragile_lib.study.kernel import OwnKernelManager
 
     return papermill.execute_notebook(
         source,
@@ -96,21 +104,19 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
 def explain(error: Exception, cell_minutes: float) -> NotebookFailed:
     """Return what went wrong, in one line with a remedy."""
     kind, text = type(error).__name__, ANSI.sub("", str(error)).strip()
-    tail = text[-4000:]
+    said = f"{kind}: {(text.splitlines() or [''])[0]}"
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
-        return NotebookFailed("OSError", "the disk is full (No space left on device); free some and run again", tail)
-    if kind == "PapermillExecutionError":
-        lines = ANSI.sub("", "\n".join(error.traceback))[-4000:]  # type: ignore[attr-defined]
-        first = (str(error.evalue).strip().splitlines() or [""])[0]  # type: ignore[attr-defined]
-        return NotebookFailed(error.ename, f"{error.ename}: {first}", lines)  # type: ignore[attr-defined]
-    if kind == "DeadKernelError":
-        return NotebookFailed(
-            kind, "the kernel died in mid-run; often the memory was not enough: see `failed.ipynb`", tail
-        )
-    if kind == "CellTimeoutError":
+        kind, said = "OSError", "the disk is full (No space left on device); free some and run again"
+    elif kind == "PapermillExecutionError":
+        text = ANSI.sub("", "\n".join(error.traceback))  # type: ignore[attr-defined]
+        kind, value = error.ename, str(error.evalue).strip()  # type: ignore[attr-defined]
+        said = f"{kind}: {(value.splitlines() or [''])[0]}"
+    elif kind == "DeadKernelError":
+        said = "the kernel died in mid-run; often the memory was not enough: see `failed.ipynb`"
+    elif kind == "CellTimeoutError":
         remedy = "raise limits.cell_minutes in its parameters file"
-        return NotebookFailed(kind, f"a cell ran longer than {cell_minutes:g} minutes; {remedy}", tail)
-    return NotebookFailed(kind, f"{kind}: {(text.splitlines() or [''])[0]}", tail)
+        said = f"a cell ran longer than {cell_minutes:g} minutes; {remedy}"
+    return NotebookFailed(kind, said, text[-4000:])
 
 
 def _without_absolute_paths(output: Path, notebook: Any, root: Path) -> None:
@@ -119,4 +125,4 @@ def _without_absolute_paths(output: Path, notebook: Any, root: Path) -> None:
     for key in ("input_path", "output_path"):
         if note.get(key):
             note[key] = os.path.relpath(note[key], root)
-    write_atomic(output, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    write_whole(output, as_json(notebook))

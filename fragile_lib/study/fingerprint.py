@@ -1,7 +1,8 @@
 """What a finished result depends on, as one hash: parameters, the notebook's code, the definitions it reaches.
 
 Code is hashed by its syntax tree without docstrings, so a comment, a docstring or another line break reruns nothing.
-Outputs, prose, `study/` and `plots.py` do not change numbers and are left out.
+Outputs, prose, and the rooms that do not change numbers are left out. It is hashed by definition and not by module, so
+that what is written for one notebook reruns no other (`tools.reached`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.study.reached import reached
+from fragile_lib.tools.reached import reached
 
 NOT_SCIENCE = ("study", "plots", "__init__", "tools")
 
@@ -23,9 +24,9 @@ def run_fingerprint(parameters: dict[str, Any], code: list[Any]) -> str:
     return digest([parameters, *code])
 
 
-def notebook_code(cells: list[str], package: Path) -> list[Any]:
+def notebook_code(cells: list[str], package: Path, also: tuple[str, ...] = ()) -> list[Any]:
     """Return what decides the numbers of a notebook: its cells and the definitions that they reach."""
-    return [[canonical_code(cell) for cell in cells], science_code(cells, package)]
+    return [[canonical_code(cell) for cell in cells], science_code(cells, package, also)]
 
 
 def digest(content: Any) -> str:

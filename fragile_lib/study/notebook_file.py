@@ -1,17 +1,28 @@
-"""Notebooks read as JSON: importing nbformat takes longer than everything that is asked here."""
+"""Notebooks read as JSON: importing nbformat takes longer than everything that is asked here.
+
+Figures of executed notebooks are stored once: in a published study as files, else inside the notebook.
+"""
 
 from __future__ import annotations
 
+import ast
+import base64
+import copy
+import hashlib
 import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fragile_lib.study.files import shown
-from fragile_lib.study.params import STANDARD, Spec, assigned
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import bad_input, require
+from fragile_lib.tools.files import write_if_changed
+
+Notebook = dict[str, Any]
 
 
-def read_notebook(path: Path, root: Path) -> dict[str, Any]:
+def read_notebook(path: Path, root: Path) -> Notebook:
     """Return a notebook's JSON; raise InputError where it is missing or is none."""
     name = shown(path, root)
     try:
@@ -25,43 +36,100 @@ def read_notebook(path: Path, root: Path) -> dict[str, Any]:
     return content
 
 
+def as_json(notebook: Notebook) -> str:
+    """Return a notebook's JSON as nbformat writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 def source_of(cell: dict[str, Any]) -> str:
     """Return a cell's source as one text, whichever way it is stored."""
     source = cell.get("source", "")
     return source if isinstance(source, str) else "".join(source)
 
 
-def code_cells(notebook: dict[str, Any]) -> list[str]:
+def is_tagged(cell: dict[str, Any], tag: str) -> bool:
+    """Whether a cell has a tag."""
+    return tag in cell.get("metadata", {}).get("tags", [])
+
+
+def code_cells(notebook: Notebook) -> list[str]:
     """Return the sources of the code cells."""
     return [source_of(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
 
 
-def parameters_cell(notebook: dict[str, Any], name: str) -> dict[str, Any]:
+def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
     """Return what the cell tagged `parameters` assigns; raise InputError where there is not exactly one."""
-    tagged = [c for c in notebook["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1:
-        raise bad_input("notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
+    tagged = [cell for cell in notebook["cells"] if is_tagged(cell, "parameters")]
+    require(len(tagged) == 1, "notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
     try:
         return assigned(source_of(tagged[0]))
     except SyntaxError as error:
         raise bad_input("notebook", name, f"its parameters cell is not Python ({error}); correct it") from None
 
 
-def check_notebook(spec: Spec, root: Path) -> dict[str, Any]:
-    """Return the notebook of a spec after checking that both know the same parameters."""
-    name = f"notebooks/{spec.notebook}.ipynb"
-    notebook = read_notebook(root / name, root)
-    known = parameters_cell(notebook, name)
-    for parameter in spec.declarations:
-        if parameter not in known:
-            remedy = f"is declared in {spec.source} but not in the parameters cell of {name}; add it there"
-            raise bad_input(parameter, "(missing)", remedy)
-    for parameter, value in known.items():
-        if parameter not in spec.declarations and parameter not in STANDARD:
-            remedy = f"is in the parameters cell of {name} but not declared in {spec.source}; add it there"
-            raise bad_input(parameter, value, remedy)
-    if spec.profiles and "output_dir" not in known:
-        raise bad_input(
-            "output_dir", "(missing)", f"is not in the parameters cell of {name}, so no record would come; add it"
-        )
+def assigned(source: str) -> dict[str, Any]:
+    """Return the names that a cell assigns at its top level, with their values where these are literals."""
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            try:
+                value = ast.literal_eval(statement.value) if statement.value else None
+            except ValueError:
+                value = None
+            found.update({target.id: value for target in targets if isinstance(target, ast.Name)})
+    return found
+
+
+def refreshed(source: Notebook, executed: Notebook) -> Notebook:
+    """Return the cells of `source` with the outputs of `executed`, whose code does the same."""
+    injected = [cell for cell in executed["cells"] if is_tagged(cell, "injected-parameters")]
+    outputs = (cell for cell in executed["cells"] if cell.get("cell_type") == "code" and cell not in injected)
+    cells: list[dict[str, Any]] = []
+    for cell in source["cells"]:
+        code = cell.get("cell_type") == "code"
+        cells.append({**next(outputs), "source": source_of(cell)} if code else cell)
+        if is_tagged(cell, "parameters"):
+            cells += injected
+    return {**executed, "cells": cells}
+
+
+FOLDER = "figures"
+PNG = "image/png"  # the only kind of image that the notebooks show
+_LINK = re.compile(rf'<img src="\.\./({FOLDER}/[^"]+)">')
+AnyNotebook = TypeVar("AnyNotebook", bound=Mapping[str, Any])
+
+
+def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
+    """Return the name of an image's file, which changes with its content, and the content."""
+    content = base64.b64decode("".join(data[PNG]))
+    return f"{notebook}-{hashlib.sha256(content).hexdigest()[:8]}.png", content
+
+
+def taken_out(notebook: AnyNotebook, name: str, home: Path) -> AnyNotebook:
+    """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures."""
+    notebook = copy.deepcopy(notebook)
+    for data in _outputs(notebook):
+        if PNG in data:
+            file, content = image_of(data, name)
+            write_if_changed(home / FOLDER / file, content)
+            del data[PNG]
+            data["text/html"] = f'<img src="../{FOLDER}/{file}">'
     return notebook
+
+
+def put_back(notebook: AnyNotebook, home: Path) -> AnyNotebook:
+    """Return a notebook with its images inside again; OSError where a file is missing."""
+    notebook = copy.deepcopy(notebook)
+    for data in _outputs(notebook):
+        link = _LINK.fullmatch("".join(data.get("text/html", "")))
+        if link:
+            del data["text/html"]
+            data[PNG] = base64.b64encode((home / link[1]).read_bytes()).decode()
+    return notebook
+
+
+def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what each output of a notebook holds, by its kind."""
+    for cell in notebook["cells"]:
+        yield from (output["data"] for output in cell.get("outputs", []) if "data" in output)

@@ -1,4 +1,4 @@
-"""The grids of params/*.yaml: read, checked, and expanded to runs; and the same check inside a notebook.
+"""The parameters of notebooks: declared, checked, expanded to the runs of a grid, and checked again inside a notebook.
 
 `load_specs(params_dir)` reads every file before anything is run or written. `Spec.runs(profile)` gives the runs,
 `Spec.page_parameters(profile)` the parameters of the notebook's published page. A notebook calls
@@ -7,23 +7,143 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
+import math
+import operator
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fragile_lib.data.sources import data_root
-from fragile_lib.study.declared import Declaration, check_values, closest, declare, did_you_mean
 from fragile_lib.study.files import study_root
-from fragile_lib.study.yaml_file import load_yaml
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.study.notebook_file import assigned
+from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, require
+from fragile_lib.tools.files import data_root, load_yaml
+
+NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
+SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+BOUNDS = {  # each with its words, and whether a value keeps to it
+    "min": ("at least", operator.ge),
+    "max": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
+CONSTRAINTS = {
+    "int": {*BOUNDS, "choices"},
+    "float": {*BOUNDS},
+    "str": {"choices"},
+    "bool": set(),
+    "list": {*BOUNDS, "of", "choices", "min_length", "unique"},
+}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A parameter of a notebook, as `parameters:` of its YAML file states it."""
+
+    name: str
+    type: str
+    of: str | None = None
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] | None = None
+    min_length: int = 0
+    unique: bool = False
+    help: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """Say what a right value is, for messages."""
+        element = self.of if self.type == "list" else self.type
+        limits = [
+            f"{word} {getattr(self, key):g}" for key, (word, _) in BOUNDS.items() if getattr(self, key) is not None
+        ]
+        if self.choices:
+            limits.append("one of " + ", ".join(map(str, self.choices)))
+        if self.type == "list":
+            limits.append("without repeats" if self.unique else "")
+            limits.append(f"{self.min_length} or more of them" if self.min_length else "")
+            element = f"list of {element}"
+        article = "an" if element == "int" else "a"
+        return f"{article} " + ", ".join(filter(None, [element, *limits])) + (f" ({self.help})" if self.help else "")
+
+    def check(self, value: Any, where: str = "") -> Any:
+        """Return `value` as a built-in type (an int becomes a float where one is declared); raise InputError else."""
+        where = f" [{where}]" if where else ""
+        if self.type != "list":
+            return self._scalar(self.name, self.type, value, where)
+        require(isinstance(value, (list, tuple)), self.name, value, f"give {self.wanted}{where}")
+        assert self.of is not None
+        values = [self._scalar(f"{self.name}[{i}]", self.of, element, where) for i, element in enumerate(value)]
+        require(len(values) >= self.min_length, self.name, value, f"is too short; give {self.wanted}{where}")
+        repeats = self.unique and len(set(values)) < len(values)
+        require(not repeats, self.name, value, f"repeats a value; give {self.wanted}{where}")
+        return values
+
+    def _scalar(self, name: str, kind: str, value: Any, where: str) -> Any:
+        def check(right: bool, fault: str, hint: str = "") -> None:
+            require(right, name, value, f"{fault}; give {self.wanted}{hint}{where}")
+
+        # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
+        if kind == "float" and type(value) is int:
+            value = float(value)
+        if type(value) is not SCALARS[kind]:
+            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if kind == "float" and NUMBER.fullmatch(str(value)) else ""
+            check(False, "is missing" if value is None else f"is of type {type(value).__name__}", hint)
+        check(kind != "float" or math.isfinite(value), "is not finite")
+        if self.choices:
+            check(value in self.choices, "is not a choice", f"; {did_you_mean(value, map(str, self.choices))}")
+        for key, (_, inside) in BOUNDS.items():
+            limit = getattr(self, key)
+            check(limit is None or inside(value, limit), "is out of range")
+        return value
+
+
+def declare(name: str, content: Any, where: str) -> Declaration:
+    """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
+
+    def check(right: bool, key: str, value: object, remedy: str) -> None:
+        require(right, f"parameters.{name}{key}", value, f"{remedy} [{where}]")
+
+    usable = name.isidentifier() and not hasattr(dict, name)
+    check(usable, "", content, "the name must be a Python identifier and no method of dict")
+    check(isinstance(content, dict), "", content, "give its type and meaning, like {type: int, min: 1, help: ...}")
+    kind, choices = content.get("type"), content.get("choices")
+    check(kind in CONSTRAINTS, ".type", kind, f"give one of {', '.join(CONSTRAINTS)}")
+    allowed = CONSTRAINTS[kind] | {"type", "help"}
+    for key, value in content.items():
+        check(key in allowed, f".{key}", value, f"does not apply to {kind}; {did_you_mean(key, allowed)}")
+        number = key not in BOUNDS or (type(value) in (int, float) and math.isfinite(value))
+        check(number, f".{key}", value, "give a finite number")
+    element = kind != "list" or content.get("of") in SCALARS
+    check(element, ".of", content.get("of"), f"give the element type: {', '.join(SCALARS)}")
+    listed = "choices" not in content or (isinstance(choices, list) and bool(choices))
+    check(listed, ".choices", choices, "give a list of at least one value")
+    counted = type(content.get("min_length", 0)) is int and type(content.get("unique", False)) is bool
+    check(counted, "", content, "min_length is an int, unique true or false")
+    check(isinstance(content.get("help"), str), ".help", content.get("help"), "say in a few words what it means")
+    return Declaration(name=name, **{**content, "choices": tuple(choices) if choices else None})
+
+
+def check_values(
+    declarations: dict[str, Declaration], values: dict[str, Any], where: str, complete: bool = True
+) -> dict[str, Any]:
+    """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
+    for name, value in values.items():
+        require(name in declarations, name, value, f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
+    missing = [name for name in declarations if name not in values]
+    if complete and missing:
+        declaration = declarations[missing[0]]
+        raise InputError(f"{missing[0]} = (missing): give {declaration.wanted} [{where}]")
+    return {name: declarations[name].check(values[name], where) for name in declarations if name in values}
+
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
-OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml")
+OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")
 RESERVED_IDS = ("pages", "report", "records", "results.csv")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
@@ -61,11 +181,11 @@ class Spec:
             return ()
         found: dict[str, Run] = {}
         for grid, axes in self._profile(profile).get("grids", {}).items():
-            there = _is_there(axes.get("needs"))
+            # A grid that needs data is checked, and run only where its data are in the data root.
+            there = (data_root() / axes.get("needs", "")).exists() or "needs" not in axes
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
-                values = {**self.base, **self._profile(profile).get("set", {}), **point}
-                run = self._run(profile, check_values(self.declarations, values, where), where)
+                run = self._run(profile, self._checked(profile, point, where), where)
                 if there and found.setdefault(run.run_id, run) != run:
                     differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
                     remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
@@ -76,29 +196,32 @@ class Spec:
         """Return the parameters of the notebook's page in a profile, or None where it has no page."""
         if self.page is None:
             return None
-        values = {**self.base, **(self._profile(profile).get("set", {}) if self.profiles else {}), **self.page}
-        return check_values(self.declarations, values, f"{self.source}, page in profile {profile}")
+        return self._checked(profile, self.page, f"{self.source}, page in profile {profile}")
 
     def _profile(self, profile: str) -> dict[str, Any]:
-        if profile not in self.profiles:
-            remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
-            raise bad_input("profile", profile, remedy)
+        remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
+        require(profile in self.profiles, "profile", profile, remedy)
         return self.profiles[profile]
 
+    def _checked(self, profile: str, point: dict[str, Any], where: str) -> dict[str, Any]:
+        shared = self._profile(profile).get("set", {}) if self.profiles else {}
+        return check_values(self.declarations, {**self.base, **shared, **point}, where)
+
     def _run(self, profile: str, parameters: dict[str, Any], where: str) -> Run:
+        def wrong(name: str, remedy: str) -> NoReturn:
+            raise bad_input("run_id", name, f"{remedy} [{where}]") from None
+
         try:
             run_id = self.run_id.format(**parameters)
         except (KeyError, IndexError) as error:
             hint = did_you_mean(str(error).strip("'"), parameters)
-            remedy = f"uses {error}, which is no parameter; {hint} [{where}]"
-            raise bad_input("run_id", self.run_id, remedy) from None
+            wrong(self.run_id, f"uses {error}, which is no parameter; {hint}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise bad_input("run_id", self.run_id, f"is not a format text ({error}); correct it [{where}]") from None
+            wrong(self.run_id, f"is not a format text ({error}); correct it")
         if not NAME.fullmatch(run_id):
-            remedy = "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder"
-            raise bad_input("run_id", run_id, f"{remedy} [{where}]")
+            wrong(run_id, "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder")
         if run_id in RESERVED_IDS:
-            raise bad_input("run_id", run_id, f"is taken by a folder of the study; choose another [{where}]")
+            wrong(run_id, "is taken by a folder of the study; choose another")
         return Run(run_id, self.notebook, profile, parameters)
 
 
@@ -106,20 +229,12 @@ def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
     """Yield the points of a grid: the product of its axes, on top of its own `set`."""
     fixed = axes.get("set", {})
     axes = {name: values for name, values in axes.items() if name not in ("set", "needs")}
-    if not isinstance(fixed, dict):
-        raise bad_input("set", fixed, f"give `name: value` pairs [{where}]")
+    require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
     for name, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise bad_input(name, values, f"an axis is a list of at least one value [{where}]")
-        if name in fixed:
-            raise bad_input(name, values, f"is both an axis and in `set`; remove one [{where}]")
+        require(isinstance(values, list) and values, name, values, f"an axis is a list of at least one value [{where}]")
+        require(name not in fixed, name, values, f"is both an axis and in `set`; remove one [{where}]")
     for combination in itertools.product(*axes.values()):
         yield {**fixed, **dict(zip(axes, combination, strict=True))}
-
-
-def _is_there(needed: str | None) -> bool:
-    """Whether what a grid `needs` is in the data root; a grid that needs nothing is always run."""
-    return needed is None or (data_root() / needed).exists()
 
 
 def load_spec(path: Path, source: str | None = None) -> Spec:
@@ -127,78 +242,53 @@ def load_spec(path: Path, source: str | None = None) -> Spec:
     source = source or f"params/{path.name}"
     content = load_yaml(path, source)
 
-    def wrong(name: str, value: object, remedy: str) -> NoReturn:
-        raise bad_input(name, value, f"{remedy} [{source}]")
+    def check(right: bool, name: str, value: object, remedy: str) -> None:
+        require(right, name, value, f"{remedy} [{source}]")
 
     for key, value in content.items():
-        if key not in TOP_KEYS:
-            wrong(key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
-    notebook = content.get("notebook")
-    if notebook != path.stem:
-        wrong("notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one of them")
+        check(key in TOP_KEYS, key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
+    notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
+    check(notebook == path.stem, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
     sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
-    for key, value in sections.items():
-        if not isinstance(value, dict):
-            wrong(key, value, "give `name: value` pairs")
+    for key, value in {**sections, "page": page or {}}.items():
+        check(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
     declarations = {name: declare(name, c, source) for name, c in sections["parameters"].items()}
     for name in STANDARD:
-        if name in declarations:
-            wrong(f"parameters.{name}", "", "is given by the study itself; remove it")
+        check(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
     for profile, grids in sections["profiles"].items():
-        _check_profile(profile, grids, wrong)
-    page = content.get("page", None if "page" not in content else {})
-    if page is not None and not isinstance(page, dict):
-        wrong("page", page, "give `name: value` pairs, or {} for none")
+        _check_profile(profile, grids, check)
     run_id = content.get("run_id", "")
-    if sections["profiles"] and (not isinstance(run_id, str) or not run_id):
-        wrong("run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
-    spec = Spec(
-        notebook=notebook,
-        source=source,
-        declarations=declarations,
-        base=check_values(declarations, sections["base"], f"{source}, base", complete=False),
-        run_id=run_id,
-        profiles=sections["profiles"],
-        page=page,
-        limits=_limits(sections["limits"], wrong),
-    )
+    named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
+    check(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
+    for name, value in sections["limits"].items():
+        check(name in DEFAULT_LIMITS, f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
+        check(type(value) is int and value >= 1, f"limits.{name}", value, "give an int, at least 1")
+    base = check_values(declarations, sections["base"], f"{source}, base", complete=False)
+    limits = {**DEFAULT_LIMITS, **sections["limits"]}
+    spec = Spec(notebook, source, declarations, base, run_id, sections["profiles"], page, limits)
     for profile in spec.profiles or ["quick"]:
         spec.runs(profile)
         spec.page_parameters(profile)
     return spec
 
 
-def _check_profile(profile: str, content: Any, wrong: Any) -> None:
-    if not NAME.fullmatch(profile):
-        wrong("profile", profile, "must be letters, digits, '_' or '-', as it names a folder")
-    if not isinstance(content, dict) or not content:
-        wrong(f"profiles.{profile}", content, "give `set:` and `grids:`")
+def _check_profile(profile: str, content: Any, check: Callable[[bool, str, object, str], None]) -> None:
+    name = f"profiles.{profile}"
+    check(bool(NAME.fullmatch(profile)), "profile", profile, "must be letters, digits, '_' or '-': it names a folder")
+    check(isinstance(content, dict) and bool(content), name, content, "give `set:` and `grids:`")
     for key, value in content.items():
-        if key not in ("set", "grids"):
-            wrong(f"profiles.{profile}.{key}", value, "is neither `set` nor `grids`; move it into one")
-        if not isinstance(value, dict):
-            wrong(f"profiles.{profile}.{key}", value, "give `name: value` pairs")
+        check(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
+        check(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
     for grid, axes in content.get("grids", {}).items():
-        if not isinstance(axes, dict) or not axes:
-            wrong(f"profiles.{profile}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
-        if not isinstance(axes.get("needs", ""), str):
-            wrong(f"profiles.{profile}.grids.{grid}.needs", axes["needs"], "give a path in the data root")
-
-
-def _limits(given: dict[str, Any], wrong: Any) -> dict[str, int]:
-    for name, value in given.items():
-        if name not in DEFAULT_LIMITS:
-            wrong(f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
-        if type(value) is not int or value < 1:
-            wrong(f"limits.{name}", value, "give an int, at least 1")
-    return {**DEFAULT_LIMITS, **given}
+        check(isinstance(axes, dict) and bool(axes), f"{name}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
+        needs = axes.get("needs", "")
+        check(isinstance(needs, str), f"{name}.grids.{grid}.needs", needs, "give a path in the data root")
 
 
 def load_specs(params_dir: Path) -> dict[str, Spec]:
     """Return all parameters files of a folder by notebook; raise InputError at the first mistake in any of them."""
     paths = sorted(p for p in params_dir.glob("*.y*ml") if p.name not in OTHER_FILES)
-    if not paths:
-        raise bad_input("params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
+    require(paths, "params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
     specs = {path.stem: load_spec(path) for path in paths}
     owner: dict[tuple[str, str], str] = {}
     for spec in specs.values():
@@ -206,23 +296,22 @@ def load_specs(params_dir: Path) -> dict[str, Spec]:
             for run in spec.runs(profile):
                 # Compared without case, because some file systems do.
                 other = owner.setdefault((profile, run.run_id.casefold()), f"{spec.notebook} {run.run_id}")
-                if other != f"{spec.notebook} {run.run_id}":
-                    remedy = f"names the same folder as {other}; add to run_id what tells them apart"
-                    raise bad_input("run_id", run.run_id, f"{remedy} [{spec.source}, profile {profile}]")
+                remedy = f"names the same folder as {other}; add to run_id what tells them apart"
+                where = f"[{spec.source}, profile {profile}]"
+                require(other == f"{spec.notebook} {run.run_id}", "run_id", run.run_id, f"{remedy} {where}")
     return specs
 
 
 def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None) -> dict[str, Spec]:
     """Return the specs that a profile and an optional notebook name; raise InputError where one is not there."""
     profiles = list(dict.fromkeys(name for spec in specs.values() for name in spec.profiles))
-    if profile not in profiles:
-        remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
-        raise bad_input("profile", profile, remedy)
-    if notebook and notebook not in specs:
-        raise bad_input("notebook", notebook, f"has no params/{notebook}.yaml; {did_you_mean(notebook, specs)}")
+    remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
+    require(profile in profiles, "profile", profile, remedy)
+    remedy = f"has no params/{notebook}.yaml; {did_you_mean(str(notebook), specs)}"
+    require(not notebook or notebook in specs, "notebook", notebook, remedy)
     chosen = {name: spec for name, spec in specs.items() if not notebook or name == notebook}
     for spec in chosen.values():
-        spec.runs(profile)
+        spec.runs(profile)  # raises where a notebook does not have the profile
     return chosen
 
 
@@ -250,12 +339,10 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     not know (papermill itself only warns there and runs the defaults).
     """
     _started["at"] = time.time()
-    path = study_root() / "params" / f"{notebook}.yaml"
-    spec = load_spec(path)
-    where = f"notebooks/{notebook}.ipynb"
+    spec, where = load_spec(study_root() / "params" / f"{notebook}.yaml"), f"notebooks/{notebook}.ipynb"
     for name, value in _injected(namespace).items():
-        if name not in spec.declarations and name not in STANDARD:
-            raise bad_input(name, value, f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]")
+        remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]"
+        require(name in (*spec.declarations, *STANDARD), name, value, remedy)
     values = {name: namespace[name] for name in spec.declarations if name in namespace}
     return Parameters(check_values(spec.declarations, values, where))
 
@@ -272,17 +359,3 @@ def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(source, str) and source.startswith("# Parameters\n"):
             found.update(assigned(source))
     return {name: namespace.get(name, value) for name, value in found.items()}
-
-
-def assigned(source: str) -> dict[str, Any]:
-    """Return the names that a cell assigns at its top level, with their values where these are literals."""
-    found: dict[str, Any] = {}
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            try:
-                value = ast.literal_eval(statement.value) if statement.value else None
-            except ValueError:
-                value = None
-            found.update({target.id: value for target in targets if isinstance(target, ast.Name)})
-    return found

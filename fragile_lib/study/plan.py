@@ -8,19 +8,17 @@ It sees a stamp, `.done/<run_id>`, made from `.job.json`; both are derived here 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fragile_lib.study.files import package_dir, profile_dir, shown, study_root, write_atomic, write_if_changed
+from fragile_lib.study.files import package_dir, profile_dir, shown, study_root
 from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
-from fragile_lib.study.notebook_file import check_notebook, code_cells
-from fragile_lib.study.params import Run, Spec, load_specs, select
+from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
+from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
-from fragile_lib.study.yaml_file import dump_yaml
-from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.files import dump_yaml, write_if_changed, write_whole
 
 RESTORED_PROFILES = ("laptop", "paper")
 
@@ -35,6 +33,11 @@ class Job:
     limits: Mapping[str, int]
 
     @property
+    def record(self) -> Path:
+        """Return the file that holds the result."""
+        return self.directory / "result.json"
+
+    @property
     def stamp(self) -> Path:
         """Return the file whose presence tells Snakemake that the run is finished."""
         return self.directory.parent / ".done" / self.run.run_id
@@ -42,8 +45,13 @@ class Job:
     @property
     def state(self) -> str:
         """Return `finished`, `outdated` (by other parameters or code), `unreadable`, `failed` or `missing`."""
-        state = record_state(self.directory / "result.json", self.fingerprint)
+        state = record_state(self.record, self.fingerprint)
         return "failed" if state in ("missing", "outdated") and (self.directory / "failure.json").exists() else state
+
+    def described(self) -> dict[str, object]:
+        """Return what `run.execute` has to know."""
+        facts = {name: getattr(self.run, name) for name in ("run_id", "notebook", "profile")}
+        return {**facts, "fingerprint": self.fingerprint, **self.limits}
 
 
 def record_state(path: Path, fingerprint: str) -> str:
@@ -65,6 +73,22 @@ def validated(root: Path, profile: str, notebook: str | None = None) -> dict[str
     return chosen
 
 
+def check_notebook(spec: Spec, root: Path) -> Notebook:
+    """Return the notebook of a spec after checking that both know the same parameters."""
+    name = f"notebooks/{spec.notebook}.ipynb"
+    notebook = read_notebook(root / name, root)
+    known = parameters_cell(notebook, name)
+    for parameter in spec.declarations:
+        remedy = f"is declared in {spec.source} but not in the parameters cell of {name}; add it there"
+        require(parameter in known, parameter, "(missing)", remedy)
+    for parameter, value in known.items():
+        remedy = f"is in the parameters cell of {name} but not declared in {spec.source}; add it there"
+        require(parameter in (*spec.declarations, *STANDARD), parameter, value, remedy)
+    remedy = f"is not in the parameters cell of {name}, so no record would come; add it"
+    require(not spec.profiles or "output_dir" in known, "output_dir", "(missing)", remedy)
+    return notebook
+
+
 def make_plan(root: Path, profile: str, notebook: str | None = None) -> list[Job]:
     """Return the jobs of a profile, all notebooks' or one's; raise InputError on bad input; writes nothing."""
     jobs = []
@@ -84,33 +108,28 @@ def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list
     jobs = make_plan(root, profile, notebook)
     told: list[str] = []
     for job in jobs:
+        job_file = job.directory / ".job.json"
         write_if_changed(job.directory / "params.yaml", dump_yaml(job.run.parameters))
-        write_if_changed(job.directory / ".job.json", json.dumps(describe(job), indent=1) + "\n")
+        write_if_changed(job_file, json.dumps(job.described(), indent=1) + "\n")
         told += _set_aside(job, root)
         if job.state != "finished" and profile in RESTORED_PROFILES:
             told += _restore(job, root)
-        _sync_stamp(job)
+        if job.state != "finished":
+            job.stamp.unlink(missing_ok=True)
+        elif not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
+            write_whole(job.stamp, job.fingerprint + "\n")
     return jobs, told
 
 
-def describe(job: Job) -> dict[str, object]:
-    """Return what `run.execute` has to know of a job."""
-    run = job.run
-    facts = {"run_id": run.run_id, "notebook": run.notebook, "profile": run.profile, "fingerprint": job.fingerprint}
-    return {**facts, **job.limits}
-
-
 def _set_aside(job: Job, root: Path) -> list[str]:
-    path = job.directory / "result.json"
     try:
-        if path.exists():
-            read_record(path)
+        if job.record.exists():
+            read_record(job.record)
         return []
     except InputError as error:
-        aside = path.with_name("result.json.unreadable")
-        os.replace(path, aside)
-        reason = str(error).partition(": ")[2]
-        return [f"{shown(path, root)} {reason.rpartition(';')[0]}; set aside as {aside.name}, the run is repeated"]
+        aside = job.record.replace(job.record.with_name("result.json.unreadable"))
+        reason = str(error).partition(": ")[2].rpartition(";")[0]
+        return [f"{shown(job.record, root)} {reason}; set aside as {aside.name}, the run is repeated"]
 
 
 def _restore(job: Job, root: Path) -> list[str]:
@@ -118,34 +137,17 @@ def _restore(job: Job, root: Path) -> list[str]:
     source = root / "reports" / "records" / job.run.run_id / "result.json"
     if record_state(source, job.fingerprint) != "finished" or read_record(source)["profile"] != job.run.profile:
         return []
-    if (job.directory / "run.ipynb").exists():  # it belongs to the older result
-        (job.directory / "run.ipynb").unlink()
-    temporary = job.directory / ".result.json.tmp"
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, job.directory / "result.json")
+    (job.directory / "run.ipynb").unlink(missing_ok=True)  # it belongs to the older result
+    write_whole(job.record, source.read_bytes())
     return [f"{job.run.run_id}: finished result taken from {shown(source, root)}"]
-
-
-def _sync_stamp(job: Job) -> None:
-    if job.state == "finished":
-        job_file = job.directory / ".job.json"
-        if not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
-            write_stamp(job.stamp, job.fingerprint)
-    else:
-        job.stamp.unlink(missing_ok=True)
-
-
-def write_stamp(stamp: Path, fingerprint: str) -> None:
-    """Tell Snakemake that a run is finished."""
-    write_atomic(stamp, fingerprint + "\n")
 
 
 def jobs_for_snakemake(config: Mapping[str, str], main_process: bool) -> list[Job]:
     """Return the jobs as the Snakefile needs them; only Snakemake's main process prepares files."""
-    profile, notebook = config.get("profile", "quick"), config.get("notebook") or None
+    asked = study_root(), config.get("profile", "quick"), config.get("notebook") or None
     if not main_process:
-        return make_plan(study_root(), profile, notebook)
-    jobs, told = prepare(study_root(), profile, notebook)
+        return make_plan(*asked)
+    jobs, told = prepare(*asked)
     for line in told:
         print(line, flush=True)
     return jobs

@@ -7,28 +7,25 @@ Facts that only the study knows (the fingerprint) come through the environment, 
 from __future__ import annotations
 
 import json
-import math
 import os
-import platform
-import resource
-import subprocess
-import sys
+import string
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.study.files import study_root, write_json
+from fragile_lib.study.files import study_root
 from fragile_lib.study.params import started_at
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.errors import bad_input, require
+from fragile_lib.tools.files import plain, write_json
+from fragile_lib.tools.machine import git_state, machine, peak_memory_mb, threads, timestamp, versions
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
 DIGITS = 4  # significant, of a row's numbers: finer than any interval by far, and records stay small
+LETTERS = string.digits + string.ascii_letters
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "numba", "papermill")
 DECIDING = ("fragile_lib", "notebooks", "params", "pyproject.toml")
 GROUPS = ("test_choice", "train_choice", "fit", "estimator", "ground_truth")
@@ -66,8 +63,7 @@ def record(
 
     rows = pd.DataFrame(rows)
     if output_dir:
-        finished = time.time()
-        values = dict(parameters) if isinstance(parameters, Mapping) else vars(parameters)
+        finished, values = time.time(), dict(parameters) if isinstance(parameters, Mapping) else vars(parameters)
         content = {
             "schema": SCHEMA,
             "run_id": run_id,
@@ -77,14 +73,14 @@ def record(
             "run": plain(run),
             "parameters": plain({k: v for k, v in values.items() if k not in NOT_RECORDED}),
             "rows": _table(rows),
-            "certificates": plain(_records(certificates), digits=6),
+            "certificates": plain(certificates, digits=6),
             "points": plain(list(points), digits=DIGITS),
             "seeds": plain(list(seeds)),
-            "versions": versions(),
-            "git": git_state(study_root()),
+            "versions": versions(PACKAGES),
+            "git": git_state(study_root(), DECIDING),
             "device": str(device),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "threads": _threads(),
+            "machine": machine(),
+            "threads": threads(),
             "seconds": round(finished - started_at(), 3),
             "seconds_by_part": plain(seconds_by_part or {}, digits=6),
             "peak_memory_mb": peak_memory_mb(),
@@ -109,12 +105,44 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise bad_input("record", str(path), f"is no record of schema {SCHEMA}; {remedy}")
     for key, kind in REQUIRED.items():
-        if not isinstance(content.get(key), kind):
-            raise bad_input("record", str(path), f"has no {key}; {remedy}")
-    columns, data = content["rows"].get("columns"), content["rows"].get("data")
-    if not isinstance(columns, list) or not isinstance(data, list) or any(len(row) != len(columns) for row in data):
-        raise bad_input("record", str(path), f"its rows do not fit their columns; {remedy}")
+        require(isinstance(content.get(key), kind), "record", str(path), f"has no {key}; {remedy}")
+    try:
+        content["rows"] = _unpacked(content["rows"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise bad_input("record", str(path), f"its rows do not fit their columns; {remedy}") from None
     return content
+
+
+def packed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with its rows in a quarter of the space: by column, and each value of a column once.
+
+    In place of `rows.data` stands `rows.packed`, which holds for each column its numbers, or `{values, rows}`: the
+    distinct values, and a letter for each row, "0" for the first value (`LETTERS`). `read_record` takes both forms.
+    """
+    columns = list(zip(*content["rows"]["data"], strict=True))
+    return {**content, "rows": {"columns": content["rows"]["columns"], "packed": [_pack(column) for column in columns]}}
+
+
+def _pack(column: Iterable[Any]) -> list[Any] | dict[str, Any]:
+    texts = [json.dumps(value) for value in column]  # 1, 1.0 and true are equal, but not the same
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) > min(len(LETTERS), len(texts) / 2):
+        return [json.loads(text) for text in texts]
+    letters = dict(zip(distinct, LETTERS, strict=False))
+    return {"values": [json.loads(text) for text in distinct], "rows": "".join(letters[text] for text in texts)}
+
+
+def _unpacked(rows: Mapping[str, Any]) -> dict[str, Any]:
+    columns, data = rows["columns"], rows.get("data")
+    if data is None:
+        lists = [
+            column if isinstance(column, list) else [column["values"][LETTERS.index(c)] for c in column["rows"]]
+            for column in rows["packed"]
+        ]
+        data = [list(row) for row in zip(*lists, strict=True)]
+    for row in data:
+        dict(zip(columns, row, strict=True))
+    return {"columns": columns, "data": data}
 
 
 def row_dicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -124,98 +152,15 @@ def row_dicts(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**shared, **dict(zip(columns, values, strict=True))} for values in content["rows"]["data"]]
 
 
-def rows_frame(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a record's rows as a table, with run_id, profile and the `run` block joined on."""
-    import pandas as pd
-
-    shared = ["run_id", "profile", *content["run"], *content["rows"]["columns"]]
-    return pd.DataFrame(row_dicts(content), columns=list(dict.fromkeys(shared)))
-
-
-def plain(value: Any, digits: int | None = None) -> Any:
-    """Return `value` in JSON's own types: numpy and torch scalars and arrays, paths, tuples; NaN and infinity as None.
-
-    With `digits`, floats are rounded to that many significant digits.
-    """
-    if value is None or isinstance(value, str | bool):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        return {str(key): plain(element, digits) for key, element in value.items()}
-    if isinstance(value, list | tuple | set | frozenset | range):
-        return [plain(element, digits) for element in value]
-    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars alike
-        return plain(value.tolist(), digits)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return float(f"{value:.{digits}g}") if digits else float(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    raise bad_input("value", value, f"of type {type(value).__name__} cannot stand in a record; give numbers or text")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers may depend on, without importing them."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state(root: Path) -> dict[str, Any]:
-    """Return the commit and whether what decides the numbers differs from it; empty where there is no git."""
-
-    def git(*arguments: str) -> str:
-        call = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True)
-        return call.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *DECIDING))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": "", "dirty": False}
-
-
-def peak_memory_mb() -> float:
-    """Return the highest resident memory of this process so far, in megabytes (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """Return a moment as ISO 8601 in UTC, to the second."""
-    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return table.to_dict("records") if hasattr(table, "to_dict") else list(table)
-
-
 def _table(rows: pd.DataFrame) -> dict[str, Any]:
     # A column of whole numbers with gaps is float in pandas: seed 3.0 is written as 3.
-    rows = rows.convert_dtypes()
-    data = list(rows.itertuples(index=False, name=None))
-    return {"columns": plain(list(rows.columns)), "data": plain(data, digits=DIGITS)}
+    data = rows.convert_dtypes().itertuples(index=False, name=None)
+    return {"columns": plain(list(rows.columns)), "data": plain(list(data), digits=DIGITS)}
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    groups = [name for name in GROUPS if name in rows.columns]
-    statistics = [name for name in STATISTICS if name in rows.columns]
+    groups, statistics = ([name for name in names if name in rows.columns] for names in (GROUPS, STATISTICS))
     if not groups or not statistics or rows.empty:
         return rows.head(10)
     grouped = rows.groupby(groups, sort=False, dropna=False)
-    table = grouped[statistics].mean()
-    table["n"] = grouped.size()
-    return table.reset_index()
+    return grouped[statistics].mean().assign(n=grouped.size()).reset_index()

@@ -1,29 +1,39 @@
-"""One run of a grid: execute its notebook beside the old result, and put the new one in place when it is complete.
+"""One notebook executed for the study, beside the old result that is replaced only by a complete one: runs and pages.
 
-Files appear in the run's folder in this order: `run.ipynb`, then `result.json`, which marks the run as finished. A
+Files appear in a run's folder in this order: `run.ipynb`, then `result.json`, which marks the run as finished. A
 failure leaves `failure.json` and `failed.ipynb` and touches nothing else.
+
+A page is a notebook executed once more after its grid, with the grid's results in view. It is executed again when its
+parameters, its code, the modules it imports (figures included) or the results table have changed. When only its prose
+has, the outputs are kept and the new text is put around them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
-from fragile_lib.study.files import profile_dir, study_root, write_json
-from fragile_lib.study.plan import write_stamp
-from fragile_lib.study.record import plain, read_record, timestamp
-from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.study.files import package_dir, profile_dir, study_root
+from fragile_lib.study.fingerprint import digest, notebook_code
+from fragile_lib.study.notebook_file import as_json, code_cells, parameters_cell, put_back, read_notebook, refreshed
+from fragile_lib.study.params import Spec
+from fragile_lib.study.plan import RESTORED_PROFILES
+from fragile_lib.study.record import read_record
 from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.files import load_yaml, plain, write_if_changed, write_json, write_whole
+from fragile_lib.tools.machine import timestamp
 
-OWNERS = "FRAGILE_OWNERS"
+IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
 
 
 def execute(run_dir: Path) -> float:
@@ -36,38 +46,44 @@ def execute(run_dir: Path) -> float:
     root, run_dir = study_root(), run_dir.resolve()
     job = read_job(run_dir)
     parameters = load_yaml(run_dir / "params.yaml", f"{run_dir.name}/params.yaml")
-    source = root / "notebooks" / f"{job['notebook']}.ipynb"
     for left in run_dir.glob(".partial-*"):
         shutil.rmtree(left, ignore_errors=True)
     partial = run_dir / f".partial-{os.getpid()}"
+    notebook, record = partial / "run.ipynb", partial / "result.json"
     try:
-        partial.mkdir()
-        given = {"profile": job["profile"], "run_id": job["run_id"], "grid_results": ""}
-        given["output_dir"] = Path(os.path.relpath(partial, source.parent)).as_posix()
-        os.environ["FRAGILE_FINGERPRINT"] = job["fingerprint"]
-        limits = {name: job[name] for name in ("threads", "cell_minutes")}
-        in_cells = execute_notebook(
-            source, partial / "run.ipynb", {**parameters, **known(source, given)}, root, **limits
-        )
-        content = _finished_record(partial / "result.json", job)
-        content["seconds_total"] = round(time.time() - started, 3)
-        content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
-        write_json(partial / "result.json", content)
-        os.replace(partial / "run.ipynb", run_dir / "run.ipynb")
-        os.replace(partial / "result.json", run_dir / "result.json")
-    except NotebookFailed as failure:
-        write_failure(run_dir, partial / "run.ipynb", failure, root, job)
-        raise
-    except OSError as error:
-        failure = NotebookFailed("OSError", f"{error.strerror or error}; free the disk or correct its rights")
-        write_failure(run_dir, partial / "run.ipynb", failure, root, job)
-        raise failure from error
+        with attempt(run_dir, notebook, root, job):
+            partial.mkdir()
+            in_cells = execute_for_study(notebook, parameters, root, job, partial, None)
+            content = _finished_record(record, job)
+            content["seconds_total"] = round(time.time() - started, 3)
+            content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
+            write_json(record, content)
+            for path in (notebook, record):
+                path.replace(run_dir / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for name in ("failure.json", "failed.ipynb", "result.json.unreadable"):
         (run_dir / name).unlink(missing_ok=True)
-    write_stamp(profile_dir(root, job["profile"]) / ".done" / job["run_id"], job["fingerprint"])
+    write_whole(profile_dir(root, job["profile"]) / ".done" / job["run_id"], job["fingerprint"] + "\n")
     return content["seconds_total"]
+
+
+def execute_for_study(
+    output: Path, parameters: dict[str, Any], root: Path, job: dict[str, Any], record: Path | None, results: Path | None
+) -> float:
+    """Execute a job's notebook into `output`, with those of the study's own parameters that it has; return its seconds.
+
+    `record` is the folder for the notebook's record, `results` the table of a grid that it draws from.
+    """
+    source = root / "notebooks" / f"{job['notebook']}.ipynb"
+    places = {"output_dir": record, "grid_results": results}
+    given = {name: Path(os.path.relpath(p, source.parent)).as_posix() if p else "" for name, p in places.items()}
+    given |= {name: job[name] for name in ("profile", "run_id")}
+    known = parameters_cell(read_notebook(source, root), source.name)
+    parameters = {**parameters, **{name: value for name, value in given.items() if name in known}}
+    os.environ["FRAGILE_FINGERPRINT"] = job["fingerprint"] if record else ""
+    limits = {name: job[name] for name in ("threads", "cell_minutes")}
+    return execute_notebook(source, output, parameters, root, **limits)
 
 
 def read_job(run_dir: Path) -> dict[str, Any]:
@@ -79,28 +95,29 @@ def read_job(run_dir: Path) -> dict[str, Any]:
         raise bad_input("run folder", str(run_dir), f"{remedy} ({type(error).__name__})") from None
 
 
-def known(source: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the study's own parameters that the notebook has."""
-    from fragile_lib.study.notebook_file import parameters_cell, read_notebook
+@contextmanager
+def attempt(folder: Path, notebook: Path, root: Path, job: dict[str, Any]) -> Iterator[None]:
+    """Within: what fails, the disk included, is written to `folder` and raised again as NotebookFailed."""
+    try:
+        yield
+    except NotebookFailed as failure:
+        _write_failure(folder, notebook, failure, root, job)
+        raise
+    except OSError as error:
+        failure = NotebookFailed("OSError", f"{error.strerror or error}; free the disk or correct its rights")
+        _write_failure(folder, notebook, failure, root, job)
+        raise failure from error
 
-    names = parameters_cell(read_notebook(source, source.parent.parent), source.name)
-    return {name: value for name, value in given.items() if name in names}
 
-
-def write_failure(folder: Path, notebook: Path, failure: NotebookFailed, root: Path, job: dict[str, Any]) -> None:
+def _write_failure(folder: Path, notebook: Path, failure: NotebookFailed, root: Path, job: dict[str, Any]) -> None:
     """Write what is known of a failure; a disk too full for it must not hide the failure itself."""
-    note = {
-        **{key: job.get(key, "") for key in ("run_id", "notebook", "profile", "fingerprint")},
-        "error": failure.error,
-        # Folders of the machine are nobody's business in a published report.
-        "message": failure.message.replace(f"{root}/", ""),
-        "traceback": failure.traceback.replace(f"{root}/", ""),
-        "finished": timestamp(),
-    }
+    # Folders of the machine are nobody's business in a published report.
+    said = {name: getattr(failure, name).replace(f"{root}/", "") for name in ("message", "traceback")}
+    note = {**{key: job[key] for key in IDENTITY}, "error": failure.error, **said, "finished": timestamp()}
     try:
         write_json(folder / "failure.json", plain(note))
         if notebook.exists():
-            os.replace(notebook, folder / "failed.ipynb")
+            notebook.replace(folder / "failed.ipynb")
     except OSError as error:
         print(f"the failure of {folder.name} could not be written either ({error})", flush=True)
 
@@ -110,30 +127,47 @@ def _finished_record(path: Path, job: dict[str, Any]) -> dict[str, Any]:
         content = read_record(path)
     except InputError as error:
         raise NotebookFailed("NoRecord", f"the notebook ended without a good record: {error}") from error
-    for key in ("run_id", "profile", "notebook", "fingerprint"):
+    for key in IDENTITY:
         if content.get(key) != job[key]:
             raise NotebookFailed("NoRecord", f"the record names {key} {content.get(key)!r}, not {job[key]!r}")
     return content
 
 
-def end_with_owners() -> None:
-    """End this process and its kernel within a second once a process that started it on this machine is gone.
+def page_path(root: Path, profile: str, notebook: str) -> Path:
+    """Return where the executed page of a notebook lies."""
+    return profile_dir(root, profile) / "pages" / f"{notebook}.ipynb"
 
-    Without it, a `kill -9` of the study would leave its notebooks computing, and in the way of the next study.
+
+def build_page(root: Path, profile: str, spec: Spec) -> str:
+    """Bring a notebook's page up to date; return what was done: `up to date`, `new text`, `restored`, `executed`.
+
+    Raises NotebookFailed where the notebook fails; the reason then lies in `pages/.failed/` and an older page stays.
     """
-    pids = [int(pid) for pid in os.environ.get(OWNERS, "").split(",") if pid]
-    if not pids:
-        return
+    source = read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root)
+    target, results = page_path(root, profile, spec.notebook), profile_dir(root, profile) / "results.csv"
+    parameters, code = spec.page_parameters(profile), notebook_code(code_cells(source), package_dir(root), ("plots",))
+    table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
+    fingerprint = digest([parameters, *code, table])
+    failed = target.parent / ".failed" / spec.notebook
+    places = [target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])]
+    for place in places:
+        with suppress(InputError, OSError):
+            executed = put_back(read_notebook(place, root), place.parent.parent)
+            if executed.get("metadata", {}).get("fragile", {}).get("fingerprint") == fingerprint:
+                shutil.rmtree(failed, ignore_errors=True)
+                changed = write_if_changed(target, as_json(refreshed(source, executed)))
+                return ("new text" if place == target else "restored") if changed else "up to date"
+    job = {"run_id": f"{spec.notebook}-page", "notebook": spec.notebook, "profile": profile, "fingerprint": fingerprint}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     try:
-        owners = [psutil.Process(pid) for pid in pids]
-    except psutil.NoSuchProcess:
-        os._exit(1)
-
-    def watch() -> None:
-        while all(owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE for owner in owners):
-            time.sleep(1)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        with attempt(failed, partial, root, job):
+            given = {**job, **spec.limits}, None, results if results.exists() else None
+            execute_for_study(partial, parameters or {}, root, *given)
+            executed = read_notebook(partial, root)
+            executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}
+            write_whole(target, as_json(refreshed(source, executed)))
+    finally:
+        partial.unlink(missing_ok=True)
+    shutil.rmtree(failed, ignore_errors=True)
+    return "executed"

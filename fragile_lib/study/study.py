@@ -1,31 +1,167 @@
-"""The whole study of a profile, in order: check, run, collect, pages, report, publish."""
+"""The whole study of a profile, in order: check, run, collect, pages, report, publish.
+
+Snakemake is the engine of a grid: started, watched, and ended together with the study. One study at a time works on a
+profile. That is kept by a lock on `runs/.<profile>.lock` which the operating system frees when its holder ends in
+whatever way, so after `kill -9` there is nothing to unlock by hand. Snakemake's own lock would stay behind and cannot
+tell whether its owner lives, so it is switched off (`--nolock`) in this use; who calls the Snakefile directly, on a
+cluster say, has it as usual.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 
-from fragile_lib.study import engine
 from fragile_lib.study.collect import collect
 from fragile_lib.study.files import profile_dir, shown
-from fragile_lib.study.params import Spec
+from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
+from fragile_lib.study.params import Spec, load_specs
 from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
-from fragile_lib.study.publish import publish, published_records
-from fragile_lib.study.run import OWNERS
+from fragile_lib.study.record import packed, read_record
+from fragile_lib.study.run import page_path
+from fragile_lib.tools.errors import require
+from fragile_lib.tools.files import json_text, locked, write_if_changed
+from fragile_lib.tools.processes import OWNERS, end_tree
+
+WORKFLOW = Path("workflow")
+NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
+
+
+def lock(root: Path, profile: str) -> AbstractContextManager[None]:
+    """Hold a profile for this process; raise InputError where a living study holds it."""
+    return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
+
+
+def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[str]:
+    """Return the Snakemake command of a profile's grid."""
+    # A study on toy parameters (FRAGILE_ROOT) has no workflow of its own and takes the project's.
+    home = root if (root / WORKFLOW / "Snakefile").exists() else Path(__file__).resolve().parents[2]
+    config = [f"profile={profile}", *([f"notebook={notebook}"] if notebook else [])]
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(home / WORKFLOW / "Snakefile")),
+        *("--workflow-profile", str(home / WORKFLOW / "profiles" / "default")),
+        *("--directory", str(root), "--cores", str(jobs), "--nolock", "--quiet", "all", "--config", *config),
+    ]
+
+
+def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]) -> None:
+    """Run the unfinished jobs of one profile and tell of each; what failed is left to be read from the runs' folders.
+
+    On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
+    """
+    pending = {job.run.run_id for job in jobs if job.state != "finished"}
+    done, total, begun = len(jobs) - len(pending), len(jobs), time.time()
+    if not pending:
+        return tell(f"[{done} of {total}] all runs are up to date")
+    tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
+    profile = jobs[0].run.profile
+    log = profile_dir(root, profile) / "snakemake.log"
+    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = command(root, profile, notebook, cores)
+    process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
+    news = 0
+    try:
+        with log.open("w", encoding="utf-8") as handle:
+            for line in process.stdout:  # type: ignore[union-attr]
+                handle.write(line)
+                handle.flush()
+                match = NEWS.match(line)
+                if match and match[2] in pending:
+                    news += 1
+                    done += match[1] == "finished"
+                    tell(f"[{done} of {total}] {line.rstrip()}")
+        process.wait()
+    finally:
+        if process.poll() is None:
+            end_tree(psutil.Process(process.pid))
+            process.wait()
+    done = sum(job.state == "finished" for job in jobs)
+    tell(f"[{done} of {total}] finished in {time.time() - begun:.0f} s")
+    if process.returncode and not news:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+        tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")
+
+
+def collect_profile(root: Path, profile: str) -> list[str]:
+    """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
+    jobs = make_plan(root, profile)
+    finished = [job for job in jobs if job.state == "finished"]
+    others = [job.run.run_id for job in jobs if job not in finished and job.record.exists()]
+    told = [f"left out of the table: {name}, its result is of other parameters or code" for name in others]
+    target = profile_dir(root, profile) / "results.csv"
+    count, unread = collect((job.record for job in finished), target)
+    return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
+
+
+def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
+    """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
+
+    A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
+    more are removed (git keeps them). The table is made from the published records, so the two always agree. Raises
+    InputError for a profile too small to stand as the study of record.
+    """
+    remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
+    require(profile in RESTORED_PROFILES, "profile", profile, remedy)
+    reports = root / "reports"
+    everything = make_plan(root, profile)
+    told = [line for job in everything if job.run.notebook in chosen for line in _publish_run(job, reports)]
+    planned = {job.run.run_id for job in everything}
+    for folder in sorted((reports / "records").glob("*")):
+        if folder.is_dir() and folder.name not in planned:
+            shutil.rmtree(folder)
+            told.append(f"{folder.name}: in no grid any more, removed from reports/records")
+    for name, spec in chosen.items():
+        page = page_path(root, profile, name)
+        if spec.page is not None and page.exists():
+            executed = taken_out(read_notebook(page, root), name, reports)
+            write_if_changed(reports / "pages" / page.name, as_json(executed))
+    return told + collect_published(root, everything)
+
+
+def collect_published(root: Path, jobs: Iterable[Job] = ()) -> list[str]:
+    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
+    profiles = {name for spec in load_specs(root / "params").values() for name in spec.profiles}
+    jobs = jobs or [job for name in RESTORED_PROFILES if name in profiles for job in make_plan(root, name)]
+    names = dict.fromkeys(job.run.run_id for job in jobs)
+    paths = [root / "reports" / "records" / name / "result.json" for name in names]
+    paths = [path for path in paths if path.exists()]
+    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
+
+
+def _publish_run(job: Job, reports: Path) -> list[str]:
+    target, state = reports / "records" / job.run.run_id, job.state
+    if state == "finished":
+        write_if_changed(target / "params.yaml", (job.directory / "params.yaml").read_bytes())
+        write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
+        (target / "failure.json").unlink(missing_ok=True)
+        return []
+    if (job.directory / "failure.json").exists():
+        write_if_changed(target / "failure.json", (job.directory / "failure.json").read_bytes())
+    kept = "; its older record stays" if (target / "result.json").exists() else ""
+    return [f"{job.run.run_id}: {state}, not published{kept}"]
+
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
 OF_RECORD = "laptop"
 
 
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)
+def say(*lines: str) -> int:
+    """Print lines at once, also into a pipe; return the exit code of what went well."""
+    for line in lines:
+        print(line, flush=True)
+    return 0
 
 
 def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_runs: bool = False) -> int:
@@ -34,64 +170,39 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     Raises InputError before anything is written; KeyboardInterrupt with all finished results kept.
     """
     chosen = validated(root, profile, notebook)
-    with engine.lock(root, profile) as held:
+    with lock(root, profile):
         jobs, told = prepare(root, profile, notebook)
-        for line in told:
-            say(line)
-        engine.run_grid(root, jobs, cores, held, notebook, say)
-        problems = [problem for job in jobs if (problem := failure_of(job))]
+        say(*told)
+        run_grid(root, jobs, cores, notebook, say)
+        problems = [f"{job.run.run_id}: {reason_of(job)}" for job in jobs if job.state != "finished"]
         problems += [] if only_runs else report_study(root, profile, chosen, cores)
-    for problem in problems:
-        say(f"failed: {problem}")
+    say(*(f"failed: {problem}" for problem in problems))
     if problems:
         say(f"{len(problems)} failed; what finished is kept, and the same command runs only the rest")
     return len(problems)
 
 
-def failure_of(job: Job) -> str | None:
-    """Return the name of an unfinished run with its reason, or None."""
-    if job.state == "finished":
-        return None
+def reason_of(job: Job) -> str:
+    """Return why a run is not finished."""
     try:
         failure = json.loads((job.directory / "failure.json").read_text(encoding="utf-8"))
-        reason = failure["message"] if failure.get("fingerprint") == job.fingerprint else "it was not run"
+        return failure["message"] if failure.get("fingerprint") == job.fingerprint else "it was not run"
     except (OSError, ValueError, KeyError):
-        reason = "it ended without a result"
-    return f"{job.run.run_id}: {reason}"
+        return "it ended without a result"
 
 
 def report_study(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> list[str]:
     """Collect, execute the pages, build the report, publish where the profile is of record; return what failed."""
-    collect_profile(root, profile)
+    say(*collect_profile(root, profile))
     problems = run_pages(root, profile, chosen, cores)
     home = profile_dir(root, profile)
     try:
-        places = [(home, home / "report")]
+        say(build(root, home, home / "report"))
         if profile == OF_RECORD:
-            for line in publish(root, profile, chosen):
-                say(line)
-            places.append((root / "reports", root / "reports"))
-        for source, out in places:
-            say(f"report: open {build(root, source, out).resolve().as_uri()}")
+            say(*publish(root, profile, chosen), build(root, root / "reports", root / "reports"))
     except Exception as error:  # a fault in the report must not hide that the runs are done
         problems.append(f"report of {profile}: {type(error).__name__}: {error}")
     return problems
-
-
-def collect_profile(root: Path, profile: str) -> int:
-    """Write runs/<profile>/results.csv from all finished runs of all notebooks; return their number."""
-    jobs = make_plan(root, profile)
-    states = {job.run.run_id: job.state for job in jobs}
-    finished = [job.directory / "result.json" for job in jobs if states[job.run.run_id] == "finished"]
-    for job in jobs:
-        if states[job.run.run_id] != "finished" and (job.directory / "result.json").exists():
-            say(f"left out of the table: {job.run.run_id}, its result is of other parameters or code")
-    target = profile_dir(root, profile) / "results.csv"
-    count, told = collect(finished, target)
-    for line in told:
-        say(line)
-    say(f"{shown(target, root)}: {count} of {len(jobs)} runs")
-    return count
 
 
 def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> list[str]:
@@ -99,62 +210,27 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
 
     A page that computes with several threads has as many cores to itself: two such side by side wait for each other.
     """
-    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
-    waiting = {name: spec.limits["threads"] for name, spec in chosen.items() if spec.page is not None}
-    running: dict[subprocess.Popen[str], int] = {}
-    problems = []
-    try:
-        while waiting or running:
-            free = cores - sum(running.values())
-            while name := next((name for name, threads in waiting.items() if threads <= free or not running), None):
-                command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook", name]
-                pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-                threads = waiting.pop(name)
-                running[subprocess.Popen(command, text=True, env=environment, **pipes)] = threads
-                free -= threads
-            done = next((process for process in running if process.poll() is not None), None)
-            if done is None:
-                time.sleep(0.1)
-                continue
-            del running[done]
-            last = (done.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
-            say(last)
-            if done.returncode:
-                problems.append(last.removeprefix("error: ").removeprefix("failed: "))
-    finally:
-        for process in running:
-            engine.end_tree(psutil.Process(process.pid))
+    command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["env"] = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
+    pages = [spec for spec in chosen.values() if spec.page is not None]
+    problems: list[str] = []
+    for threads in sorted({spec.limits["threads"] for spec in pages}):
+        names = [spec.notebook for spec in pages if spec.limits["threads"] == threads]
+        with ThreadPoolExecutor(max(1, cores // threads)) as pool:
+            try:
+                for call in pool.map(lambda name: subprocess.run([*command, name], **pipes), names):
+                    last = (call.stdout.strip().splitlines() or ["the page's process ended without a word"])[-1]
+                    say(last)
+                    problems += [last.removeprefix("error: ").removeprefix("failed: ")] if call.returncode else []
+            finally:
+                for process in psutil.Process().children():
+                    end_tree(process)
     return problems
 
 
-def build(root: Path, source: Path, out: Path) -> Path:
-    """Build the HTML report of a study; return its index."""
+def build(root: Path, source: Path, out: Path) -> str:
+    """Build the HTML report of a study; return where to open it, in words."""
     from fragile_lib.study.report import build_report
 
-    return build_report(source, out, root / "params")
-
-
-def rebuild_published(root: Path) -> Path:
-    """Render reports/ again from the committed records, without a run; return its index."""
-    jobs: dict[str, Job] = {}
-    for job in (job for profile in RESTORED_PROFILES for job in plan_if_any(root, profile)):
-        jobs.setdefault(job.run.run_id, job)  # in the order in which a profile publishes its runs
-    paths = published_records(root, list(jobs.values()))
-    if paths:
-        _, told = collect(paths, root / "reports" / "results.csv")
-        for line in told:
-            say(line)
-    return build(root, root / "reports", root / "reports")
-
-
-def plan_if_any(root: Path, profile: str) -> list[Job]:
-    """Return the plan of a profile, empty where no notebook has it."""
-    specs = validated_all(root)
-    return make_plan(root, profile) if any(profile in spec.profiles for spec in specs.values()) else []
-
-
-def validated_all(root: Path) -> dict[str, Spec]:
-    """Return all specs, checked."""
-    from fragile_lib.study.params import load_specs
-
-    return load_specs(root / "params")
+    return f"report: open {build_report(source, out, root / 'params').resolve().as_uri()}"

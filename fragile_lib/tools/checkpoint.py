@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import socket
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import locked, write_whole
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+IN_USE = "is in use by {}; wait for its end, or give another folder"
 
 
 class Checkpoint:
@@ -45,7 +44,7 @@ class Checkpoint:
         if self.folder.is_dir() and any(self.folder.glob("[!.]*")):
             raise bad_input("checkpoint", str(folder), "holds other files; give an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / MANIFEST, json.dumps(self.facts, indent=1).encode())
+        write_whole(self.folder / MANIFEST, json.dumps(self.facts, indent=1))
 
     @classmethod
     def opened(cls, folder: Path | str) -> Checkpoint:
@@ -62,13 +61,7 @@ class Checkpoint:
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         """Write a part, in one step."""
-        target = self._path(name)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_whole(self._path(name), lambda file: np.savez(file, **arrays))
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Read a part.
@@ -90,17 +83,7 @@ class Checkpoint:
         Raises:
             InputError: another process holds it.
         """
-        with open(self.folder / LOCK, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                remedy = f"is in use by {holder}; wait for its end, or give another folder"
-                raise bad_input("checkpoint", str(self.folder), remedy) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with locked(self.folder / LOCK, "checkpoint", str(self.folder), IN_USE):
             for left in self.folder.glob(".*.npz.*"):  # of killed processes
                 left.unlink(missing_ok=True)
             yield
@@ -135,9 +118,3 @@ def _check_same(folder: Path, facts: dict) -> None:
     if differing:
         remedy = f"belongs to a run with other {', '.join(differing)}; give another folder, or remove this one"
         raise bad_input("checkpoint", str(folder), remedy)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -1,27 +1,168 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, JSON, strict YAML, locks, and the folder of raw data."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import yaml
+from platformdirs import user_cache_path
+
+from fragile_lib.tools.errors import InputError, bad_input
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file so that a reader sees the old content of `path` or the new, never a part.
+def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old content of `path` or the new, never a part.
 
-    The folder is made. What fails leaves nothing behind; OSError is passed on.
+    `content` is text, bytes, or a function that fills the open file. The folder is made. What fails leaves nothing
+    behind; OSError is passed on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as handle:
-            write(handle)
+            if callable(content):
+                content(handle)
+            else:
+                handle.write(content.encode() if isinstance(content, str) else content)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_if_changed(path: Path, content: str | bytes) -> bool:
+    """Write a file whole unless it holds this already, so that its time stamp moves only with its content."""
+    content = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_whole(path, content)
+    return True
+
+
+@contextmanager
+def locked(path: Path, name: str, value: str, remedy: str) -> Iterator[None]:
+    """Hold a lock for this process; the system lets go of it however the process ends.
+
+    Raises:
+        InputError: another process holds it: `name = value: remedy`, with the holder in place of {}.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise bad_input(name, value, remedy.format(file.read().strip() or "another process")) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def json_text(content: object) -> str:
+    """Return `content` as a line of JSON; NaN is an error here: `plain` turns it into null before."""
+    return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    write_whole(path, json_text(content))
+
+
+def plain(value: Any, digits: int | None = None) -> Any:
+    """Return `value` in JSON's own types: numpy, torch, paths, tuples, a table by its rows; NaN and infinity as None.
+
+    With `digits`, floats are rounded to that many significant digits.
+    """
+    if value is None or isinstance(value, str | bool):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return {str(key): plain(element, digits) for key, element in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | range):
+        return [plain(element, digits) for element in value]
+    if hasattr(value, "to_dict"):  # a table
+        return plain(value.to_dict("records"), digits)
+    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars alike
+        return plain(value.tolist(), digits)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{digits}g}") if digits else float(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    raise bad_input("value", value, f"of type {type(value).__name__} cannot stand in a record; give numbers or text")
+
+
+def data_root() -> Path:
+    """Where raw data sets live: FRAGILE_DATA of the environment, else a cache folder of the user."""
+    chosen = os.environ.get("FRAGILE_DATA")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("fragile", appauthor=False)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice; plain PyYAML keeps the last and drops the first silently."""
+
+    source = "YAML text"
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: dict[str, int] = {}
+    for key_node in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise bad_input("key", key, f"must be text; put it in quotes ({loader.source}, line {line})")
+        if key in seen:
+            lines = f"in lines {seen[key]} and {line} of {loader.source}"
+            raise bad_input("key", key, f"is given twice, {lines}; rename or remove one")
+        seen[key] = line
+    loader.flatten_mapping(node)
+    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
+    """Return the mapping in a YAML file; `source` is the name that messages give the file.
+
+    Raises InputError where the file cannot be read, is malformed or empty, is no mapping or gives a key twice.
+    """
+    source = source or path.name
+    try:
+        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        loader.source = source
+        content = loader.get_single_data()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise bad_input("file", source, "is not there; create it or correct the name") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise bad_input("file", source, f"cannot be read ({error}); write it as UTF-8 text") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise bad_input("file", source, f"is not well-formed YAML; correct it: {problem}") from None
+    if content is None:
+        raise bad_input("file", source, "is empty; fill it or delete it")
+    if not isinstance(content, dict):
+        raise bad_input("file", source, "must hold `name: value` pairs at its top level")
+    return content
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """Return a mapping as YAML text with its order kept."""
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,11 @@ class Built:
     @property
     def index(self) -> str:
         return (self.out / "index.html").read_text()
+
+    def build(self) -> str:
+        """Build the report once more; return its index."""
+        build_report(self.source, self.out, self.params)
+        return self.index
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +58,31 @@ def chromium() -> Iterator[object]:
         browser = driver.chromium.launch(executable_path=path, args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(chromium) -> Iterator[Callable[..., object]]:
+    """Return a call that opens a page from disk; what the page requests and complains of is kept."""
+    contexts = []
+
+    def call(path: Path, width: int = 1280, **options: object) -> object:
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 800}, **options))
+        tab = contexts[-1].new_page()
+        tab.set_default_timeout(10_000)
+        tab.requests, tab.complaints = [], []
+        tab.on("request", lambda request: tab.requests.append(request.url))
+        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        tab.on("console", lambda line: tab.complaints.append(line.text) if line.type == "error" else None)
+        tab.goto(path.as_uri())
+        return tab
+
+    yield call
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[[object], list]:
+    """Return a call that lists what is not accessible on a page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    return lambda tab: [(v["id"], v["nodes"][0]["html"][:200]) for v in axe.Axe().run(tab).response["violations"]]

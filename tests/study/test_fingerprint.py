@@ -34,8 +34,8 @@ def package(tmp_path):
         "solvers/exact": "from .base import check\n\n\nclass Exact:\n    def solve(self):\n        return check(1)\n",
         "solvers/base": "LIMIT = 1\n\n\ndef check(x):\n    return x < LIMIT\n\n\ndef other(x):\n    return x\n",
         "solvers/other": "class Cg:\n    pass\n",
-        "objective": "J = 0\nprint('loaded')\n",
-        "evaluation": "def compare(x):\n    return x\n\n\ndef another(x):\n    return x\n",
+        "objectives/base": "J = 0\nprint('loaded')\n",
+        "agreement": "def compare(x):\n    return x\n\n\ndef another(x):\n    return x\n",
         "other": "import fragile_lib.objectives.base\n",
         "plots": "import fragile_lib.other\n\n\ndef show():\n    return 1\n",
         "study": "X = 1\n",
@@ -52,7 +52,7 @@ def fingerprint(cells, package, **parameters):
 
 
 def test_definitions_are_those_that_the_notebook_reaches(package):
-    expected = ["evaluation:compare", "influence:f", "influence:helper", "objective:", "objective:J"]
+    expected = ["agreement:compare", "influence:f", "influence:helper", "objectives.base:", "objectives.base:J"]
     expected += ["solvers.base:LIMIT", "solvers.base:check", "solvers.exact:Exact"]
     assert sorted(science_code(CELLS, package)) == expected
     assert "plots:show" in science_code([*CELLS, "plots.show()"], package, also=("plots",))
@@ -60,10 +60,10 @@ def test_definitions_are_those_that_the_notebook_reaches(package):
 
 def test_a_module_used_as_an_object_counts_whole(package):
     cells = ["from fragile_lib import agreement as evaluation\nname = 'another'\ngetattr(evaluation, name)"]
-    assert sorted(science_code(cells, package)) == ["evaluation:another", "evaluation:compare"]
+    assert sorted(science_code(cells, package)) == ["agreement:another", "agreement:compare"]
     cells = ["import fragile_lib.solvers.base as b\nb.other(1)", "import fragile_lib.agreement"]
     assert sorted(science_code(cells, package)) == ["solvers.base:other"]
-    assert "evaluation:another" in science_code([*cells, "fragile_lib.agreement.another(1)"], package)
+    assert "agreement:another" in science_code([*cells, "fragile_lib.agreement.another(1)"], package)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_a_module_used_as_an_object_counts_whole(package):
         ("influence", "2 * x", "2.0 * x", False),
         ("influence", "return x\n", "return 2 * x\n", True),
         ("influence", "solvers.Exact(x)", "solvers.Exact(x, 1)", False),
-        ("objective", "J = 0", "J = 1", False),
-        ("objective", "'loaded'", "'imported'", False),
+        ("objectives/base", "J = 0", "J = 1", False),
+        ("objectives/base", "'loaded'", "'imported'", False),
         ("solvers/base", "LIMIT = 1", "LIMIT = 2", False),
         ("solvers/base", "return x\n", "return 2 * x\n", True),
         ("solvers/exact", "check(1)", "check(2)", False),
         ("solvers/other", "pass", "x = 1", True),
-        ("evaluation", "def compare(x):\n    return x", "def compare(x):\n    return -x", False),
-        ("evaluation", "def another(x):\n    return x", "def another(x):\n    return -x", True),
+        ("agreement", "def compare(x):\n    return x", "def compare(x):\n    return -x", False),
+        ("agreement", "def another(x):\n    return x", "def another(x):\n    return -x", True),
         ("other", "import", "X = 1\nimport", True),
         ("plots", "import", "X = 1\nimport", True),
         ("study", "X = 1", "X = 2", True),

@@ -5,14 +5,14 @@ import os
 
 import pytest
 
-from fragile_lib.study import engine, pages
+from fragile_lib.study import run as pages
+from fragile_lib.study import study as engine
 from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
-from fragile_lib.study.publish import publish
-from fragile_lib.study.study import rebuild_published
-from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.study.study import collect_published, publish
 from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.files import load_yaml
 
 
 def states(toy, profile="quick"):
@@ -98,12 +98,11 @@ def test_published_records_are_restored_in_a_fresh_clone(toy):
         assert set(states(toy, profile).values()) == {"missing"}, "another profile takes nothing from it"
 
 
-def test_the_published_table_keeps_its_order_when_it_is_made_again(toy, monkeypatch):
-    monkeypatch.setattr("fragile_lib.study.study.build", lambda *_: None)
+def test_the_published_table_keeps_its_order_when_it_is_made_again(toy):
     toy.edit("  laptop:", "  paper:\n    grids: {depths: {depth: [2, 1]}}\n  laptop:")
     published(toy)
     table = (toy.root / "reports" / "results.csv").read_text()
-    rebuild_published(toy.root)
+    collect_published(toy.root)
     assert (toy.root / "reports" / "results.csv").read_text() == table
 
 

@@ -1,7 +1,6 @@
-"""The record: what is written, what is read back, what is refused."""
+"""The record and the table: what is written, what is read back, what is refused."""
 
 import json
-import math
 import subprocess
 from pathlib import Path
 
@@ -10,18 +9,15 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.collect import COLUMNS, collect, results_csv
-from fragile_lib.study.record import git_state, plain, read_record, record, rows_frame
+from fragile_lib.study.record import LETTERS, packed, read_record, record, row_dicts
 from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.files import plain
+from fragile_lib.tools.machine import git_state
 
-ROWS = pd.DataFrame(
-    {
-        "seed": [0, 0, 1, 1],
-        "test_choice": ["max_loss"] * 4,
-        "estimator": ["exact", "lissa"] * 2,
-        "test_point": [3.0, 4.0, np.nan, 5.0],
-        "spearman": [0.123456789, np.nan, 0.5, np.inf],
-    }
-)
+ROWS = pd.DataFrame({
+    "seed": [0, 0, 1, 1], "test_choice": ["max_loss"] * 4, "estimator": ["exact", "lissa"] * 2,
+    "test_point": [3.0, 4.0, np.nan, 5.0], "spearman": [0.123456789, np.nan, 0.5, np.inf],
+})  # fmt: skip
 
 
 def write(folder, **changes):
@@ -36,9 +32,7 @@ def test_record_is_written_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("FRAGILE_FINGERPRINT", "abc")
     certificates = pd.DataFrame({"seed": [0], "grad_norm": [np.float32(1e-7)], "eig_min": [np.nan]})
     points = [{"index": np.arange(2), "estimate": {"exact": np.array([1 / 3, np.nan])}}]
-    table = write(
-        tmp_path, certificates=certificates, points=points, seeds=range(2), seconds_by_part={"train": 1.23456789}
-    )
+    table = write(tmp_path, certificates=certificates, points=points, seeds=range(2), seconds_by_part={"a": 1.23456789})
     assert list(tmp_path.iterdir()) == [tmp_path / "result.json"]
     text = (tmp_path / "result.json").read_text()
     assert "NaN" not in text and "Infinity" not in text and str(tmp_path) not in text
@@ -51,22 +45,14 @@ def test_record_is_written_and_read_back(tmp_path, monkeypatch):
     assert content["fingerprint"] == "abc" and content["seeds"] == [0, 1] and content["status"] == "ok"
     assert content["peak_memory_mb"] > 10 and content["versions"]["python"] and content["finished"].endswith("Z")
     assert list(table.columns) == ["test_choice", "estimator", "spearman", "n"] and list(table["n"]) == [2, 2]
+    rows = row_dicts(content)
+    assert list(rows[0])[:4] == ["run_id", "profile", "dataset", "depth"] and len(rows) == 4
+    assert {row["depth"] for row in rows} == {3} and rows[1]["spearman"] is None
 
 
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+def test_without_a_folder_or_with_a_value_that_is_no_number_or_text_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(write("")) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_rows_carry_the_run(tmp_path):
-    write(tmp_path)
-    frame = rows_frame(read_record(tmp_path / "result.json"))
-    assert list(frame.columns[:4]) == ["run_id", "profile", "dataset", "depth"]
-    assert set(frame["depth"]) == {3} and math.isnan(frame["spearman"][1]) and len(frame) == 4
-
-
-def test_a_value_that_is_no_number_or_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="of type object cannot stand in a record"):
         write(tmp_path, run={"dataset": object()})
     assert list(tmp_path.iterdir()) == []
@@ -78,34 +64,46 @@ def test_plain():
     assert type(plain(np.float64(0.1))) is float and type(plain(np.str_("x"))) is str
 
 
+def test_packed_rows_are_read_back_as_they_were(tmp_path, example_record):
+    columns = {"few": [1, 1.0, True, None] * 20, "text": ["ok"] * 80, "numbers": [i / 7 for i in range(80)]}
+    columns["many"] = [i % (len(LETTERS) + 1) for i in range(80)]
+    rows = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+    content = example_record(rows=rows)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(packed(content)))
+    assert json.dumps(read_record(path)) == json.dumps(content)  # 1, 1.0 and true are told apart
+    assert path.stat().st_size < 0.8 * len(json.dumps(content))
+    empty = example_record(rows={"columns": ["seed"], "data": []})
+    path.write_text(json.dumps(packed(empty)))
+    assert row_dicts(read_record(path)) == []
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", '{"schema": 1', "[]", '{"schema": 2}', "null", b"\xff\xfe".decode("latin-1")],
+    "text", ["", "{", '{"schema": 1', "[]", '{"schema": 2}', "null", b"\xff\xfe".decode("latin-1")]
 )
 def test_a_broken_record_is_refused(tmp_path, text):
-    path = tmp_path / "result.json"
-    path.write_text(text, encoding="latin-1")
+    (tmp_path / "result.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match="result.json.*run the study again"):
-        read_record(path)
+        read_record(tmp_path / "result.json")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"rows": {"columns": ["a"], "data": [[1, 2]]}}, {"rows": {}}, {"run": None}, {"run_id": 3}]
-)
+ODD = [{"columns": ["a"], "data": [[1, 2]]}, {}, {"columns": ["a"], "packed": [{"values": [1], "rows": "01"}]}]
+ODD += [{"columns": ["a", "b"], "packed": [[1], [2, 3]]}, {"columns": ["a"], "data": 3}]
+
+
+@pytest.mark.parametrize("changes", [*({"rows": rows} for rows in ODD), {"run": None}, {"run_id": 3}])
 def test_a_record_that_does_not_fit_is_refused(tmp_path, example_record, changes):
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(example_record(**changes)))
+    (tmp_path / "result.json").write_text(json.dumps(example_record(**changes)))
     with pytest.raises(InputError, match="record = "):
-        read_record(path)
+        read_record(tmp_path / "result.json")
 
 
 def test_git_state(tmp_path):
-    assert git_state(tmp_path) == {"commit": "", "dirty": False}
+    assert git_state(tmp_path, ["fragile_lib"]) == {"commit": "", "dirty": False}
 
     def git(*words):
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True, capture_output=True
-        )
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
     git("init")
     (tmp_path / "fragile_lib").mkdir()
@@ -113,10 +111,10 @@ def test_git_state(tmp_path):
     git("add", ".")
     git("commit", "-m", "one")
     (tmp_path / "notes.txt").write_text("does not decide numbers")
-    state = git_state(tmp_path)
+    state = git_state(tmp_path, ["fragile_lib"])
     assert len(state["commit"]) == 40 and not state["dirty"]
     (tmp_path / "fragile_lib" / "a.py").write_text("b")
-    assert git_state(tmp_path)["dirty"]
+    assert git_state(tmp_path, ["fragile_lib"])["dirty"]
 
 
 def test_results_table(tmp_path, example_record):
@@ -128,6 +126,7 @@ def test_results_table(tmp_path, example_record):
     assert [c["run_id"] for c in cells] == ["toy-d1", "toy-d1", "toy-d2"]
     assert [c["depth"] for c in cells] == ["1", "1", ""], "whole numbers with gaps stay whole"
     assert [c["spearman"] for c in cells] == ["0.5", "", "0.25"] and cells[2]["test_point"] == "7"
+    assert results_csv([]) == ",".join(COLUMNS) + "\n"
 
 
 def test_an_unreadable_record_is_told_and_the_others_stand(tmp_path, example_record):
@@ -137,7 +136,3 @@ def test_an_unreadable_record_is_told_and_the_others_stand(tmp_path, example_rec
     assert count == 1 and len(told) == 1 and "bad.json" in told[0]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
     assert not list(tmp_path.glob(".*tmp"))
-
-
-def test_a_table_of_nothing_has_its_columns():
-    assert results_csv([]) == ",".join(COLUMNS) + "\n"

@@ -1,38 +1,50 @@
-"""One run with a real kernel: promotion, a killed kernel, a timed-out cell, a full disk; and papermill by hand."""
+"""One run through papermill: what it leaves, what a failure leaves; the grid under Snakemake; interrupts and kills."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
+import papermill
+import psutil
 import pytest
 
 from fragile_lib.study import execute as execute_module
 from fragile_lib.study import run as run_module
-from fragile_lib.study.execute import NotebookFailed
+from fragile_lib.study.execute import THREADED, NotebookFailed
+from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record import read_record
+
+PROJECT = Path(__file__).parents[2]
+WORKFLOW = PROJECT / "workflow"
+QUICK = "quick:\n    grids: {depths: {depth: [1, 2]}}"
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """Undo what a run sets for its kernel, as each run normally has a process of its own."""
-    for name in (*execute_module.THREAD_VARIABLES, "TQDM_DISABLE", "PYTHONHASHSEED", "FRAGILE_FINGERPRINT"):
-        monkeypatch.setenv(name, "1")
+    names = [f"{name}_NUM_THREADS" for name in THREADED]
+    for name in (*names, "TQDM_DISABLE", "PYTHONHASHSEED", "PYTHONWARNINGS", "FRAGILE_FINGERPRINT"):
+        monkeypatch.setenv(name, "" if name == "PYTHONWARNINGS" else "1")
 
 
-def planned(toy, run_id="toy-d1"):
+def planned(toy, mode="ok"):
+    toy.edit("depth: [1, 2]", f"depth: [1, 2], mode: [{mode}]")
     prepare(toy.root, "quick")
-    return toy.run_dir(run_id)
-
-
-def set_mode(toy, mode):
-    text = toy.params.read_text()
-    toy.params.write_text(text.replace("depth: [1, 2]", f"depth: [1, 2], mode: [{mode}]"))
+    return toy.run_dir("toy-d1")
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+# -- one run ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_a_complete_record(toy):
@@ -57,12 +69,16 @@ def test_a_run_leaves_a_complete_record(toy):
         ("die", "DeadKernelError", "the kernel died in mid-run"),
         ("error", "AssertionError", "told to fail"),
         ("silent", "NoRecord", "without a good record"),
+        ("hold", "CellTimeoutError", "a cell ran longer than 0.02 minutes; raise limits.cell_minutes"),
     ],
 )
 def test_a_failure_keeps_the_older_result(toy, mode, error, says):
     toy.finish()
-    set_mode(toy, mode)
-    folder = planned(toy)
+    (toy.notebook.parent / "hold").touch()
+    folder = planned(toy, mode)
+    job = json.loads((folder / ".job.json").read_text())
+    if mode == "hold":
+        (folder / ".job.json").write_text(json.dumps({**job, "cell_minutes": 0.02}))
     older = (folder / "result.json").read_bytes()
     with pytest.raises(NotebookFailed, match=says):
         run_module.execute(folder)
@@ -72,17 +88,6 @@ def test_a_failure_keeps_the_older_result(toy, mode, error, says):
     assert failure["error"] == error and says in failure["message"] and failure["run_id"] == "toy-d1"
     assert str(toy.root) not in failure["traceback"]
     assert make_plan(toy.root, "quick")[0].state == "failed"
-
-
-def test_a_cell_that_takes_too_long(toy):
-    set_mode(toy, "hold")
-    (toy.notebook.parent / "hold").touch()
-    folder = planned(toy)
-    job = json.loads((folder / ".job.json").read_text())
-    (folder / ".job.json").write_text(json.dumps({**job, "cell_minutes": 0.02}))
-    with pytest.raises(NotebookFailed, match="a cell ran longer than 0.02 minutes; raise limits.cell_minutes"):
-        run_module.execute(folder)
-    assert json.loads((folder / "failure.json").read_text())["error"] == "CellTimeoutError"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +112,7 @@ def small_disk(toy):
     """Mount a disk of 64 KB over the quick profile's runs, where the tests may."""
     runs = toy.root / "runs" / "quick"
     runs.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", runs], capture_output=True)
-    if mounted.returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", runs], capture_output=True).returncode:
         pytest.skip("no right to mount a small disk; a full disk is simulated in the next test")
     yield runs
     subprocess.run(["umount", runs], check=True)
@@ -150,32 +154,176 @@ def test_a_folder_that_is_no_run(toy):
     assert call.returncode == 2 and call.stderr.startswith("error: run folder = ") and "list" in call.stderr
 
 
-def by_hand(toy, *arguments):
-    """Call papermill's own command line, that knows nothing of this project."""
-    command = [sys.executable, "-m", "papermill", str(toy.notebook), "out.ipynb", "--no-progress-bar", *arguments]
-    return subprocess.run(command, cwd=toy.root, env=toy.environment, capture_output=True, text=True, timeout=120)
-
-
-def test_papermill_by_hand(toy):
-    folder = planned(toy, "toy-d2")
+def test_papermill_by_hand_knows_nothing_of_the_study(toy):
+    folder = planned(toy)
     before = set(toy.files())
-    call = by_hand(toy, "-f", str(folder / "params.yaml"))
+    command = [sys.executable, "-m", "papermill", str(toy.notebook), "out.ipynb", "--no-progress-bar"]
+    command += ["-f", str(folder / "params.yaml")]
+    call = subprocess.run(command, cwd=toy.root, env=toy.environment, capture_output=True, text=True, timeout=120)
     assert call.returncode == 0, call.stderr
     assert set(toy.files()) - before == {"out.ipynb"}, "by hand, no record is written"
-    assert "0.33" in (toy.root / "out.ipynb").read_text()
-
-
-def test_papermill_by_hand_refuses_an_unknown_parameter(toy):
-    call = by_hand(toy, "-p", "detph", "3")
-    assert call.returncode != 0
-    assert "detph = 3: is not a parameter; did you mean 'depth'?" in call.stderr
+    assert "0.5" in (toy.root / "out.ipynb").read_text()
+    with pytest.raises(papermill.PapermillExecutionError, match="detph = 3: is not a parameter; did you mean 'depth'?"):
+        papermill.execute_notebook(toy.notebook, None, {"detph": 3}, progress_bar=False)
 
 
 def test_a_study_process_does_not_import_torch():
     code = (
         "import sys; sys.modules['rfc3987_syntax'] = None\n"  # as execute_notebook does, for the same reason
-        "import papermill, fragile_lib.study.study, fragile_lib.study.kernel\n"
+        "import papermill, fragile_lib.study.study\n"
         "print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert call.stdout.split() == ["False", "False"], call.stderr
+
+
+# -- the grid --------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_with_a_failure_and_its_repair(toy):
+    toy.edit(QUICK, "quick:\n    grids: {good: {depth: [1, 2]}, bad: {depth: [3], mode: [die]}}")
+    first = toy.call("run", "--only-runs", "--jobs", "2")
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "[2 of 3] finished toy-d" in first.stdout and "failed: toy-d3: the kernel died in mid-run" in first.stdout
+    results = {d: toy.run_dir(f"toy-d{d}") / "result.json" for d in (1, 2, 3)}
+    assert [path.exists() for path in results.values()] == [True, True, False]
+
+    # Repair the one, truncate another: only these two run again.
+    toy.edit("mode: [die]", "mode: [ok]")
+    results[2].write_text(results[2].read_text()[:100])
+    before = results[1].stat().st_mtime_ns
+    second = toy.call("run", "--only-runs", "--jobs", "2")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "toy-d2/result.json" in second.stdout and "the run is repeated" in second.stdout
+    assert "[1 of 3] finished already; 2 to run" in second.stdout and "[3 of 3] finished in" in second.stdout
+    assert results[1].stat().st_mtime_ns == before and not (toy.run_dir("toy-d3") / "failure.json").exists()
+
+    third = toy.call("run", "--only-runs")
+    assert third.returncode == 0 and third.stdout == "[3 of 3] all runs are up to date\n"
+
+    # Called directly, as on a cluster, Snakemake finds the same.
+    command = [sys.executable, "-m", "snakemake", "-s", WORKFLOW / "Snakefile", "-d", toy.root, "-n", "--cores", "1"]
+    command += ["--workflow-profile", WORKFLOW / "profiles" / "default"]
+    dry = subprocess.run(command, env=toy.environment, capture_output=True, text=True, timeout=60)
+    assert dry.returncode == 0 and "Nothing to be done" in dry.stdout + dry.stderr
+
+
+def test_table_page_and_report_follow_the_runs(toy):
+    for name in ("claims.yaml", "report.yaml"):
+        shutil.copy(PROJECT / "params" / name, toy.params.parent)
+    toy.finish()
+    whole = toy.call("run")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "all runs are up to date" in whole.stdout and "runs/quick/results.csv: 2 of 2 runs" in whole.stdout
+    assert "page toy: executed" in whole.stdout
+    index = toy.root / "runs" / "quick" / "report" / "index.html"
+    assert f"report: open {index.as_uri()}" in whole.stdout and index.exists()
+    assert not (toy.root / "reports").exists(), "the quick profile never touches the study of record"
+
+    toy.edit("page: {depth: 1}", "page: {depth: 1, mode: error}")
+    failed = toy.call("run")
+    assert failed.returncode == 1 and "failed: page toy: AssertionError: told to fail" in failed.stdout
+    assert "report: open" in failed.stdout, "the report is built all the same"
+
+
+def test_the_grids_of_iris():
+    iris = load_specs(PROJECT / "params")["iris"]
+    for profile, seeds in (("laptop", 10), ("paper", 50)):
+        runs = [run.parameters for run in iris.runs(profile)]
+        points = {(p["activation"], p["depth"], p["width"], p["weight_decay"]) for p in runs}
+        depths = {(a, d, 5, w) for a in ("relu", "tanh") for d in range(1, 9) for w in (0.005, 0.0)}
+        widths = {("relu", 1, width, w) for width in (8, 14, 20, 30, 40, 50) for w in (0.005, 0.0)}
+        assert points == depths | widths and len(runs) == len(points)
+        assert all(p["seeds"] == list(range(seeds)) for p in runs)
+        everywhere = [p for p in runs if "all" in p["train_choices"]]
+        assert {(p["activation"], p["depth"], p["width"]) for p in everywhere} == {("relu", 1, 5)}
+    assert len(iris.runs("quick")) == 4
+    assert {run.run_id for run in iris.runs("quick")} < {run.run_id for run in iris.runs("laptop")}
+
+
+# -- interrupts and kills: what is finished stays, nothing is left running, the same command does the rest -------------
+
+
+def wait_for(condition, seconds=90.0):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def family(process):
+    above = psutil.Process(process.pid)
+    return [above, *above.children(recursive=True)]
+
+
+def words(process):
+    """Return a process's command line; empty where it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def gone(processes):
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def start(toy):
+    """Return a call that starts a study and waits until its one held-up run computes."""
+    (toy.notebook.parent / "hold").touch()
+    started = []
+
+    def call():
+        process = subprocess.Popen(
+            toy.command("run", "--only-runs", "--jobs", "2"),
+            **{"env": toy.environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+            # Let Ctrl-C arrive: what a shell starts in the background inherits that it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        started.append(process)
+        wait_for((toy.run_dir("toy-d1") / "result.json").exists)
+        # The notebook's copy is saved when its first cell is done.
+        wait_for(lambda: any("ipykernel_launcher" in words(p) for p in family(process)))
+        wait_for(lambda: list(toy.run_dir("toy-d2").glob(".partial-*/run.ipynb")))
+        return process, family(process)
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+
+
+def test_resuming_after_interrupts_and_kills(toy, start):
+    toy.edit(QUICK, "quick:\n    grids: {quick: {depth: [1]}, slow: {depth: [2], mode: [hold]}}")
+    # Ctrl-C. Before it, a second study on the same profile is refused.
+    process, processes = start()
+    before = (toy.run_dir("toy-d1") / "result.json").stat().st_mtime_ns
+    refused = toy.call("run", "--only-runs")
+    assert refused.returncode == 2 and f"is being run by process {process.pid}" in refused.stderr
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "interrupted; what finished is kept" in output
+    wait_for(lambda: gone(processes), 5)
+    assert not (toy.run_dir("toy-d2") / "failure.json").exists(), "interrupted is not failed"
+
+    # kill -9 of the study alone: everything that it started ends by itself.
+    process, processes = start()
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: gone(processes), 10)
+
+    # kill -9 of Snakemake alone: the study ends, and names what is missing.
+    process, processes = start()
+    (snakemake,) = [p for p in processes if "--nolock" in words(p)]
+    os.kill(snakemake.pid, signal.SIGKILL)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 1 and "failed: toy-d2: it ended without a result" in output
+    wait_for(lambda: gone(processes), 10)
+
+    (toy.notebook.parent / "hold").unlink()
+    again = toy.call("run", "--only-runs", "--jobs", "2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "[1 of 2] finished already; 1 to run" in again.stdout and "[2 of 2] finished toy-d2" in again.stdout
+    assert (toy.run_dir("toy-d1") / "result.json").stat().st_mtime_ns == before
+    assert not list(toy.run_dir("toy-d2").glob(".partial*"))

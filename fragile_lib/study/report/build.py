@@ -8,36 +8,39 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fragile_lib.study import claim_parts
-from fragile_lib.study.bootstrap import MIN_SEEDS, RESAMPLES
-from fragile_lib.study.claims import Verdict, evaluate_claims
-from fragile_lib.study.params import load_spec
+from fragile_lib import agreement
+from fragile_lib.study import claims
+from fragile_lib.study.claims import evaluate_claims
+from fragile_lib.study.collect import results_csv
+from fragile_lib.study.files import shown
+from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
-from fragile_lib.study.report.notebook import CLAIM_TAG, Page, figure_html, render_notebook
-from fragile_lib.study.report.source import Planner, Run, Study, read_study
-from fragile_lib.study.yaml_file import load_yaml
+from fragile_lib.study.report.markup import ENVIRONMENT, mathml
+from fragile_lib.study.report.notebook import Page, render_notebook
+from fragile_lib.study.report.source import Run, Study, read_study
 
 GENERATOR = "fragile_lib report"
-RESULTS = "results.csv"
+ENVIRONMENT.filters.update(
+    number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex))
+)
+ENVIRONMENT.globals.update(
+    tables=tables, words=tables.VERDICT_WORDS, claims=claims, agreement=agreement, generator=GENERATOR
+)
 
 
-def build_report(source: Path, out: Path, params_dir: Path, planner: Planner | None = None) -> Path:
+def build_report(source: Path, out: Path, params_dir: Path) -> Path:
     """Render the study in `source` (runs/<profile> or reports/records) into `out`; return out/index.html.
 
-    `planner(params_dir, profile)` gives the planned run ids by notebook, so that missing runs are shown.
     Raises `InputError` where `source` is no folder or a file under `params_dir` is malformed; a broken record or
     notebook is named in the report instead.
     """
     source, out, params_dir = Path(source), Path(out), Path(params_dir)
-    study = read_study(source, params_dir, planner or planned_runs)
+    study = read_study(source, params_dir)
     out.parent.mkdir(parents=True, exist_ok=True)
     built = Path(tempfile.mkdtemp(prefix=".report-", dir=out.parent))
     try:
@@ -48,177 +51,84 @@ def build_report(source: Path, out: Path, params_dir: Path, planner: Planner | N
     return out / "index.html"
 
 
-def planned_runs(params_dir: Path, profile: str) -> dict[str, list[str]]:
-    """Run ids that the parameter files plan for a profile, by notebook."""
-    paths = [path for path in sorted(params_dir.glob("*.yaml")) if "notebook" in load_yaml(path)]
-    specs = {path.stem: load_spec(path) for path in paths}
-    return {name: [r.run_id for r in spec.runs(profile)] for name, spec in specs.items() if profile in spec.profiles}
-
-
 def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
-    pages = _notebook_pages(study)
-    runs = _run_pages(study, set(pages))
-    verdicts = evaluate_claims(study.results, study.claims)
-    environment = _environment(study, pages)
+    runs = {run.run_id: run for run in study.runs}
+    notebooks = {run_id: study.source / run_id / "run.ipynb" for run_id in runs}
+    notebooks = {run_id: path for run_id, path in notebooks.items() if path.is_file()}
+    pages = _pages(study, study.pages, "")
+    of_runs = _pages(study, notebooks, "../")
+
+    def write(path: str, template: str, **context: object) -> None:
+        (built / path).parent.mkdir(parents=True, exist_ok=True)
+        shared = {"study": study, "settings": study.settings, "pages": pages, "root": "", "name": None, "run": None}
+        text = ENVIRONMENT.get_template(template).render({**shared, **context})
+        (built / path).write_text(text, encoding="utf-8")
+
     _write_results(study, built, out)
     for name, page in pages.items():
-        _write(built / f"{name}.html", environment, "notebook.html.j2", page=page, name=name, root="", run=None)
-    for run_id, page in runs.items():
-        run = next(r for r in study.runs if r.run_id == run_id)
-        path = built / "run" / f"{run_id}.html"
-        _write(path, environment, "notebook.html.j2", page=page, name=None, root="../", run=run)
-    _write(
-        built / "index.html",
-        environment,
+        write(f"{name}.html", "notebook.html.j2", page=page, name=name)
+    for run_id, page in of_runs.items():
+        write(f"run/{run_id}.html", "notebook.html.j2", page=page, root="../", run=runs[run_id])
+    for figure in (figure for page in [*pages.values(), *of_runs.values()] for figure in page.figures):
+        (built / FOLDER).mkdir(exist_ok=True)
+        (built / FOLDER / figure.name).write_bytes(figure.content)
+    write(
+        "index.html",
         "index.html.j2",
-        root="",
         name="index",
-        verdicts=verdicts,
-        paragraph=tables.verdict_paragraph(study, verdicts),
-        interval_words=tables.interval_words(verdicts),
-        evidence={v.claim.id: _evidence(v, pages) for v in verdicts},
+        verdicts=evaluate_claims(study.results, study.claims),
         figures=[(name, f) for name, page in pages.items() for f in page.figures if f.headline],
-        groups=tables.run_groups(study),
-        run_link=_run_links(study, runs, out),
-        summary=tables.summary_table(study),
-        provenance=tables.provenance(study),
-        rerun=_rerun(study, params_dir),
-        seeds=_seeds(study),
+        run_link={run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))},
+        example=next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
+        folder=shown(study.source.resolve(), params_dir.resolve().parent),
     )
 
 
-def _notebook_pages(study: Study) -> dict[str, Page]:
-    names = set(study.pages)
+def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Page]:
+    """Render notebooks; what cannot be read, or shown as math, is named in the report."""
+
+    def local(href: str) -> str | None:
+        """Links between notebooks lead to their pages; other files of the repository are not part of the report."""
+        path = Path(href.partition("#")[0])
+        known = path.suffix in (".ipynb", ".html") and path.stem in study.pages
+        return f"{root}{quote(path.stem)}.html" if known else None
+
     pages = {}
-    for name, path in study.pages.items():
+    for name, path in notebooks.items():
         try:
-            pages[name] = render_notebook(path, _local_links(names, ""))
+            pages[name] = render_notebook(path, name, root, local)
             study.problems += [f"{name}: shown as TeX, not as math: {tex}" for tex in pages[name].unconverted]
         except ValueError as error:
             study.problems.append(f"The page of {name} is missing: {error}")
     return pages
 
 
-def _run_pages(study: Study, names: set[str]) -> dict[str, Page]:
-    pages = {}
-    for run in study.runs:
-        path = study.source / run.run_id / "run.ipynb"
-        if path.is_file():
-            try:
-                pages[run.run_id] = render_notebook(path, _local_links(names, "../"))
-            except ValueError as error:
-                study.problems.append(f"{run.run_id}: {error}")
-    return pages
-
-
-def _local_links(names: set[str], root: str) -> Callable[[str], str | None]:
-    """Links between notebooks lead to their pages; other files of the repository are not part of the report."""
-
-    def resolve(href: str) -> str | None:
-        path, _, _ = href.partition("#")
-        name = Path(path).stem
-        return f"{root}{quote(name)}.html" if path.endswith((".ipynb", ".html")) and name in names else None
-
-    return resolve
-
-
-def _evidence(verdict: Verdict, pages: dict[str, Page]) -> tuple[str, str]:
-    """Address and text of the link beside a verdict: the tagged cell, else the page, else the results table."""
-    page = pages.get(verdict.claim.notebook)
-    if verdict.verdict == "not run":
-        return "", ""
-    if page is None:
-        return "#results", "results"
-    anchor = f"{CLAIM_TAG}{verdict.claim.id}"
-    name = quote(verdict.claim.notebook)
-    return f"{name}.html" + (f"#{anchor}" if anchor in page.anchors else ""), "evidence"
-
-
-def _run_links(study: Study, pages: dict[str, Page], out: Path) -> dict[str, tuple[str, str]]:
+def _run_link(study: Study, run: Run, pages: dict[str, Page], out: Path) -> str:
     """Where the run matrix leads: the page of the run, else its record on disk."""
-    links = {}
-    for run in study.runs:
-        record = study.source / run.run_id / "result.json"
-        if run.run_id in pages:
-            links[run.run_id] = (f"run/{quote(run.run_id)}.html", "notebook")
-        elif run.record:
-            path = os.path.relpath(record.resolve(), out.resolve())
-            links[run.run_id] = (quote(Path(path).as_posix()), "record")
-    return links
-
-
-def _rerun(study: Study, params_dir: Path) -> dict[str, str]:
-    """The names that the commands of the report need."""
-    root = params_dir.resolve().parent
-    source = study.source.resolve()
-    folder = source.relative_to(root).as_posix() if source.is_relative_to(root) else str(study.source)
-    finished = [run for run in study.runs if run.record] or [Run("RUN_ID", "iris")]
-    return {"folder": folder, "run_id": finished[0].run_id, "notebook": finished[0].notebook}
-
-
-def _seeds(study: Study) -> str:
-    counts = sorted({len(record.get("seeds") or []) for record in study.records} - {0})
-    if not counts:
-        return ""
-    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    if run.run_id in pages:
+        return f"run/{quote(run.run_id)}.html"
+    record = (study.source / run.run_id / "result.json").resolve()
+    return quote(Path(os.path.relpath(record, out.resolve())).as_posix()) if run.record else ""
 
 
 def _write_results(study: Study, built: Path, out: Path) -> None:
-    target = out / RESULTS
+    target = out / "results.csv"
     if study.results_path is None:
-        study.results.to_csv(built / RESULTS, index=False)
+        (built / target.name).write_text(results_csv(study.records), encoding="utf-8")
     elif not (target.exists() and target.samefile(study.results_path)):
-        shutil.copyfile(study.results_path, built / RESULTS)
-
-
-def _environment(study: Study, pages: dict[str, Page]) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fragile_lib.study.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = claim_parts.number
-    environment.filters["duration"] = tables.duration
-    environment.filters["missing"] = pd.isna
-    environment.globals.update(
-        study=study,
-        settings=study.settings,
-        pages=pages,
-        words=tables.VERDICT_WORDS,
-        state_words=tables.STATE_WORDS,
-        failure_text=tables.failure_text,
-        setting_text=tables.setting_text,
-        run_outcomes=tables.run_outcomes,
-        figure_html=lambda figure, anchor: Markup(figure_html(figure, anchor)),
-        quote=quote,
-        generator=GENERATOR,
-        rules={
-            "tolerance": claim_parts.TOLERANCE,
-            "range_tolerance": claim_parts.RANGE_TOLERANCE,
-            "min_change": claim_parts.MIN_CHANGE,
-            "min_seeds": MIN_SEEDS,
-            "resamples": f"{RESAMPLES:,}",
-        },
-    )
-    return environment
-
-
-def _write(path: Path, environment: Environment, template: str, **context: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template(template).render(**context), encoding="utf-8")
+        shutil.copyfile(study.results_path, built / target.name)
 
 
 def _publish(built: Path, out: Path) -> None:
-    """Move the finished files into place, the index last; remove pages of an earlier report that are gone."""
+    """Move the finished files into place, the index last; remove pages and figures of an earlier report."""
     files = sorted(path.relative_to(built) for path in built.rglob("*") if path.is_file())
     files.sort(key=lambda path: path == Path("index.html"))
     for path in files:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(built / path, out / path)
-    for old in [*out.glob("*.html"), *out.glob("run/*.html")]:
-        if old.relative_to(out) not in files and _is_ours(old):
+    pages = [page for page in [*out.glob("*.html"), *out.glob("run/*.html")] if _is_ours(page)]
+    for old in [*pages, *out.glob(f"{FOLDER}/*")]:
+        if old.relative_to(out) not in files:
             old.unlink()
 
 

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from html import escape
 
 from bs4 import BeautifulSoup, Tag
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import convert
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+ENVIRONMENT = Environment(
+    loader=PackageLoader("fragile_lib.study.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _DROPPED = ("script", "style", "link", "meta", "base", "iframe", "object", "embed", "form", "noscript")
 _HEADING = re.compile(r"h[1-6]$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FORMATTER = HtmlFormatter(nowrap=True)
 # What latex2mathml does not know, in terms of what it does.
-_TEX = [
-    (re.compile(pattern), known)
-    for pattern, known in (
-        (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
-        (r"\\operatorname\*?\{arg\\[, ]?(min|max)\}|\\arg\s*\\(min|max)\b", r"\\arg\1\2 "),
-        (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
-        (r"\\operatorname\*", r"\\operatorname"),
-        (r"\\[bB]igg?[lrm]?\s*\\\|", r"\\Vert "),
-        (r"\\\|", r"\\Vert "),
-        (r"\\math(bb|bf|cal) (\w)", r"\\math\1{\2}"),
-    )
-]
+_TEX = (
+    (r"\\(begin|end)\{aligned\}", r"\\\1{split}"),
+    (r"\\operatorname\*?\{arg\\[, ]?(min|max)\}|\\arg\s*\\(min|max)\b", r"\\arg\1\2 "),
+    (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
+    (r"\\operatorname\*", r"\\operatorname"),
+    (r"\\[bB]igg?[lrm]?\s*\\\|", r"\\Vert "),
+    (r"\\\|", r"\\Vert "),
+    (r"\\math(bb|bf|cal) (\w)", r"\\math\1{\2}"),
+)
 
 
 def mathml(tex: str, display: str = "inline") -> str:
     """TeX to MathML, which browsers show without a script; what the converter does not know stays readable as TeX."""
     for pattern, known in _TEX:
-        tex = pattern.sub(known, tex)
+        tex = re.sub(pattern, known, tex)
     try:
         math = convert(tex, display=display)
     except Exception:  # the converter has no common exception class; a formula must never break a report
@@ -84,10 +90,13 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "section"
 
 
-def tidy(html: str, local: Callable[[str], str | None]) -> tuple[BeautifulSoup, list[tuple[int, str, str]]]:
+def tidy(
+    html: str, local: Callable[[str], str | None], images: Collection[str] = ()
+) -> tuple[BeautifulSoup, list[tuple[int, str, str]]]:
     """Return the fragment as a soup fit to publish, and its headings (level, anchor, text) in order.
 
-    `local` maps a relative link to where it leads in the report, or None where it leads nowhere.
+    `local` maps a relative link to where it leads in the report, or None where it leads nowhere. `images` are the
+    files that the report has itself.
     """
     soup = BeautifulSoup(html, "html.parser")
     for tag in soup(_DROPPED):
@@ -97,7 +106,7 @@ def tidy(html: str, local: Callable[[str], str | None]) -> tuple[BeautifulSoup, 
             del tag[name]
     headings = _order_headings(soup)
     for image in soup("img"):
-        _offline(soup, image)
+        _offline(soup, image, images)
     for table in soup("table"):
         _accessible(soup, table)
     _mend_links(soup, local)
@@ -112,20 +121,17 @@ def _order_headings(soup: BeautifulSoup) -> list[tuple[int, str, str]]:
         level = int(tag.name[1])
         level = min(max(level, 2), headings[-1][0] + 1) if headings else 1
         text = tag.get_text(" ", strip=True)
-        anchor = base = slug(tag.get_text())
-        count = 1
-        while anchor in taken:
-            count += 1
-            anchor = f"{base}-{count}"
+        base = slug(tag.get_text())
+        anchor = next(a for n in itertools.count(1) if (a := f"{base}-{n}" if n > 1 else base) not in taken)
         taken.add(anchor)
         tag.name, tag["id"] = f"h{level}", anchor
         headings.append((level, anchor, text))
     return headings
 
 
-def _offline(soup: BeautifulSoup, image: Tag) -> None:
-    """Keep embedded images only: anything else would be a request, or a broken image, in the published page."""
-    if not str(image.get("src", "")).startswith("data:"):
+def _offline(soup: BeautifulSoup, image: Tag, images: Collection[str]) -> None:
+    """Keep the report's own images only: others would be a request, or a broken image, in the published page."""
+    if not str(image.get("src", "")).startswith("data:") and image.get("src") not in images:
         note = soup.new_tag("em")
         note.string = f"[image not embedded: {image.get('alt') or image.get('src') or 'unnamed'}]"
         image.replace_with(note)

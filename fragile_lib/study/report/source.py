@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
-from fragile_lib.study.record import read_record, rows_frame
-from fragile_lib.study.yaml_file import load_yaml
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.study.collect import results_csv
+from fragile_lib.study.params import load_specs
+from fragile_lib.study.record import read_record
+from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.files import load_yaml
 
-Planner = Callable[[Path, str], dict[str, list[str]]]
+DEVIATION = ("what", "paper", "here", "why")  # `notebook` may be left out
+METHOD = ("name", "kind", "title", "formula", "parameters", "applies")
+KINDS = ("estimator", "truth")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Study:
     claims: list[Claim]
     settings: dict
     deviations: list[dict]
+    methods: list[dict]
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -64,74 +69,66 @@ class Study:
         """The finished results that the table holds, in the order of the runs."""
         return [run.record for run in self.runs if run.record and not run.outdated]
 
+    @property
+    def seeds(self) -> str:
+        """How many seeds the runs have, in words."""
+        counts = sorted({len(record.get("seeds") or []) for record in self.records} - {0})
+        return f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} seeds" if counts else ""
 
-def read_study(source: Path, params_dir: Path, planner: Planner) -> Study:
+
+def read_study(source: Path, params_dir: Path) -> Study:
     """Read a study; where `source` holds `records/`, the runs lie there.
 
     Raises `InputError` where `source` is no folder or a file of settings is malformed.
     """
-    if not source.is_dir():
-        raise bad_input("source", str(source), "is not a folder; run the study first (make study)")
+    require(source.is_dir(), "source", str(source), "is not a folder; run the study first (make study)")
     source = source / "records" if (source / "records").is_dir() else source
     problems: list[str] = []
-    found = [_read_run(folder) for folder in sorted(source.iterdir()) if _is_run(folder)]
-    profiles = Counter(run.record.get("profile") for run in found if run.record)
+    folders = [f for f in sorted(source.iterdir()) if (f / "result.json").exists() or (f / "failure.json").exists()]
+    found = {folder.name: _read_run(folder) for folder in folders}
+    profiles = Counter(run.record.get("profile") for run in found.values() if run.record)
     profile = str(profiles.most_common(1)[0][0]) if profiles else source.name
     if len(profiles) > 1:
         problems.append(f"Records of several profiles are mixed here: {', '.join(map(str, profiles))}.")
-    runs = _with_planned(found, params_dir, profile, planner, problems)
-    problems += [f"{run.run_id}: {run.problem}" for run in runs if run.problem]
-    path, results = _results(source, [run.record for run in runs if run.record])
+    planned = {run_id: Run(run_id, notebook) for run_id, notebook in _planned(params_dir, profile, problems).items()}
+    # In the order of the plan, missing ones included; found runs that are not planned come last.
+    found = {**planned, **{n: replace(r, notebook=planned.get(n, r).notebook) for n, r in found.items()}}
+    problems += [f"{run.run_id}: {run.problem}" for run in found.values() if run.problem]
+    path, results = _results(source, [run.record for run in found.values() if run.record])
     held = set(results["run_id"]) if len(results) else set()
-    runs = [replace(run, outdated=True) if path and run.record and run.run_id not in held else run for run in runs]
+    runs = [replace(run, outdated=bool(path and run.record and run.run_id not in held)) for run in found.values()]
     settings = load_yaml(params_dir / "report.yaml") if (params_dir / "report.yaml").exists() else {}
-    pages = _pages(source, settings.get("pages", []))
-    claims, deviations = load_claims(params_dir / "claims.yaml"), _deviations(params_dir / "deviations.yaml")
-    return Study(source, profile, runs, results, path, pages, claims, settings, deviations, problems)
-
-
-def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).exists() for name in ("result.json", "failure.json"))
+    return Study(
+        source, profile, runs, results, path, _pages(source, settings.get("pages", [])),
+        load_claims(params_dir / "claims.yaml"), settings,
+        read_entries(params_dir / "deviations.yaml", DEVIATION), read_methods(params_dir / "methods.yaml"), problems,
+    )  # fmt: skip
 
 
 def _read_run(folder: Path) -> Run:
-    record, problem = None, ""
+    record, problem, failure = None, "", None
     if (folder / "result.json").exists():
         try:
             record = read_record(folder / "result.json")
         except InputError as error:
             problem = str(error).replace(str(folder.parent) + "/", "")
-    failure = _failure(folder / "failure.json")
+    if (folder / "failure.json").exists():
+        try:
+            failure = dict(json.loads((folder / "failure.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
+            failure = {"error": "Unknown", "message": f"failure.json cannot be read ({error})"}
     notebook = (record or failure or {}).get("notebook") or folder.name.split("-")[0]
     return Run(folder.name, str(notebook), record, failure, problem)
 
 
-def _failure(path: Path) -> dict | None:
-    if not path.exists():
-        return None
+def _planned(params_dir: Path, profile: str, problems: list[str]) -> dict[str, str]:
+    """The notebook of each run that the parameter files plan for a profile."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return {"error": "Unknown", "message": f"{path.name} cannot be read ({error})"}
-    return (
-        content if isinstance(content, dict) else {"error": "Unknown", "message": f"{path.name} is no failure record"}
-    )
-
-
-def _with_planned(found: list[Run], params_dir: Path, profile: str, planner: Planner, problems: list[str]) -> list[Run]:
-    """Runs in the order of the plan, missing ones included; found runs that are not planned come last."""
-    try:
-        planned = planner(params_dir, profile)
+        specs = [spec for spec in load_specs(params_dir).values() if profile in spec.profiles]
     except InputError as error:
         problems.append(f"The plan could not be read, so missing runs are not shown: {error}")
-        planned = {}
-    by_id = {run.run_id: run for run in found}
-    runs = [
-        replace(by_id.pop(name, Run(name, notebook)), notebook=notebook)
-        for notebook, names in planned.items()
-        for name in names
-    ]
-    return runs + list(by_id.values())
+        return {}
+    return {run.run_id: spec.notebook for spec in specs for run in spec.runs(profile)}
 
 
 def _results(source: Path, records: list[dict]) -> tuple[Path | None, pd.DataFrame]:
@@ -139,25 +136,34 @@ def _results(source: Path, records: list[dict]) -> tuple[Path | None, pd.DataFra
     for path in (source / "results.csv", source.parent / "results.csv"):
         if path.is_file() and path.stat().st_size:
             return path, pd.read_csv(path, low_memory=False)
-    frames = [rows_frame(record) for record in records]
-    return None, pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return None, pd.read_csv(StringIO(results_csv(records)), low_memory=False) if records else pd.DataFrame()
 
 
 def _pages(source: Path, order: list[str]) -> dict[str, Path]:
-    folder = next((f for f in (source / "pages", source.parent / "pages") if f.is_dir()), None)
-    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))} if folder else {}
+    folder = next((f for f in (source / "pages", source.parent / "pages") if f.is_dir()), source)
+    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
     return {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else 99, n))}
 
 
-def _deviations(path: Path) -> list[dict]:
-    """Read `deviations: [{what, paper, here, why, notebook}]`, all text; `notebook` may be left out."""
+def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:
+    """Read the list of a YAML file, named as the file is, whose entries have `keys`, all text; no file, no entries."""
     if not path.exists():
         return []
-    entries = load_yaml(path).get("deviations")
-    if not isinstance(entries, list):
-        raise bad_input("deviations", entries, f"give a list of {{what, paper, here, why}} [{path.name}]")
+    name, entries = path.stem, load_yaml(path).get(path.stem)
+    require(isinstance(entries, list), name, entries, f"give a list of {{{', '.join(keys)}}} [{path.name}]")
     for number, entry in enumerate(entries, 1):
-        for key in ("what", "paper", "here", "why"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise bad_input(f"deviations[{number}].{key}", entry, f"give {key} as text [{path.name}]")
+        for key in keys:
+            good = isinstance(entry, dict) and isinstance(entry.get(key), str)
+            require(good, f"{name}[{number}].{key}", entry, f"give {key} as text [{path.name}]")
+    return entries
+
+
+def read_methods(path: Path) -> list[dict]:
+    """Read what each estimator and each ground truth answers; a name stands once for each kind."""
+    entries = read_entries(path, METHOD)
+    for number, entry in enumerate(entries, 1):
+        label, kind, name = f"methods[{number}]", entry["kind"], entry["name"]
+        require(kind in KINDS, f"{label}.kind", kind, f"choose {' or '.join(KINDS)} [{path.name}]")
+        before = [(e["kind"], e["name"]) for e in entries[: number - 1]]
+        require((kind, name) not in before, f"{label}.name", name, f"occurs twice; remove one [{path.name}]")
     return entries

@@ -1,35 +1,19 @@
-"""The computed parts of the index page: verdict counts, run matrix, results summary, provenance."""
+"""The computed parts of the index page: verdict counts, run matrix, results summary, methods."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from fragile_lib.study.bootstrap import bootstrap_mean
-from fragile_lib.study.claim_parts import number
-from fragile_lib.study.claim_rows import select
-from fragile_lib.study.claims import VERDICTS, Verdict
-from fragile_lib.study.report.source import Run, Study
+from fragile_lib.agreement import MIN_SEEDS, SEED, seed_interval, summarise
+from fragile_lib.study.claim_data import select
+from fragile_lib.study.claims import VERDICTS, Verdict, number
+from fragile_lib.study.report.source import Study
 
-VERDICT_WORDS = {
-    "reproduced": "reproduced",
-    "partly": "partly reproduced",
-    "not": "not reproduced",
-    "undecided": "undecided",
-    "not run": "not run",
-}
-STATE_WORDS = {"failed later": "older result kept", "outdated": "outdated"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the results table: its text and the value that sorts it."""
-
-    text: str
-    sort: float | str
+VERDICT_WORDS = {**{verdict: verdict for verdict in VERDICTS}, "partly": "partly reproduced", "not": "not reproduced"}
+Cell = tuple[str, float | str]  # a text, and the value that sorts it
 
 
 def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
@@ -46,19 +30,16 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
     for verdict in verdicts:
         first = verdict.parts[0] if verdict.parts else None
         if verdict.claim.say and first and first.estimate is not None:
-            low, high = first.interval
-            ours = f"{number(first.estimate)} [{number(low)}, {number(high)}]"
-            sentences.append(verdict.claim.say.format(ours=ours))
+            sentences.append(verdict.claim.say.format(ours=_with_interval(first.estimate, first.interval)))
     sentences += finding_sentences(study)
     if len(sentences) > 1:
         sentences.append(f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}.")
-    outcomes = network_outcomes(study.records)
-    bad = {name: n for name, n in outcomes.items() if name != "ok"}
+    outcomes = Counter(str(c.get("status", "ok")) for record in study.records for c in record.get("certificates") or [])
+    bad = [f"{n} {name.replace('_', ' ')}" for name, n in outcomes.most_common() if name != "ok"]
     if bad:
-        said = _join([f"{n} {name.replace('_', ' ')}" for name, n in bad.items()])
         sentences.append(
-            f"Of {sum(outcomes.values())} trained networks {sum(bad.values())} had a named outcome other than ok "
-            f"({said}); they are counted below, and none was dropped."
+            f"Of {outcomes.total()} trained networks {outcomes.total() - outcomes['ok']} had a named outcome other "
+            f"than ok ({_join(bad)}); they are counted below, and none was dropped."
         )
     return sentences
 
@@ -86,8 +67,11 @@ def finding_sentences(study: Study) -> list[str]:
 def _mean_and_interval(results: pd.DataFrame, value: dict) -> str:
     rows = select(results, value["where"])
     found = pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
-    low, high = bootstrap_mean(found.to_numpy())
-    return f"{number(found.mean())} [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
+    return _with_interval(found.mean(), seed_interval(found)) if len(found) >= MIN_SEEDS else ""
+
+
+def _with_interval(mean: float, interval: tuple[float, float]) -> str:
+    return f"{number(mean)} [{number(interval[0])}, {number(interval[1])}]"
 
 
 def _have(count: int) -> str:
@@ -98,24 +82,17 @@ def _join(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
 
 
-def network_outcomes(records: list[dict]) -> Counter:
-    """Count the certificates of all runs by status, the most frequent first."""
-    outcomes = Counter(str(c.get("status", "ok")) for record in records for c in record.get("certificates") or [])
-    return Counter(dict(outcomes.most_common()))
-
-
 def run_outcomes(record: dict) -> list[str]:
     """What the certificates of one run say that is not ok: "descent: 3 of 10 seeds: constant"."""
-    table = pd.DataFrame(record.get("certificates") or [])
-    if table.empty or "status" not in table:
-        return []
-    fits = table.get("fit", pd.Series("network", index=table.index)).fillna("network")
-    said = []
-    for fit, group in table.groupby(fits, sort=False):
-        for status, n in group["status"].value_counts().items():
-            if status != "ok":
-                said.append(f"{fit}: {n} of {len(group)} seeds: {str(status).replace('_', ' ')}")
-    return said
+    fits: dict[str, list[str]] = {}
+    for certificate in record.get("certificates") or []:
+        fits.setdefault(certificate.get("fit") or "network", []).append(str(certificate.get("status", "ok")))
+    return [
+        f"{fit}: {n} of {len(found)} seeds: {status.replace('_', ' ')}"
+        for fit, found in fits.items()
+        for status, n in Counter(found).most_common()
+        if status != "ok"
+    ]
 
 
 def run_groups(study: Study) -> list[dict]:
@@ -124,30 +101,15 @@ def run_groups(study: Study) -> list[dict]:
     for notebook in dict.fromkeys(run.notebook for run in study.runs):
         runs = [run for run in study.runs if run.notebook == notebook]
         blocks = pd.DataFrame([run.record["run"] for run in runs if run.record and run.record.get("run")])
-        columns = [c for c in blocks if blocks[c].astype(str).nunique() > 1 or c in ("depth", "width", "weight_decay")]
+        always = ("depth", "width", "weight_decay")
         groups.append({
             "notebook": notebook,
-            "columns": columns,
+            "columns": [c for c in blocks if c in always or blocks[c].astype(str).nunique() > 1],
             "runs": runs,
             "states": Counter(run.state for run in runs),
             "seconds": sum(run.record.get("seconds") or 0 for run in runs if run.record and not run.outdated),
         })  # fmt: skip
     return groups
-
-
-def setting_text(record: dict | None, column: str) -> str:
-    """One setting of a run as the matrix shows it."""
-    value = ((record or {}).get("run") or {}).get(column)
-    if value is None:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def failure_text(run: Run) -> str:
-    """One line that says why a run failed."""
-    failure = run.failure or {}
-    lines = str(failure.get("message") or "no message").strip().splitlines() or ["no message"]
-    return f"{failure.get('error', 'Error')}: {lines[0]}"[:300]
 
 
 def summary_table(study: Study) -> dict:
@@ -164,90 +126,48 @@ def summary_table(study: Study) -> dict:
     words = study.settings.get("words", {})
     shared = [c for c in by if results[c].nunique(dropna=False) == 1]
     varying = [c for c in by if c not in shared] or by[:1]
-    slices = [(c["label"], _slice(results, c, varying)) for c in wanted["columns"]]
-    slices = [(label, found) for label, found in slices if found]
-    rows = []
-    for keys, group in results.groupby(varying, sort=False, dropna=False):
-        seeds = group["seed"].nunique()
-        numbers = [_mean(found.get(_comparable(keys)), seeds) for _, found in slices]
-        rows.append([_setting(key, words) for key in keys] + numbers)
-    return {
-        "heads": [_word(column, words) for column in varying],
-        "columns": [label for label, _ in slices],
-        "rows": rows,
-        "common": ", ".join(f"{_word(c, words)} {_setting(results[c].iloc[0], words).text}" for c in shared),
-    }
+    groups = results.groupby(varying, sort=False, dropna=False)["seed"].nunique().reset_index()
+    rows = [[_setting(value, words) for value in values] for values in groups[varying].itertuples(index=False)]
+    labels = []
+    for column in wanted["columns"]:
+        if column["statistic"] not in results:
+            continue
+        found = summarise(select(results, column.get("where") or {}), varying, column["statistic"], seed=SEED)
+        numbers = groups.merge(found, "left", varying)[["mean", "low", "high", "n", "seed"]]
+        if (numbers["n"] > 0).any():
+            labels.append(column["label"])
+            for row, values in zip(rows, numbers.itertuples(index=False), strict=True):
+                row.append(_mean(*values))
+    common = ", ".join(f"{_word(c, words)} {_setting(results[c].iloc[0], words)[0]}" for c in shared)
+    return {"heads": [_word(column, words) for column in varying], "columns": labels, "rows": rows, "common": common}
 
 
-def _word(column: str, words: dict) -> str:
-    return str(words.get(column, column.replace("_", " ")))
-
-
-def _slice(results: pd.DataFrame, column: dict, by: list[str]) -> dict[tuple, np.ndarray]:
-    """One finite number for each seed, by group; a group without any is left out."""
-    rows = select(results, column.get("where") or {})
-    if column["statistic"] not in rows:
-        return {}
-    rows = rows[np.isfinite(pd.to_numeric(rows[column["statistic"]], errors="coerce").to_numpy(float))]
-    seeds = rows.groupby([*by, "seed"], sort=False, dropna=False)[column["statistic"]].mean().reset_index()
-    groups = seeds.groupby(by, sort=False, dropna=False)[column["statistic"]]
-    return {_comparable(keys): values.to_numpy(float) for keys, values in groups}
-
-
-def _comparable(keys: tuple) -> tuple:
-    """The keys of a group with None for what is missing: NaN, which pandas gives, does not equal itself."""
-    return tuple(None if pd.isna(key) else key for key in keys)
+def _word(name: object, words: dict) -> str:
+    return str(words.get(name, str(name).replace("_", " ")))
 
 
 def _setting(value: object, words: dict) -> Cell:
     if isinstance(value, int | float | np.number):
-        return Cell("" if pd.isna(value) else f"{value:g}", float(value))
-    return Cell(str(words.get(value, value)), str(value))
+        return "" if pd.isna(value) else f"{value:g}", float(value)
+    return str(words.get(value, value)), str(value)
 
 
-def _mean(values: np.ndarray | None, seeds: int) -> Cell:
-    if values is None:
-        return Cell("–", float("-inf"))
-    low, high = bootstrap_mean(values)
-    interval = f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
-    fewer = f" n={len(values)}" if len(values) < seeds else ""
-    return Cell(f"{number(values.mean())}{interval}{fewer}", float(values.mean()))
+def _mean(mean: float, low: float, high: float, n: float, seeds: int) -> Cell:
+    if not n > 0:
+        return "–", float("-inf")
+    said = _with_interval(mean, (low, high)) if n >= MIN_SEEDS else number(mean)
+    return said + (f" n={n:g}" if n < seeds else ""), float(mean)
 
 
-def provenance(study: Study) -> list[tuple[str, str]]:
-    """Where the numbers come from, in the words of the records themselves."""
-    records = study.records
-    if not records:
-        return []
-    dirty = sum(bool((r.get("git") or {}).get("dirty")) for r in records)
-    versions: dict[str, list] = {}
-    for record in records:
-        for name, version in (record.get("versions") or {}).items():
-            versions.setdefault(name, []).append(version)
-    memory = [r["peak_memory_mb"] for r in records if r.get("peak_memory_mb")]
-    return [
-        ("Profile", study.profile),
-        ("Runs finished", str(len(records))),
-        ("Computing time, all runs", duration(sum(r.get("seconds") or 0 for r in records))),
-        ("Peak memory of a run", f"{max(memory):.0f} MB" if memory else "not recorded"),
-        ("Dates", " to ".join(dict.fromkeys(_dates(records))) or "not recorded"),
-        ("Git commit", _variants((r.get("git") or {}).get("commit") for r in records)),
-        ("Uncommitted changes", f"yes, in {dirty} of {len(records)} runs" if dirty else "none"),
-        ("Device", _variants(r.get("device") for r in records)),
-        ("Machine", _variants(r.get("machine") for r in records)),
-        ("Threads of a run", _variants(r.get("threads") for r in records)),
-        ("Versions", "; ".join(f"{name} {_variants(found)}" for name, found in versions.items())),
-    ]
-
-
-def _dates(records: list[dict]) -> list[str]:
-    started = sorted(str(r["started"])[:10] for r in records if r.get("started"))
-    finished = sorted(str(r["finished"])[:10] for r in records if r.get("finished"))
-    return started[:1] + finished[-1:]
-
-
-def _variants(values: object) -> str:
-    return ", ".join(dict.fromkeys(str(v) for v in values if v not in (None, ""))) or "not recorded"
+def methods_table(study: Study) -> list[dict]:
+    """What each estimator and ground truth answers, as params/methods.yaml says, and the data sets that have it."""
+    columns, words = {"estimator": "estimator", "truth": "ground_truth"}, study.settings.get("words", {})
+    rows = []
+    for entry in study.methods:
+        found = select(study.results, {columns[entry["kind"]]: entry["name"]})
+        sets = found["dataset"].dropna().unique() if len(found) else []
+        rows.append({**entry, "datasets": ", ".join(_word(name, words) for name in sets)})
+    return rows
 
 
 def duration(seconds: float) -> str:

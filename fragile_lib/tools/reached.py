@@ -1,8 +1,7 @@
-"""Which definitions of the package the code of a notebook reaches, directly or through one another.
+"""Which definitions of this package some code reaches, directly or through one another.
 
-By definition and not by module, so that what is written for one notebook reruns no other: a function or class counts
-when a reached one names it. Statements that are neither definitions nor imports count wherever their module is
-imported, since importing runs them.
+By definition and not by module: a function or class counts when a reached one names it. Statements that are neither
+definitions nor imports count wherever their module is imported, since importing runs them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""Processes that end together with those that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import psutil
+
+OWNERS = "FRAGILE_OWNERS"  # the variable of the environment that names them to what they start
+
+
+def end_tree(process: psutil.Process, patience: float = 15.0) -> None:
+    """End a process and all below it: asked first, killed after `patience` seconds."""
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            member.send_signal(signal.SIGINT if member == process else signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=patience)
+    for member in left:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def end_with_owners() -> None:
+    """End this process and its kernel within a second once a process that started it on this machine is gone.
+
+    Without it, a `kill -9` of the study would leave its notebooks computing, and in the way of the next study.
+    """
+    pids = [int(pid) for pid in os.environ.get(OWNERS, "").split(",") if pid]
+    if not pids:
+        return
+    try:
+        owners = [psutil.Process(pid) for pid in pids]
+    except psutil.NoSuchProcess:
+        os._exit(1)
+
+    def watch() -> None:
+        while all(owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE for owner in owners):
+            time.sleep(1)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
