@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.modules import ModuleTrainer, Trained, make_optimiser, train
@@ -147,10 +146,3 @@ def largest_eigenvalue(objective: StreamedObjective, theta: Tensor) -> float:
     for _ in range(POWER_STEPS):
         v = objective.products(theta[None], (v / v.norm())[None], weights, gauss_newton=True)[0]
     return float(v.norm())
-
-
-def flops_per_image(module: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of a forward pass on images x, as torch counts them, for each image."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x)
-    return counter.get_total_flops() // len(x)

@@ -18,14 +18,31 @@ from fragile_lib.data.folder import find_sets
 from fragile_lib.data.photographs import Loading, Notes, PhotoSet, batches_of, in_memory, stream
 from fragile_lib.data.standin import is_whole, place_of
 from fragile_lib.minimise.modules import Trained
-from fragile_lib.minimise.photographs import PhotoTrainer
+from fragile_lib.minimise.photographs import PhotoTrainer, further, network_with
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.base import Network
+from fragile_lib.network.photograph_costs import SIZE, memory_at_two_sizes, projection, rates_at_full_size
+from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
 
+__all__ = [
+    "SIZE",
+    "accuracies",
+    "further",
+    "loading",
+    "memory_at_two_sizes",
+    "network_with",
+    "pictures_of",
+    "prepare",
+    "projection",
+    "random_points",
+    "rates_at_full_size",
+    "recorded_sets",
+    "workplace",
+]
 SHOWN = 112  # pixels a side of a photograph in a figure: the crop that the network sees, as fine as a page needs
 
 
@@ -81,6 +98,11 @@ def prepare(
         trainer=PhotoTrainer(trained, photos, weight_decay, at_once, place / "retraining"),
     )
     return network, Points(np.arange(len(test_rows)), ["random"] * len(test_rows), np.asarray(test_rows))
+
+
+def loading(workers: int, on_bad: str, device: str) -> Loading:
+    """How photographs are read, on a device that `auto` chooses."""
+    return Loading(workers, on_bad, resolve_device(device))
 
 
 def workplace(checkpoint: Path | str) -> Path:

@@ -1,21 +1,24 @@
-"""What scoring and retraining cost: memory, images a second, and what 1.28 million images would take."""
+"""What scoring and retraining photographs cost: memory, images a second, and what 1.28 million images would take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
-from fragile_lib.deep.network import flops_per_image
-from fragile_lib.imagenet.examined import outputs_of
-from fragile_lib.imagenet.scores import Loading, Scoring
+from torch.utils.flop_counter import FlopCounterMode
 
+from fragile_lib.data.photographs import Loading
 from fragile_lib.data.sets import Data
-from fragile_lib.minimise.modules import Schedule, _step, make_optimiser
+from fragile_lib.minimise.modules import make_optimiser, one_step
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.photographs import PhotoObjective, Scoring
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.measure import Peak
@@ -25,19 +28,23 @@ SIZE = 224  # pixels a side of the published networks' images
 HOUR = 3600.0
 
 
-def memory_at_two_sizes(scoring: Scoring, loading: Loading, part: int = 4) -> pd.DataFrame:
+def memory_at_two_sizes(objective: PhotoObjective, part: int = 4) -> pd.DataFrame:
     """Peak memory (MB) while 1/`part` of the photographs, and while all of them, are scored along one direction.
 
-    On a CPU the process's resident memory, on a GPU what is allocated there. A first batch goes before, so that
-    neither pays for what the first call of all keeps for good.
+    After a pass of the objective. On a CPU the process's resident memory, on a GPU what is allocated there. A first
+    batch goes before, so that neither pays for what the first call of all keeps for good.
+
+    Raises:
+        InputError: fewer photographs than `part`.
     """
-    n, one = len(scoring.photos), Scoring(scoring.folder, scoring.network, scoring.directions[:1], scoring.photos,
-                                          scoring.batch, scoring.shard, 1)  # fmt: skip
+    n, whole = len(objective.photos), objective.scoring
+    one = replace(whole, directions=whole.directions[:1], vectors=1, _made={})
     if n < part:
-        raise bad_input("folder", str(scoring.photos.listing.folder), f"needs {part} images or more to compare sizes")
-    one.on_rows(np.arange(min(n, scoring.batch)), loading)
+        raise bad_input("folder", str(objective.photos.listing.folder), f"needs {part} images or more to compare sizes")
+    one.on_rows(np.arange(min(n, one.batch)), objective.loading)
     sizes = [max(1, n // part), n]
-    return pd.DataFrame({"images": sizes, "peak_mb": [_peak_mb(one, np.arange(size), loading) for size in sizes]})
+    peaks = [_peak_mb(one, np.arange(size), objective.loading) for size in sizes]
+    return pd.DataFrame({"images": sizes, "peak_mb": peaks})
 
 
 def _peak_mb(scoring: Scoring, rows: np.ndarray, loading: Loading) -> float:
@@ -62,31 +69,30 @@ def rates_at_full_size(
     x = x.to(device=device, memory_format=torch.channels_last)
     y = torch.zeros(images, dtype=torch.int64, device=device)
     module = deepcopy(module).to(device).eval()
-    model = ModuleModel(module, outputs_of(module))
+    model = ModuleModel(module, module.fc.out_features)
     theta = model.theta.detach()
     v = torch.randn(1, n_directions, len(theta), generator=torch.Generator().manual_seed(1)).to(theta)
     objective = StreamedObjective(model, Data(x[None], y[None]), 0.0, device, images)
-    schedule = Schedule(1, images, 1e-6, "nesterov")
-    optimiser = make_optimiser(module, schedule, weight_decay)
+    schedule = Schedule.named("nesterov", steps=1, batch=images, learning_rate=1e-6)
+    step = (module, make_optimiser(module, schedule, weight_decay), x, y, np.arange(images), schedule, 0, ())
     rates = {
         "scoring": _rate(lambda: objective.directional(theta[None], v), images, device),
-        "retraining": _rate(lambda: _step(module, optimiser, x, y, np.arange(images), schedule, 0, ()), images, device),
+        "retraining": _rate(lambda: one_step(*step), images, device),
     }
-    return rates | {"flops_per_image": flops_per_image(module, x[:1]), "size": size}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x[:1])
+    return rates | {"flops_per_image": counter.get_total_flops(), "size": size}
 
 
-def _rate(work, images: int, device: str) -> float:
-    work()
-    _wait(device)
-    began = perf_counter()
-    work()
-    _wait(device)
-    return images / (perf_counter() - began)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def _rate(work: Callable[[], object], images: int, device: str) -> float:
+    seconds = []
+    for _ in range(2):
+        began = perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - began)
+    return images / seconds[1]
 
 
 def projection(
