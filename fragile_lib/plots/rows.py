@@ -1,0 +1,233 @@
+"""From the results table to what a figure shows: choose rows, average over the right unit, tell what was left out.
+
+A figure is described by a `Spec`. Its means ("marks") stand in one tidy table, a row for each panel, series and place on
+the axis, and all kinds of figure draw from that table and speak of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fragile_lib.agreement import summarise
+from fragile_lib.plots import words
+from fragile_lib.tools.errors import bad_input
+
+Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows, and what the caption says of it
+SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
+SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
+OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "status"}  # which no choice of points and no estimate can change
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a figure of means shows, and how.
+
+    Attributes:
+        kind: "lines" (along an axis), "dots" (a line of the figure for each category) or "bars" (counts of outcomes).
+        at: the column along the axis, or of the categories.
+        statistics: columns that are averaged, as in `words.STATISTICS`.
+        hue, style: columns that are told apart by colour, and by marker and dash.
+        rows, columns: columns with a panel for each value; "statistic" and "panel" (see `_melted`) are among them.
+        wrap: how many panels of `rows` stand side by side.
+        where: column -> a value or a list of values; None for all.
+        unit: what is resampled; rows of one unit are averaged first.
+        steps: what happens to the chosen rows.
+        without: combinations of values that are not shown.
+        order: a column by whose median the categories are ordered; `sized`: and which stands below their names.
+        joined: whether a line joins the marks; `dots`: whether single units are drawn.
+        paper: which of the published figures stand beside ours, as in `published.PAPER`.
+        sums: columns of the groups that the caption sums up; None for no sums.
+        brief: whether the alternative text gives these sums in the place of every mark.
+        note: a sentence for the caption.
+    """
+
+    kind: str
+    at: str
+    statistics: tuple[str, ...] = ("spearman",)
+    hue: str | None = None
+    style: str | None = None
+    rows: str | None = None
+    columns: str | None = None
+    wrap: int = 1
+    where: Mapping = field(default_factory=dict)
+    unit: tuple[str, ...] = ("seed",)
+    steps: tuple[Step, ...] = ()
+    without: tuple[Mapping, ...] = ()
+    order: str | None = None
+    sized: bool = False
+    joined: bool = True
+    dots: bool = True
+    paper: str = ""
+    sums: tuple[str, ...] | None = None
+    brief: bool = False
+    note: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that tell marks apart."""
+        return list(dict.fromkeys(c for c in (self.rows, self.columns, self.hue, self.style, self.at) if c))
+
+    @property
+    def of_networks(self) -> bool:
+        """Whether the statistics are of networks alone."""
+        return set(self.statistics) <= OF_NETWORKS
+
+
+class Panel(NamedTuple):
+    """One panel: its place, its title, and its share of marks and units."""
+
+    row: int
+    column: int
+    title: str
+    statistic: str
+    marks: pd.DataFrame
+    units: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a figure shows.
+
+    `rows` are the chosen rows of the results table and `cells` the same once for each statistic, with the columns
+    statistic, value and repeated (the truth's agreement with its own repetition). `marks` has a row for each mark:
+    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, repeated; `units` the same with value and flagged,
+    a row for each unit. `notes` are for the caption.
+    """
+
+    spec: Spec
+    rows: pd.DataFrame
+    cells: pd.DataFrame
+    marks: pd.DataFrame
+    units: pd.DataFrame
+    notes: list[str]
+
+    def levels(self, name: str | None) -> list:
+        """The values of a column in the order in which they are shown: [None] for no column."""
+        if name is None:
+            return [None]
+        if name == "statistic":
+            return [s for s in self.spec.statistics if (self.marks["statistic"] == s).any()]
+        if f"{name}_order" in self.cells.columns:
+            return list(self.cells.sort_values(f"{name}_order", kind="stable")[name].unique())
+        values = self.marks[name].dropna().unique()
+        if name == self.spec.at and self.spec.order:
+            by_size = self.rows.groupby(name)[self.spec.order].median()
+            return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
+        return words.ordered(values, descending=name != self.spec.at)
+
+    def panels(self) -> list[Panel]:
+        """A panel for each value of the columns that have panels; those without a row are left out."""
+        spec, found = self.spec, []
+        for i, row in enumerate(self.levels(spec.rows)):
+            for j, column in enumerate(self.levels(spec.columns)):
+                marks, units = (_part(t, {spec.rows: row, spec.columns: column}) for t in (self.marks, self.units))
+                if len(marks):
+                    named = [(spec.rows, row), (spec.columns, column)]
+                    title = ", ".join(panel_word(c, v) for c, v in named if c not in (None, "statistic"))
+                    place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
+                    found.append(Panel(*place, title, marks["statistic"].iloc[0], marks, units))
+        return found
+
+
+def panel_word(name: str, value: object) -> str:
+    """The value of a column as the title of a panel: there the column's name is left out where it can be."""
+    if name == "panel":
+        return str(value)
+    return words.code(value) if isinstance(value, str) else words.value(name, value).replace("weight decay", "decay")
+
+
+def require(rows: pd.DataFrame, columns: Sequence[str], name: str = "column") -> None:
+    """Refuse a table with rows but without a needed column."""
+    for column in columns:
+        if column not in rows.columns and len(rows.columns):
+            raise bad_input(name, column, f"no such column; the table has {', '.join(map(str, rows.columns))}")
+
+
+def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
+    """The rows of single test points that `where` lets through, in an order that does not depend on the table's.
+
+    A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is of
+    the test point that stands first in its run.
+    """
+    if {"run_id", "test_point"} <= set(results.columns):
+        first = results.sort_index().groupby("run_id")["test_point"].transform("first")
+        results = results.assign(first_point=results["test_point"] == first)
+    kept = pd.Series(True, index=results.index, dtype=bool)
+    for column, value in where.items():
+        if value is not None:
+            kept &= results[column].isin(value if isinstance(value, list | tuple | set) else [value])
+    if "test_point" in results.columns:
+        kept &= results["test_point"].notna()
+    rows = results[kept]
+    return rows.sort_values([c for c in SORTED_BY if c in rows.columns], kind="stable", ignore_index=True)
+
+
+def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -> Shown | None:
+    """Choose, average and count; None where the table has nothing for the figure.
+
+    Raises:
+        InputError: the table lacks a column that the figure needs, or `where` names one that it lacks.
+    """
+    if results.empty:
+        return None
+    require(results, list(where or {}), "where")
+    require(results, list(spec.where))
+    rows, notes = select(results, {**spec.where, **(where or {})}), []
+    for step in spec.steps:
+        rows, note = step(rows) if len(rows) else (rows, "")
+        notes += [note] if note else []
+    if len(rows):
+        made = {"statistic", "panel"}
+        require(rows, [c for c in (*spec.keys, *spec.statistics, *spec.unit) if c not in made])
+        rows = rows[rows[spec.at].notna()] if spec.at in rows.columns else rows
+    if rows.empty:
+        return None
+    cells = _melted(rows, spec)
+    keys = list(dict.fromkeys(["statistic", *spec.keys]))
+    units = cells.groupby([*keys, "unit"], as_index=False).agg(
+        value=("value", "mean"), flagged=("flagged", "any"), repeated=("repeated", "mean")
+    )
+    marks = pd.concat(
+        summarise(part.assign(seed=part["unit"]), keys, "value", words.STATISTICS[name].average)
+        for name, part in cells.groupby("statistic", sort=False)
+    )
+    extent = units.groupby(keys, as_index=False).agg(units=("value", "size"), repeated=("repeated", "mean"))
+    return Shown(spec, rows, cells, marks.merge(extent, on=keys), units, notes)
+
+
+def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
+    """The rows once for each statistic, with `panel`: a statistic, and of a correlation the truth, as a title."""
+    parts = []
+    for name in spec.statistics:
+        value = pd.to_numeric(rows[name], errors="coerce").astype(float)
+        again = rows.get(f"ceiling_{name}", pd.Series(np.nan, index=rows.index))
+        parts.append(rows.assign(statistic=name, value=value.where(np.isfinite(value)), repeated=again.astype(float)))
+    cells = pd.concat(parts, ignore_index=True)
+    for values in spec.without:
+        cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]
+    status = cells["status"] if "status" in cells.columns else pd.Series("ok", index=cells.index)
+    cells = cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())
+    if "panel" in spec.keys:
+        cells = cells.assign(
+            panel=[_panel_title(*pair) for pair in zip(cells.statistic, cells.ground_truth, strict=True)]
+        )
+        place = [cells["statistic"].map(spec.statistics.index), cells["ground_truth"].map(words.ORDER)]
+        cells["panel_order"] = 1000 * place[0] + place[1].fillna(999)
+    return cells
+
+
+def _panel_title(statistic: str, truth: str) -> str:
+    with_truth = words.STATISTICS[statistic].scale == "correlation"
+    return f"with {words.code(truth)}" if with_truth else words.short(statistic)
+
+
+def _part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+    for column, value in values.items():
+        if column is not None and value is not None:
+            table = table[table[column] == value]
+    return table

@@ -1,0 +1,146 @@
+"""What happens to the chosen rows before they are averaged: each step returns rows, and a sentence for the caption."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fragile_lib.plots import words
+from fragile_lib.plots.rows import Step
+
+# The estimate that a truth is compared with unless a figure shows several: a damped Gauss-Newton estimate is the
+# derivative of the proximal Bregman response, the Hessian's that of the others.
+OWN = {"pbrf": "exact_ggn"}
+SHORTEST = 0.06  # share of the training steps that the protocol's own retraining takes
+
+
+def widest(axis: str, other: str) -> Step:
+    """Of another size (width beside depth) the one value at which `axis` was studied most widely."""
+
+    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        spread = rows.groupby(other)[axis].nunique()
+        return (rows[rows[other] == spread.index[spread == spread.max()].min()], "") if len(spread) else (rows, "")
+
+    return step
+
+
+def ends(column: str) -> Step:
+    """Of a column of numbers the largest and the smallest alone."""
+
+    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        values = rows[column].dropna()
+        note = f"Of {values.nunique()} values of {words.short(column)} the largest and the smallest are shown"
+        return rows[rows[column].isin([values.min(), values.max()])], note if values.nunique() > 2 else ""
+
+    return step
+
+
+def several(column: str, of: str) -> Step:
+    """The values of `of` that have several values of `column`."""
+    return lambda rows: (rows[rows.groupby(of)[column].transform("nunique") > 1], "")
+
+
+def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `variant`: which curvature, and whether the control was subtracted; what is not there is named."""
+    minus = rows["ground_truth"].str.endswith("_minus_control")
+    rows = rows[~(minus & (rows["estimator"] == "exact_ggn"))]
+    variant = rows["estimator"].map({"exact": "Hessian", "exact_ggn": "GGN"})
+    variant = variant.where(~rows["ground_truth"].str.endswith("_minus_control"), "Hessian, control subtracted")
+    rows = rows.assign(variant=variant)
+    wanted = [("descent", v) for v in ("Hessian", "Hessian, control subtracted", "GGN")]
+    wanted += [("certified", v) for v in ("Hessian", "GGN")]
+    there = set(zip(rows["fit"], rows["variant"], strict=True))
+    absent = [f"{words.code(fit)}: {v}" for fit, v in wanted if (fit, v) not in there]
+    return rows, f"Not in the table: {words.joined(absent)}" if absent else ""
+
+
+def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `difference`: each row's Spearman minus that of the exact estimate for the same network and points."""
+    exact = rows[rows["estimator"] == "exact"]
+    keys = [c for c in ("depth", "width", "weight_decay", "seed", "test_point", "train_choice") if c in rows.columns]
+    paired = rows.merge(exact[[*keys, "spearman"]].rename(columns={"spearman": "_exact"}), on=keys, how="left")
+    rows = paired.assign(difference=paired["spearman"] - paired["_exact"]).drop(columns="_exact")
+    both = rows.loc[rows["estimator"] != "exact", "difference"].notna().any()
+    return rows, "Differences are paired by seed" if both else "No seed has both solvers: there is no difference"
+
+
+def later_fit(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of a truth that is known after two fits, the rows of finished training."""
+    keys = [rows[c] for c in ("weight_decay", "seed", "ground_truth", "train_choice")]
+    later = (rows["fit"] != "finished").astype(int)
+    return rows[later == later.groupby(keys).transform("min")], ""
+
+
+def reached(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows whose truth was reached for enough of the training points, and how many others there are."""
+    found = rows[rows["status"] != "not_certified"]
+    lost = len(rows) - len(found)
+    few = f"Not drawn: {lost} of {len(rows)} rows, whose truth was reached for fewer than four in five training points"
+    return found, few if lost else ""
+
+
+def own_estimates(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of each ground truth the rows with the estimate that belongs to it (`OWN`)."""
+    own = rows["ground_truth"].map(lambda truth: OWN.get(truth, "exact"))
+    named = {truth: words.code(OWN.get(truth, "exact")) for truth in words.ordered(rows["ground_truth"])}
+    by = [
+        f"{words.joined(words.code(t) for t in named if named[t] == e)} by {e}" for e in dict.fromkeys(named.values())
+    ]
+    return rows[rows["estimator"] == own], f"Estimated are {'; '.join(by)}"
+
+
+def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A truth is repeated for the images that each run's first test point asks for: elsewhere by chance, on a few."""
+    elsewhere = ~(rows["first_point"] & (rows["train_choice"] == "top_influence"))
+    ceilings = [c for c in ("ceiling_spearman", "ceiling_pearson") if c in rows.columns]
+    return rows.assign(**{c: rows[c].mask(elsewhere) for c in ceilings}), ""
+
+
+def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `rank`: the place of a test point by its loss among those of its choice and seed, the largest first."""
+    keys = ["test_choice", "seed", "test_point"]
+    points = rows.drop_duplicates(keys).sort_values(["test_loss", "test_point"], ascending=[False, True])[keys]
+    points = points.assign(rank=points.groupby(keys[:2]).cumcount() + 1)
+    return rows.merge(points, on=keys, how="left"), ""
+
+
+def shares(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `share` of the training steps that a retraining took, of the networks that took more than one."""
+    told = rows["ground_truth"].str.extract(r"^warm_minibatch_([\d.]+)$")[0].astype(float)
+    rows = rows.assign(share=told.fillna(SHORTEST))
+    rows = rows[rows["ground_truth"].isin(["warm_minibatch"]) | told.notna()]
+    return several("share", "run_id")(rows)
+
+
+def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Each network once; the outcomes there are of estimates, not of its training, and go."""
+    keys = [c for c in ("run_id", "weight_decay", "seed", "fit") if c in rows.columns]
+    return rows.drop_duplicates(keys).drop(columns="status", errors="ignore"), ""
+
+
+def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `target`: a truth, and the training points where they are not those of largest |influence|.
+
+    Within a test point the control moves all changes alike, so that truths minus control are left out.
+    """
+    rows = rows[~rows["ground_truth"].str.endswith("_minus_control")]
+    named, order = [], []
+    for truth, train in zip(rows["ground_truth"], rows["train_choice"], strict=True):
+        plain = train == "top_influence" or train.startswith("scratch")
+        named.append(words.code(truth) + ("" if plain else f", {words.code(train)}"))
+        order.append(words.ORDER.get(truth, len(words.ORDER)) * 1000 + words.ORDER.get(train, 999))
+    note = "Training points of largest |influence|, but for lines that name others, and those from scratch"
+    return rows.assign(target=named, target_order=order), note
+
+
+def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The networks and test points on which most solvers were tried; others would count for the direct ones alone."""
+    tried = rows.groupby(["run_id", "test_point"])["estimator"].transform("nunique")
+    return rows[(tried == tried.max()) & (tried > 3)], ""
+
+
+def with_groups(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The data sets on which groups were left out, and how many of each kind."""
+    groups = rows["train_choice"].str.endswith("_groups")
+    counts = rows.loc[groups, "n_points"].unique()
+    note = f"{counts[0]:g} groups of each kind, beside single images" if len(counts) == 1 else ""
+    return rows[rows["dataset"].isin(rows.loc[groups, "dataset"])], note

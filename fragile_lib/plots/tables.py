@@ -1,0 +1,176 @@
+"""The tables that are made like figures: pandas Stylers with a caption computed from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from fragile_lib.plots import texts, words
+from fragile_lib.plots.published import PAPER
+from fragile_lib.plots.rows import Shown
+
+BREAK = "<br>"
+LEFT = [
+    {"selector": "caption", "props": "text-align: left; max-width: 42rem"},
+    {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: nowrap; padding-right: 0.8em"},
+]
+OUTCOMES = {"ok": "finished", "not_converged": "stopped", "solver_diverged": "diverged"}
+
+
+def styled(table: pd.DataFrame, caption: str, name: str, index: bool = True) -> Styler:
+    """A table with its caption; its name in the page does not change from one run to the next."""
+    styler = Styler(table, uuid=name, cell_ids=False, caption=caption).set_table_styles(LEFT)
+    return styler if index else styler.hide(axis="index")
+
+
+def architectures(shown: Shown, name: str) -> Styler:
+    """One row for each network, one column for each data set and weight decay; a cell is "Pearson / Spearman".
+
+    Below them in a cell are the bootstrap interval of Spearman and, where it is known, the paper's pair.
+    """
+    rows, marks = shown.rows, shown.marks
+    settings = [
+        (dataset, decay)
+        for dataset in shown.levels("dataset")
+        for decay in sorted(rows.loc[rows["dataset"] == dataset, "weight_decay"].unique(), reverse=True)
+    ]
+    keys, lines = ["dataset", "weight_decay", "architecture", "statistic"], {}
+    known = {
+        (e["dataset"], e["weight_decay"], e["architecture"]): [e.get("pearson"), e.get("spearman")]
+        for e in PAPER["networks"]
+        if shown.spec.paper
+    }
+    found, status = marks.set_index(keys), rows.groupby(keys[:3])["status"].unique()
+    for architecture in shown.levels("architecture"):
+        cells = {}
+        for dataset, decay in settings:
+            here = dataset, decay, architecture
+            pair = [found.loc[(*here, s)] if (*here, s) in found.index else None for s in ("pearson", "spearman")]
+            cell = _cell(pair, status.get(here, []), known.get(here))
+            cells[words.code(dataset), f"decay {decay:g}" if decay else "no decay"] = cell
+        sizes = rows.loc[rows["architecture"] == architecture, "n_params"]
+        cells["", "parameters"] = words.span(sizes, lambda n: f"{n:,.0f}").replace(" to ", f" to{BREAK}")
+        lines[words.code(architecture)] = cells
+    published = any("paper" in cell for cells in lines.values() for cell in cells.values())
+    caption = words.sentences(
+        "Each cell: mean Pearson / mean Spearman, and below it the interval of Spearman",
+        texts.caption(shown, None),
+        "Where known, the paper's figures are in the last line of a cell (a question mark where one of the two is not)"
+        if published
+        else "",
+        "Training is shorter, too" if "reduced from" in texts.scale(rows) else "",
+    )
+    return styled(pd.DataFrame.from_dict(lines, orient="index"), caption, name)
+
+
+def _cell(pair: list, status: list, paper: list | None) -> str:
+    """Mean Pearson / Spearman, interval of Spearman, the paper's pair: each in a line of the cell."""
+    pearson, spearman = pair
+    if spearman is None:
+        lines = ["not run"]
+    elif not spearman["n"]:
+        named = words.joined(sorted({words.code(s) for s in status} - {"ok"}))
+        lines = ["no number", *([f"({named})"] if named else [])]
+    else:
+        lines = [" / ".join(words.statistic("spearman", m["mean"]) for m in (pearson, spearman))]
+        ends = [words.statistic("spearman", spearman[end]) for end in ("low", "high")]
+        lines += [" to ".join(ends)] if spearman["n"] > 1 else []
+        lines += [f"{spearman['n']} of {spearman['units']} points"] if spearman["n"] < spearman["units"] else []
+    if paper:
+        lines.append("paper " + " / ".join("?" if value is None else f"{value:.2f}" for value in paper))
+    return BREAK.join(lines)
+
+
+def costs(shown: Shown, name: str) -> Styler:
+    """Median seconds of each estimator and of the retraining, a row for each data set and network."""
+    rows = shown.rows
+    seconds = rows.pivot_table(
+        index=["dataset", "architecture"], columns="estimator", values="seconds_estimate", aggfunc="median"
+    )
+    seconds = seconds.reindex(columns=words.ordered(seconds.columns))
+    seconds["retraining"] = rows.groupby(["dataset", "architecture"])["seconds_retrain"].median()
+    order = sorted(seconds.index, key=lambda pair: [words.ORDER.get(v, len(words.ORDER)) for v in pair])
+    table = seconds.loc[order].map(words.number)
+    table.index = pd.MultiIndex.from_tuples([tuple(map(words.code, pair)) for pair in order])
+    table.columns = [words.code(c) for c in table.columns]
+    caption = words.sentences(
+        "Median seconds for one network: estimates are of every training image's influence on all examined test points, "
+        "retraining leaves out each chosen image in turn",
+        texts.setting(rows, (), ()),
+        texts.scale(rows),
+    )
+    return styled(table, caption, name)
+
+
+def photographs(shown: Shown, name: str) -> Styler:
+    """Agreement by set, test photograph and estimator, and how far the control alone moved each test loss."""
+    numbers = {"pearson": "Pearson", "spearman": "Spearman", "slope": "slope", "control_change": "control"}
+    rows = shown.rows
+    table = pd.DataFrame(
+        {
+            "set": [words.code(name) for name in rows["dataset"]],
+            "test photograph": [f"{point:.0f}" for point in rows["test_point"]],
+            "estimator": [words.code(name) for name in rows["estimator"]],
+            "n": [f"{count:.0f}" for count in rows["n_points"]],
+            **{label: [words.number(x) for x in rows[column]] for column, label in numbers.items()},
+        }
+    )
+    caption = words.sentences(
+        "Agreement of estimate and warm-start retraining over the n training photographs of largest |influence| on one "
+        "test photograph; control is the change of its loss on going on with all photographs",
+        "In the paper both correlations are below 0.15, and the control moves the two losses by −0.679 and +0.066",
+    )
+    return styled(table, caption, name, index=False)
+
+
+def imagenet_cost_table(projected: pd.DataFrame, size: int, tflops: float, machine: str) -> Styler:
+    """Images, rates and hours of scoring and retraining all of ImageNet, with the arithmetic in the caption.
+
+    Args:
+        projected: a row for scoring and for retraining, with images, images_per_second, hours_here, flops_per_image
+            and gpu_hours.
+        size: pixels a side at which the rates were measured.
+        tflops: 10^12 operations a second that the GPU of the arithmetic sustains.
+        machine: where the rates were measured.
+    """
+    table = pd.DataFrame(
+        {
+            "images": projected["images"].map("{:,.0f}".format),
+            "images a second here": projected["images_per_second"].map(words.number),
+            "days here": (projected["hours_here"] / 24).map(words.number),
+            "GFLOP an image": (projected["flops_per_image"] / 1e9).map(words.number),
+            "hours of one GPU": projected["gpu_hours"].map(words.number),
+        }
+    ).T
+    caption = words.sentences(
+        "What all of ImageNet's 1,281,167 training images would take",
+        f"Rates here were measured on {machine}, at {size} pixels",
+        f"One GPU by arithmetic: images times operations an image, at {tflops:g} x 10^12 operations a second",
+    )
+    return styled(table, caption, "imagenet_cost")
+
+
+def solver_table(solved: Mapping[str, object], unit: str = "test point") -> Styler:
+    """Residual, products, seconds, memory and outcome by estimator.
+
+    Args:
+        solved: for each estimator an object with residual, products, seconds, memory_mb and status.
+        unit: what one product is for.
+    """
+    table = pd.DataFrame(
+        [
+            {
+                "estimator": words.code(name),
+                "relative residual": words.number(one.residual),
+                f"products a {unit}": words.number(one.products),
+                "seconds": words.number(one.seconds),
+                "memory (MB)": f"{one.memory_mb:,.0f}",
+                "outcome": OUTCOMES.get(one.status, words.code(one.status)),
+            }
+            for name, one in solved.items()
+        ]
+    )
+    caption = "The residual is that of the system which each solves; stopped: before its tolerance was reached."
+    return styled(table, caption, "solvers", index=False)
