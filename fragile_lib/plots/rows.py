@@ -1,7 +1,7 @@
 """From the results table to what a figure shows: choose rows, average over the right unit, tell what was left out.
 
-A figure is described by a `Spec`. Its means ("marks") stand in one tidy table, a row for each panel, series and place on
-the axis, and all kinds of figure draw from that table and speak of it.
+A figure is described by a `Spec`. Its means ("marks") stand in one tidy table, a row for each panel, series and place
+on the axis, and all kinds of figure draw from that table and speak of it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ class Spec:
         at: the column along the axis, or of the categories.
         statistics: columns that are averaged, as in `words.STATISTICS`.
         hue, style: columns that are told apart by colour, and by marker and dash.
-        rows, columns: columns with a panel for each value; "statistic" and "panel" (see `_melted`) are among them.
+        rows, columns: columns with a panel for each value; "statistic" is among them.
         wrap: how many panels of `rows` stand side by side.
         where: column -> a value or a list of values; None for all.
         unit: what is resampled; rows of one unit are averaged first.
         steps: what happens to the chosen rows.
         without: combinations of values that are not shown.
-        order: a column by whose median the categories are ordered; `sized`: and which stands below their names.
+        order: a column by whose median the categories are ordered; along an axis it stands below their names.
         joined: whether a line joins the marks; `dots`: whether single units are drawn.
         paper: which of the published figures stand beside ours, as in `published.PAPER`.
         sums: columns of the groups that the caption sums up; None for no sums.
-        brief: whether the alternative text gives these sums in the place of every mark.
         note: a sentence for the caption.
     """
 
@@ -59,18 +58,21 @@ class Spec:
     steps: tuple[Step, ...] = ()
     without: tuple[Mapping, ...] = ()
     order: str | None = None
-    sized: bool = False
     joined: bool = True
     dots: bool = True
     paper: str = ""
     sums: tuple[str, ...] | None = None
-    brief: bool = False
     note: str = ""
 
     @property
     def keys(self) -> list[str]:
         """The columns that tell marks apart."""
         return list(dict.fromkeys(c for c in (self.rows, self.columns, self.hue, self.style, self.at) if c))
+
+    @property
+    def sized(self) -> bool:
+        """Whether the names of the places have their sizes below them."""
+        return self.kind == "lines" and self.order is not None
 
     @property
     def of_networks(self) -> bool:
@@ -106,6 +108,15 @@ class Shown:
     units: pd.DataFrame
     notes: list[str]
 
+    @property
+    def joined(self) -> bool:
+        """Whether lines join the marks."""
+        return self.spec.joined and self.spec.kind == "lines"
+
+    def series(self, table: pd.DataFrame, key: tuple) -> pd.DataFrame:
+        """The rows of `marks` or `units` of one (hue, style)."""
+        return _part(table, dict(zip((self.spec.hue, self.spec.style), key, strict=True)))
+
     def levels(self, name: str | None) -> list:
         """The values of a column in the order in which they are shown: [None] for no column."""
         if name is None:
@@ -118,7 +129,7 @@ class Shown:
         if name == self.spec.at and self.spec.order:
             by_size = self.rows.groupby(name)[self.spec.order].median()
             return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
-        return words.ordered(values, descending=name != self.spec.at)
+        return words.ordered(values, descending=name == "weight_decay" != self.spec.at)
 
     def panels(self) -> list[Panel]:
         """A panel for each value of the columns that have panels; those without a row are left out."""
@@ -136,8 +147,6 @@ class Shown:
 
 def panel_word(name: str, value: object) -> str:
     """The value of a column as the title of a panel: there the column's name is left out where it can be."""
-    if name == "panel":
-        return str(value)
     return words.code(value) if isinstance(value, str) else words.value(name, value).replace("weight decay", "decay")
 
 
@@ -151,8 +160,8 @@ def require(rows: pd.DataFrame, columns: Sequence[str], name: str = "column") ->
 def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     """The rows of single test points that `where` lets through, in an order that does not depend on the table's.
 
-    A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is of
-    the test point that stands first in its run.
+    A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is
+    of the test point that stands first in its run.
     """
     if {"run_id", "test_point"} <= set(results.columns):
         first = results.sort_index().groupby("run_id")["test_point"].transform("first")
@@ -182,8 +191,7 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
         rows, note = step(rows) if len(rows) else (rows, "")
         notes += [note] if note else []
     if len(rows):
-        made = {"statistic", "panel"}
-        require(rows, [c for c in (*spec.keys, *spec.statistics, *spec.unit) if c not in made])
+        require(rows, [c for c in (*spec.keys, *spec.statistics, *spec.unit) if c != "statistic"])
         rows = rows[rows[spec.at].notna()] if spec.at in rows.columns else rows
     if rows.empty:
         return None
@@ -192,16 +200,19 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
     units = cells.groupby([*keys, "unit"], as_index=False).agg(
         value=("value", "mean"), flagged=("flagged", "any"), repeated=("repeated", "mean")
     )
+    # `summarise` resamples the column `seed`, which is here the unit; a seed that is shown goes by another name
+    named = cells.rename(columns={"seed": "_seed_shown"}).assign(seed=cells["unit"])
+    by = [k.replace("seed", "_seed_shown") for k in keys]
     marks = pd.concat(
-        summarise(part.assign(seed=part["unit"]), keys, "value", words.STATISTICS[name].average)
-        for name, part in cells.groupby("statistic", sort=False)
-    )
+        summarise(part, by, "value", words.STATISTICS[name].average)
+        for name, part in named.groupby("statistic", sort=False)
+    ).rename(columns={"_seed_shown": "seed"})
     extent = units.groupby(keys, as_index=False).agg(units=("value", "size"), repeated=("repeated", "mean"))
     return Shown(spec, rows, cells, marks.merge(extent, on=keys), units, notes)
 
 
 def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
-    """The rows once for each statistic, with `panel`: a statistic, and of a correlation the truth, as a title."""
+    """The rows once for each statistic, with the columns that `Shown` names."""
     parts = []
     for name in spec.statistics:
         value = pd.to_numeric(rows[name], errors="coerce").astype(float)
@@ -211,19 +222,7 @@ def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
     for values in spec.without:
         cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]
     status = cells["status"] if "status" in cells.columns else pd.Series("ok", index=cells.index)
-    cells = cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())
-    if "panel" in spec.keys:
-        cells = cells.assign(
-            panel=[_panel_title(*pair) for pair in zip(cells.statistic, cells.ground_truth, strict=True)]
-        )
-        place = [cells["statistic"].map(spec.statistics.index), cells["ground_truth"].map(words.ORDER)]
-        cells["panel_order"] = 1000 * place[0] + place[1].fillna(999)
-    return cells
-
-
-def _panel_title(statistic: str, truth: str) -> str:
-    with_truth = words.STATISTICS[statistic].scale == "correlation"
-    return f"with {words.code(truth)}" if with_truth else words.short(statistic)
+    return cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())
 
 
 def _part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -113,7 +114,8 @@ def _draw(panels: Mapping[tuple, Found], keys: Sequence[tuple]) -> Figure:
             ax.set_axis_off()
         for i, (ax, ((estimator, truth), found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             _draw_panel(ax, found, marks, labels if entries == len(keys) else {}, most=5 if columns > 1 else 9)
-            ax.set_title(f"{words.code(truth)}\nby {words.code(estimator)}\n{_numbers(found)[0]}", fontsize=11.5)
+            title = textwrap.fill(f"{words.code(truth)}, {words.code(estimator)}", 56 // columns)
+            ax.set_title(f"{title}\n{_numbers(found)[0]}", fontsize=11.5)
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
             ax.set_ylabel("true loss change" if i % columns == 0 else "")
         if entries == len(seeds) > 1 and not single:  # too many test points for a legend: of the seeds' markers alone
@@ -165,7 +167,7 @@ def _draw_panel(ax: Axes, found: Found, marks: Mapping, labels: Mapping, most: i
         threshold = 10 ** np.floor(np.log10(max(typical, 1e-6 * largest)))
         low, high = min(2 * values.min(), -threshold), max(2 * values.max(), threshold)
         for which in "xy":
-            symlog_axis(ax, which, low, high, threshold, most, gap=1.1 / most)
+            symlog_axis(ax, which, low, high, threshold, gap=1.1 / most)
     else:
         low, high = (min(values.min(), 0.0), max(values.max(), 0.0)) if values.size else (-1.0, 1.0)
         room = 0.06 * (high - low) or largest

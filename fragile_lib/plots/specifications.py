@@ -8,10 +8,10 @@ from dataclasses import replace
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from fragile_lib.plots import bars, dots, lines, scatter, steps, tables, texts, words
+from fragile_lib.plots import bars, means, scatter, steps, tables, texts, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.published import DECAY, GROUPS
-from fragile_lib.plots.rows import Shown, Spec, panel_word, show_rows
+from fragile_lib.plots.rows import Spec, show_rows
 from fragile_lib.plots.scatter import Scatter
 from fragile_lib.tools.errors import bad_input
 
@@ -63,7 +63,7 @@ OF_IRIS = {
     "iris_finished_relu": FINISHED,
     "iris_finished_tanh": replace(FINISHED, where=FINISHED.where | TANH),
     "iris_outcomes": replace(
-        FINISHED, kind="bars", statistics=("status",), where=BOTH_FITS, steps=FINISHED.steps[:2], note=""
+        FINISHED, kind="bars", statistics=("status",), hue=None, where=BOTH_FITS, steps=FINISHED.steps[:2], note=""
     ),
 }
 
@@ -76,6 +76,19 @@ SOLVERS = ["exact", "exact_ggn", "cg", "cg_ggn", "minres", "lissa_random", "arno
 SOLVERS += ["identity", "tracin", "trak"]
 POINTS = ("seed", "test_point")
 SMALL_STEPS = (steps.later_fit, steps.reached, steps.own_estimates)
+COMPARED = Spec(
+    "dots",
+    "estimator",
+    ("solver_residual", "seconds_estimate", "products", "memory_mb"),
+    rows="statistic",
+    wrap=2,
+    where=SMALL | {"train_choice": "top_influence", "estimator": SOLVERS, "ground_truth": TRUTHS},
+    unit=POINTS,
+    steps=(steps.later_fit, steps.compared),
+    order="solver_residual",
+    dots=False,
+    note="Solvers are in the order of their residuals, those without one last",
+)
 OF_SMALL_MNIST = {
     "small_mnist_points": Spec(
         "lines",
@@ -91,8 +104,7 @@ OF_SMALL_MNIST = {
         dots=False,
         paper="test points",
         sums=("ground_truth", "train_choice", "test_choice"),
-        brief=True,
-        note="Each mark is one test point, its colour the choice of training points",
+        note="Colours tell the choice of training points",
     ),
     "small_mnist_decay": Spec(
         "lines",
@@ -112,19 +124,8 @@ OF_SMALL_MNIST = {
         unit=POINTS,
         steps=(steps.later_fit, steps.reached, steps.targets),
     ),
-    "small_mnist_solvers": Spec(
-        "dots",
-        "estimator",
-        ("seconds_estimate", "solver_residual", "products", "memory_mb", "spearman"),
-        rows="panel",
-        wrap=3,
-        where=SMALL | {"train_choice": "top_influence", "estimator": SOLVERS, "ground_truth": TRUTHS},
-        unit=POINTS,
-        steps=(steps.later_fit, steps.compared),
-        order="solver_residual",
-        dots=False,
-        note="Solvers are in the order of their residuals, those without one last",
-    ),
+    "small_mnist_solvers": COMPARED,
+    "small_mnist_solver_agreement": replace(COMPARED, statistics=("spearman",), rows="ground_truth"),
     "small_mnist_finish": Spec(
         "lines",
         "weight_decay",
@@ -158,7 +159,6 @@ SIZES = Spec(
     unit=POINTS,
     steps=(steps.whole_repeats,),
     order="n_params",
-    sized=True,
     paper="networks",
     sums=("dataset", "weight_decay"),
     note="Networks stand in the order of their numbers of parameters, which are below their names",
@@ -208,7 +208,7 @@ OF_NETWORKS = {
     ),
     "networks_groups": replace(
         DOTS,
-        at="train_choice",
+        at="removed",
         rows="dataset",
         where=MAIN
         | {
@@ -255,7 +255,7 @@ OF_NETWORKS = {
         TABLE,
         statistics=("seconds_estimate", "seconds_retrain"),
         hue="estimator",
-        where=MAIN | BY_ESTIMATOR | {"test_choice": None, "train_choice": None},
+        where=MAIN | BY_ESTIMATOR | {"test_choice": None, "train_choice": ["top_influence", "random"]},
         paper="",
     ),
 }
@@ -284,7 +284,6 @@ SCATTERS: dict[str, Scatter] = {
     "networks_points": Scatter([(None, t) for t in SMALL_TRUTHS[:2]], CHOSEN),
     "photographs_points": Scatter([(None, t) for t in SMALL_TRUTHS[:2]], {"train_choice": "top_influence"}),
 }
-DRAW = {"lines": lines.draw, "dots": dots.draw}
 TABLES = {"photographs_table": tables.photographs, "networks_costs": tables.costs}
 
 
@@ -318,27 +317,5 @@ def figure(
     if shown.spec.kind == "table":
         return TABLES.get(name, tables.architectures)(shown, name)
     if shown.spec.kind == "bars":
-        return _bars(shown)
-    drawn = DRAW[shown.spec.kind](shown, damping)
-    return Picture(drawn, texts.alt(shown, damping), texts.caption(shown, damping))
-
-
-def _bars(shown: Shown) -> Picture:
-    """Each unit counted once, with its first outcome that is not ok."""
-    spec, rows = shown.spec, shown.rows.assign(status=shown.rows["status"].fillna("ok"))
-    rows = rows.sort_values("status", key=lambda s: s == "ok", kind="stable")
-    rows = rows.drop_duplicates([*spec.keys, *spec.unit])
-    kinds, places, counts = bars.kinds(rows["status"]), shown.levels(spec.at), {}
-    for i, row in enumerate(shown.levels(spec.rows)):
-        for j, column in enumerate(shown.levels(spec.columns)):
-            part = rows[(rows[spec.rows] == row) & (rows[spec.columns] == column)]
-            table = part.groupby([spec.at, "status"]).size().unstack(fill_value=0)
-            title = f"{panel_word(spec.rows, row)}, {panel_word(spec.columns, column)}"
-            counts[i, j] = title, table.reindex(index=places, columns=kinds, fill_value=0)
-    told = [f"{title}: {bars.told(table, spec.at)}" for title, table in counts.values()]
-    total = ", ".join(f"{words.code(k)} {int((rows['status'] == k).sum())}" for k in kinds)
-    caption = words.sentences(
-        texts.setting(rows, spec.keys, ()), f"Outcomes of {len(rows)} fits: {total}", *shown.notes
-    )
-    alt = words.sentences(f"Outcomes by {words.short(spec.at)}", *told)
-    return Picture(bars.draw(counts, spec.at), alt, caption)
+        return bars.picture(shown)
+    return Picture(means.draw(shown, damping), texts.alt(shown, damping), texts.caption(shown, damping))

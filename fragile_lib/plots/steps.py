@@ -44,9 +44,10 @@ def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     minus = rows["ground_truth"].str.endswith("_minus_control")
     rows = rows[~(minus & (rows["estimator"] == "exact_ggn"))]
     variant = rows["estimator"].map({"exact": "Hessian", "exact_ggn": "GGN"})
-    variant = variant.where(~rows["ground_truth"].str.endswith("_minus_control"), "Hessian, control subtracted")
-    rows = rows.assign(variant=variant)
-    wanted = [("descent", v) for v in ("Hessian", "Hessian, control subtracted", "GGN")]
+    variant = variant.mask(minus.loc[rows.index], "Hessian, control subtracted")
+    names = ["Hessian", "Hessian, control subtracted", "GGN"]
+    rows = rows.assign(variant=variant, variant_order=variant.map(names.index))
+    wanted = [("descent", v) for v in names]
     wanted += [("certified", v) for v in ("Hessian", "GGN")]
     there = set(zip(rows["fit"], rows["variant"], strict=True))
     absent = [f"{words.code(fit)}: {v}" for fit, v in wanted if (fit, v) not in there]
@@ -96,7 +97,7 @@ def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The column `rank`: the place of a test point by its loss among those of its choice and seed, the largest first."""
+    """The column `rank`: the place of a test point by its loss, the largest first, among those of its choice and seed."""
     keys = ["test_choice", "seed", "test_point"]
     points = rows.drop_duplicates(keys).sort_values(["test_loss", "test_point"], ascending=[False, True])[keys]
     points = points.assign(rank=points.groupby(keys[:2]).cumcount() + 1)
@@ -139,8 +140,9 @@ def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def with_groups(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The data sets on which groups were left out, and how many of each kind."""
+    """The data sets on which groups were left out, and how many of each kind; the column `removed` names the kinds."""
     groups = rows["train_choice"].str.endswith("_groups")
     counts = rows.loc[groups, "n_points"].unique()
     note = f"{counts[0]:g} groups of each kind, beside single images" if len(counts) == 1 else ""
+    rows = rows.assign(removed=rows["train_choice"].where(groups, "single_images"))
     return rows[rows["dataset"].isin(rows.loc[groups, "dataset"])], note

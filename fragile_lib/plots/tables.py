@@ -56,7 +56,10 @@ def architectures(shown: Shown, name: str) -> Styler:
     published = any("paper" in cell for cells in lines.values() for cell in cells.values())
     caption = words.sentences(
         "Each cell: mean Pearson / mean Spearman, and below it the interval of Spearman",
-        texts.caption(shown, None),
+        texts.setting(rows, shown.spec.keys),
+        texts.averages(shown),
+        texts.scale(rows),
+        texts.outcomes(shown),
         "Where known, the paper's figures are in the last line of a cell (a question mark where one of the two is not)"
         if published
         else "",
@@ -96,8 +99,8 @@ def costs(shown: Shown, name: str) -> Styler:
     table.index = pd.MultiIndex.from_tuples([tuple(map(words.code, pair)) for pair in order])
     table.columns = [words.code(c) for c in table.columns]
     caption = words.sentences(
-        "Median seconds for one network: estimates are of every training image's influence on all examined test points, "
-        "retraining leaves out each chosen image in turn",
+        "Median seconds for one network: estimates are of every training image's influence on all examined test "
+        "points, retraining leaves out each chosen image in turn",
         texts.setting(rows, (), ()),
         texts.scale(rows),
     )

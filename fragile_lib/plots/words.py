@@ -14,12 +14,12 @@ CODES = {
     "exact_ggn": "exact GGN",
     "exact_undamped": "exact Hessian undamped",
     "second_order": "GGN to second order",
-    "cg": "CG (Hessian)",
-    "cg_ggn": "CG (GGN)",
-    "minres": "MINRES",
     "lissa_single": "LiSSA (single draws)",
     "lissa_random": "LiSSA (random batches)",
     "lissa_partition": "LiSSA (fixed batches)",
+    "cg": "CG (Hessian)",
+    "cg_ggn": "CG (GGN)",
+    "minres": "MINRES",
     "arnoldi": "Arnoldi",
     "nystroem": "Nyström",
     "kfac": "K-FAC",
@@ -41,7 +41,6 @@ CODES = {
     "descent": "gradient descent",
     "finished": "finished training",
     "certified": "certified optimum",
-    "trained": "trained",
     # test and training points
     "max_loss": "of highest loss",
     "p50_loss": "of median loss",
@@ -50,17 +49,10 @@ CODES = {
     "p30_influence": "at the 30th percentile of |influence|",
     "random": "drawn at random",
     "scratch": "drawn for training from scratch",
+    "single_images": "single images",
     "random_groups": "random groups",
     "same_class_groups": "groups of one class",
     "top_influence_groups": "groups of largest |influence|",
-    # outcomes
-    "ok": "ok",
-    "indefinite": "indefinite",
-    "constant": "constant",
-    "diverged": "diverged",
-    "solver_diverged": "solver diverged",
-    "not_converged": "not converged",
-    "not_certified": "not certified",
     "too_few": "too few points",
     # data sets, networks, optimisers
     "iris": "Iris",
@@ -90,12 +82,13 @@ OF_RECORD = ("laptop", "paper")  # profiles whose figures need no warning
 COLUMNS = {
     "depth": "depth (hidden layers)",
     "width": "width (units per layer)",
-    "rank": "test points in order of loss, largest first",
+    "rank": "rank of the test point by its loss",
     "architecture": "network",
     "train_choice": "training points",
     "test_choice": "test points",
+    "removed": "training points",
+    "target": "ground truth",
     "share": "share of the training steps",
-    "seed": "start",
 }
 
 
@@ -171,6 +164,11 @@ def value(name: str, value: object) -> str:
     return code(value) if isinstance(value, str) else f"{short(name)} {tick(name, value)}"
 
 
+def label(name: str, what: object) -> str:
+    """A value for a legend or a line of a figure: codes without their column's name."""
+    return code(what) if isinstance(what, str) else value(name, what)
+
+
 def number(x: float) -> str:
     """Two decimals where that says enough, else two significant digits: 0.97, -0.04, 12.5, 3.2e-5."""
     if not math.isfinite(x):
@@ -190,7 +188,7 @@ def statistic(name: str, x: float) -> str:
 
 def interval(name: str, mean: float, low: float, high: float) -> str:
     """A mean, and its interval where there is one: "0.86 (0.70 to 0.96)"."""
-    between = f" ({statistic(name, low)} to {statistic(name, high)})" if math.isfinite(low) else ""
+    between = f" ({statistic(name, low)} to {statistic(name, high)})" if low < high else ""
     return f"{statistic(name, mean)}{between}"
 
 
