@@ -11,7 +11,7 @@ from fragile_lib.plots import words
 from fragile_lib.plots.rows import Panel, Shown
 
 LINE = {"color": "0.35", "linewidth": 1.0, "zorder": 1}
-MOST = 6  # ticks of a log axis that has many decades
+MOST = {"x": 4, "y": 6}  # ticks of a log axis that has many decades
 
 
 def placed(marks: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def _log_axis(ax: Axes, which: str, values: np.ndarray) -> None:
     low, high = low - room, high + room
     decades = np.arange(np.floor(low), np.ceil(high) + 1)
     within = decades[(decades >= low) & (decades <= high)]
-    ticks = 10.0 ** within[:: -(-len(within) // MOST)]
+    ticks = 10.0 ** within[:: -(-len(within) // MOST[which])]
     if len(within) < 3:
         ticks = np.outer(10.0**decades, (1, 2, 5)).ravel()
     axis = getattr(ax, f"{which}axis")

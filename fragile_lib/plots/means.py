@@ -14,10 +14,11 @@ from fragile_lib.plots.axes import place_words, placed, scale_axis
 from fragile_lib.plots.published import of_panel, published
 from fragile_lib.plots.rows import Panel, Shown
 
-REPEATED = "the truth with its own repetition"
+REPEATED = "truth with its repetition"
 BESIDE, APART = 0.34, 0.84  # of the distance between two places, shared by joined series and by others
 JITTER = 0.07
 LETTERS = 46  # of all tick labels from which on they stand upright; of titles side by side
+MOST = 12  # names of places along an axis; of more, not each is given
 NAME = 24  # letters in one line of a category's name
 
 
@@ -26,7 +27,7 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
     panels, paper, across = shown.panels(), published(shown), shown.spec.kind == "dots"
     rows, columns = (1 + max(p[i] for p in panels) for i in (0, 1))
     names = len(shown.levels(shown.spec.at))
-    height = 0.5 + names * max(0.24, 0.19 * len(_looks(shown)) + 0.12) if across else 2.75
+    height = 0.5 + names * max(0.24, (0.19 if shown.spec.dots else 0.13) * len(_looks(shown)) + 0.1) if across else 2.75
     with base.theme():
         figure, axes = base.new_figure(1.5 + rows * height, rows, columns, sharey=across)
         for ax in axes.flat:
@@ -47,60 +48,47 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
             else:
                 ax.set_ylabel(label if panel.column == 0 or several else "")
                 _label_ticks(ax, shown, panel, lowest, columns)
-        _legend_entries(axes[0, 0], shown)
+        for hue, look in _looks(shown).items() if shown.spec.hue else ():
+            axes[0, 0].errorbar([], [], label=words.label(shown.spec.hue, hue), **look)
         figure.align_ylabels()
         base.legend_below(figure)
     return figure
 
 
-def _looks(shown: Shown) -> dict[tuple, dict]:
-    """(hue, style) -> colour, marker and dash; hues without a style have markers and dashes of their own."""
+def _looks(shown: Shown) -> dict:
+    """Hue -> colour, marker and dash."""
     found = {}
     for i, hue in enumerate(shown.levels(shown.spec.hue)):
-        for j, style in enumerate(shown.levels(shown.spec.style)):
-            k = i if shown.spec.style is None else j
-            mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[k % len(base.MARKERS)]}
-            found[hue, style] = mark | {"linestyle": base.DASHES[k % len(base.DASHES)] if shown.joined else "none"}
+        dash = base.DASHES[i % len(base.DASHES)] if shown.joined else "none"
+        mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[i % len(base.MARKERS)]}
+        found[hue] = mark | {"linestyle": dash}
     return found
 
 
-def _legend_entries(ax: Axes, shown: Shown) -> None:
-    """An entry for each hue, and where markers mean something else one for each style."""
-    spec, looks = shown.spec, _looks(shown)
-    first_hue, first_style = (shown.levels(c)[0] for c in (spec.hue, spec.style))
-    for hue in shown.levels(spec.hue) if spec.hue else []:
-        look = dict(looks[hue, first_style])
-        if spec.style:
-            look |= {"linestyle": "-", "marker": ""} if shown.joined else {"marker": "o"}
-        ax.errorbar([], [], label=words.label(spec.hue, hue), **look)
-    for style in shown.levels(spec.style) if spec.style else []:
-        ax.errorbar([], [], label=words.label(spec.style, style), **looks[first_hue, style] | {"color": "0.35"})
-
-
-def _places(shown: Shown) -> tuple[dict[tuple, float], float]:
-    """(hue, style) -> how far to the side of a place its marks stand; and the distance between two of them."""
-    looks, ticks = _looks(shown), len(shown.levels(shown.spec.at))
-    room = BESIDE * min(1.0, max(0.5, ticks / 6)) if shown.joined else APART
-    step = room / len(looks)
-    return {key: step * (i - (len(looks) - 1) / 2) for i, key in enumerate(looks)}, step
+def _places(shown: Shown) -> tuple[dict, float]:
+    """Hue -> how far to the side of a place its marks stand; and the distance between two of them."""
+    hues, places = shown.levels(shown.spec.hue), len(shown.levels(shown.spec.at))
+    step = (BESIDE * min(1.0, max(0.5, places / 6)) if shown.joined else APART) / len(hues)
+    return {hue: step * (i - (len(hues) - 1) / 2) for i, hue in enumerate(hues)}, step
 
 
 def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
-    """Each mark with its interval, hollow where all its units are flagged; the truth's agreement with itself in black."""
+    """Each mark with its interval, hollow where all units are flagged; the truth's agreement with itself in black."""
     levels, across, (shifts, step) = shown.levels(shown.spec.at), shown.spec.kind == "dots", _places(shown)
     position, drawn = {value: i for i, value in enumerate(levels)}, placed(panel.marks)
     for y in range(1, len(levels), 2) if across else ():
         ax.axhspan(y - 0.5, y + 0.5, color="0.965", zorder=0)
-    for key, look in _looks(shown).items():
-        marks = shown.series(panel.marks, key).sort_values(shown.spec.at, key=lambda c: c.map(position))
-        at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[key]
+    for hue, look in _looks(shown).items():
+        marks = shown.series(panel.marks, hue).sort_values(shown.spec.at, key=lambda c: c.map(position))
+        at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]
         for r, p in zip(marks["repeated"], at, strict=True):
+            p -= shifts[hue] if shown.spec.hue == "estimator" and not across else 0  # the same for all estimators
             ends = [p - step / 2, p + step / 2] if across else [p - 0.12, p + 0.12]
             if np.isfinite(r):
                 _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=REPEATED, zorder=5)
         if shown.spec.dots:
             aside = 0.3 * step if across else None
-            _draw_units(ax, shown, shown.series(panel.units, key), position, shifts[key], look["color"], aside)
+            _draw_units(ax, shown, shown.series(panel.units, hue), position, shifts[hue], look["color"], aside)
         there = marks.index.isin(drawn.index)
         mean = marks["mean"].where(there).to_numpy(dtype=float)
         at = at - 0.12 * step if across and shown.spec.dots else at
@@ -145,10 +133,10 @@ def _draw_paper(ax: Axes, shown: Shown, panel: Panel, paper: pd.DataFrame) -> No
     """Published numbers as stars at their series, published ranges in grey."""
     spec, looks, levels = shown.spec, _looks(shown), shown.levels(shown.spec.at)
     for row in of_panel(paper, shown, panel):
-        at, key = levels.index(row[spec.at]), (row.get(spec.hue), row.get(spec.style))
+        at, hue = levels.index(row[spec.at]), row.get(spec.hue)
         if row["low"] == row["high"]:
-            star = {"s": 130, "color": looks[key]["color"], "edgecolors": "black", "zorder": 6, "clip_on": False}
-            ax.scatter(at + _places(shown)[0][key] - 0.11, row["low"], marker="*", label="the paper", **star)
+            star = {"s": 130, "color": looks[hue]["color"], "edgecolors": "black", "zorder": 6, "clip_on": False}
+            ax.scatter(at + _places(shown)[0][hue] - 0.11, row["low"], marker="*", label="the paper", **star)
         else:
             fill = ax.fill_betweenx if spec.kind == "dots" else ax.fill_between
             band = {"color": "0.89", "lw": 0, "zorder": 0.5, "label": "the paper's range"}
@@ -167,6 +155,9 @@ def _label_ticks(ax: Axes, shown: Shown, panel: Panel, lowest: bool, columns: in
     """Names of the places, upright where they would not fit; below them how many units have a number, if not all."""
     spec, names = shown.spec, place_words(shown, panel)
     upright = columns * sum(1 + len(name) for name in names) > LETTERS and not spec.sized
+    if len(names) > MOST:
+        names = [name if i % (-(-len(names) // MOST)) == 0 else "" for i, name in enumerate(names)]
+        upright = False
     ax.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=11 if spec.sized else 12)
     counts = [_count(panel.marks[panel.marks[spec.at] == level]) for level in shown.levels(spec.at)]
     told = any(counts) and not upright
@@ -175,9 +166,10 @@ def _label_ticks(ax: Axes, shown: Shown, panel: Panel, lowest: bool, columns: in
         ax.set_xticks(range(len(names)), counts, minor=True, fontsize=10, color="0.3")
         ax.tick_params(axis="x", which="minor", length=0, pad=21)
     ax.set_xlim(-0.5, len(names) - 0.5)
-    label = words.column(spec.at) if columns == 1 else words.short(spec.at)
-    below = f"; below: {words.short(spec.unit[-1])}s with a number" if told else ""
-    ax.set_xlabel(label + below if lowest else "")
+    label, below = words.short(spec.at), "; below: n"
+    if columns == 1:
+        label, below = words.column(spec.at), f"; below: {words.short(spec.unit[-1])}s with a number"
+    ax.set_xlabel(label + (below if told else "") if lowest else "")
 
 
 def _count(marks: pd.DataFrame) -> str:

@@ -38,7 +38,7 @@ STATISTICS = ("spearman", "pearson")
 
 
 def published(shown: Shown) -> pd.DataFrame:
-    """The paper's numbers that belong to marks of the figure: statistic, the marks' keys, low, high (one number: both)."""
+    """The paper's numbers that belong to marks of the figure: statistic, keys, low and high (equal for one number)."""
     keys = list(dict.fromkeys(["statistic", *shown.spec.keys]))
     parts = [pd.DataFrame(columns=[*keys, "low", "high"])]
     for entry in PAPER.get(shown.spec.paper, []):

@@ -31,7 +31,7 @@ class Spec:
         kind: "lines" (along an axis), "dots" (a line of the figure for each category) or "bars" (counts of outcomes).
         at: the column along the axis, or of the categories.
         statistics: columns that are averaged, as in `words.STATISTICS`.
-        hue, style: columns that are told apart by colour, and by marker and dash.
+        hue: a column that is told apart by colour, marker and dash.
         rows, columns: columns with a panel for each value; "statistic" is among them.
         wrap: how many panels of `rows` stand side by side.
         where: column -> a value or a list of values; None for all.
@@ -49,7 +49,6 @@ class Spec:
     at: str
     statistics: tuple[str, ...] = ("spearman",)
     hue: str | None = None
-    style: str | None = None
     rows: str | None = None
     columns: str | None = None
     wrap: int = 1
@@ -67,7 +66,7 @@ class Spec:
     @property
     def keys(self) -> list[str]:
         """The columns that tell marks apart."""
-        return list(dict.fromkeys(c for c in (self.rows, self.columns, self.hue, self.style, self.at) if c))
+        return list(dict.fromkeys(c for c in (self.rows, self.columns, self.hue, self.at) if c))
 
     @property
     def sized(self) -> bool:
@@ -97,8 +96,8 @@ class Shown:
 
     `rows` are the chosen rows of the results table and `cells` the same once for each statistic, with the columns
     statistic, value and repeated (the truth's agreement with its own repetition). `marks` has a row for each mark:
-    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, repeated; `units` the same with value and flagged,
-    a row for each unit. `notes` are for the caption.
+    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, repeated; `units` the same keys with value and
+    flagged, a row for each unit. `notes` are for the caption.
     """
 
     spec: Spec
@@ -113,9 +112,9 @@ class Shown:
         """Whether lines join the marks."""
         return self.spec.joined and self.spec.kind == "lines"
 
-    def series(self, table: pd.DataFrame, key: tuple) -> pd.DataFrame:
-        """The rows of `marks` or `units` of one (hue, style)."""
-        return _part(table, dict(zip((self.spec.hue, self.spec.style), key, strict=True)))
+    def series(self, table: pd.DataFrame, hue: object) -> pd.DataFrame:
+        """The rows of `marks` or `units` of one value of the hue."""
+        return _part(table, {self.spec.hue: hue})
 
     def levels(self, name: str | None) -> list:
         """The values of a column in the order in which they are shown: [None] for no column."""
@@ -197,9 +196,7 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
         return None
     cells = _melted(rows, spec)
     keys = list(dict.fromkeys(["statistic", *spec.keys]))
-    units = cells.groupby([*keys, "unit"], as_index=False).agg(
-        value=("value", "mean"), flagged=("flagged", "any"), repeated=("repeated", "mean")
-    )
+    units = cells.groupby([*keys, "unit"], as_index=False).agg(value=("value", "mean"), flagged=("flagged", "any"))
     # `summarise` resamples the column `seed`, which is here the unit; a seed that is shown goes by another name
     named = cells.rename(columns={"seed": "_seed_shown"}).assign(seed=cells["unit"])
     by = [k.replace("seed", "_seed_shown") for k in keys]
@@ -207,8 +204,10 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
         summarise(part, by, "value", words.STATISTICS[name].average)
         for name, part in named.groupby("statistic", sort=False)
     ).rename(columns={"_seed_shown": "seed"})
-    extent = units.groupby(keys, as_index=False).agg(units=("value", "size"), repeated=("repeated", "mean"))
-    return Shown(spec, rows, cells, marks.merge(extent, on=keys), units, notes)
+    extent = units.groupby(keys, as_index=False).agg(units=("value", "size"))
+    of_truth = [k for k in keys if k != "estimator"]  # each test point counts once, whatever estimators it has rows for
+    again = cells.groupby([*of_truth, "unit"])["repeated"].mean().groupby(of_truth).mean().reset_index()
+    return Shown(spec, rows, cells, marks.merge(extent, on=keys).merge(again, on=of_truth), units, notes)
 
 
 def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:

@@ -60,21 +60,19 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     if not panels:
         return Picture(None, "No points: the records have no estimates beside these ground truths.")
     keys = sorted({key for found in panels.values() for key in found})
-    told = [f"{words.code(t)} by {words.code(e)}: {_numbers(f)[1]}" for (e, t), f in panels.items()]
+    told = [f"{words.code(t)} by {words.code(e)}: {_numbers(found)[1]}" for (e, t), found in panels.items()]
     figure = _draw(panels, keys)
     bent = any(ax.get_xscale() == "symlog" for ax in figure.axes)
+    facts = (*texts.FACTS, "train_choice", "test_choice", "profile")
     caption = words.sentences(
-        texts.setting(pd.DataFrame([{k: p[k] for k in _FACTS if k in p} for p in wanted]), ()),
+        texts.setting(pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted]), ()),
         f"Each mark is the removal of one training point; {_marked(keys)}",
         "On the dashed line estimate and truth are equal; above zero the example was helpful",
         "Axes are linear near zero and logarithmic outwards" if bent else "",
-        *[f"{words.code(t)} by {words.code(e)}: {_numbers(f)[1]}" for (e, t), f in panels.items()],
+        *told,
         spec.note,
     )
     return Picture(figure, words.sentences("True against estimated change of the test loss", *told), caption)
-
-
-_FACTS = (*texts.FACTS, "train_choice", "test_choice", "profile")
 
 
 def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> dict[tuple[int, int], Pair]:
@@ -100,46 +98,45 @@ def _fullest(points: Sequence[Mapping], panels: Sequence[tuple]) -> list[Mapping
 
 
 def _draw(panels: Mapping[tuple, Found], keys: Sequence[tuple]) -> Figure:
-    columns = min(2, len(panels))
+    columns, marks = min(2, len(panels)), _looks(keys)
     rows = -(-len(panels) // columns)
-    seeds, single = sorted({seed for seed, _ in keys}), len(keys) == len({seed for seed, _ in keys})
-    marks = _looks(keys, single)
-    labels = {key: f"seed {key[0]}" if single else _label(key, len(seeds)) for key in keys}
-    entries = len(keys) if len(keys) <= MOST_IN_LEGEND else len(seeds)
-    below = 0.25 * -(-entries // 3) if entries > 1 else 0.0
     with base.theme():
-        height = (6.2 if columns == 1 else 0.9 + 3.3 * rows) + below
+        height = (6.2 if columns == 1 else 0.9 + 3.5 * rows) + (0.2 + 0.25 * -(-len(keys) // 3) if _few(keys) else 0.5)
         figure, axes = base.new_figure(height, rows, columns, layout="compressed")
         for ax in list(axes.flat)[len(panels) :]:
             ax.set_axis_off()
         for i, (ax, ((estimator, truth), found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
-            _draw_panel(ax, found, marks, labels if entries == len(keys) else {}, most=5 if columns > 1 else 9)
-            title = textwrap.fill(f"{words.code(truth)}, {words.code(estimator)}", 56 // columns)
-            ax.set_title(f"{title}\n{_numbers(found)[0]}", fontsize=11.5)
+            _draw_panel(ax, found, marks, 5 if columns > 1 else 9)
+            title = [textwrap.fill(words.code(name), 27) for name in (truth, estimator)]
+            ax.set_title("\n".join([*title, _numbers(found)[0]]), fontsize=11.5)
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
             ax.set_ylabel("true loss change" if i % columns == 0 else "")
-        if entries == len(seeds) > 1 and not single:  # too many test points for a legend: of the seeds' markers alone
-            for i, seed in enumerate(seeds):
-                mark = base.MARKERS[i % len(base.MARKERS)]
-                axes[0, 0].plot([], [], mark, color="0.3", label=f"seed {seed}")
-        if 1 < entries <= MOST_IN_LEGEND:
-            base.legend_below(figure)
+        for seed, mark in {} if _few(keys) else {f"seed {seed}": marks[seed, point][1] for seed, point in keys}.items():
+            axes[0, 0].plot([], [], mark, color="0.3", label=seed)
+        base.legend_below(figure)
     return figure
 
 
-def _looks(keys: Sequence[tuple], single: bool) -> dict[tuple, tuple[str, str]]:
-    """(seed, test point) -> colour and marker: seeds by colour, or test points by colour and seeds by marker."""
-    seeds, counts, places = sorted({seed for seed, _ in keys}), {}, {}
-    for key in keys:
-        places[key] = seeds.index(key[0]) if single else counts.get(key[0], 0)
-        counts[key[0]] = counts.get(key[0], 0) + 1
-    shades = sns.color_palette("viridis", max(places.values()) + 2).as_hex()  # without yellow
-    markers = base.MARKERS[:1] if single else base.MARKERS
-    return {key: (shades[places[key]], markers[seeds.index(key[0]) % len(markers)]) for key in keys}
+def _few(keys: Sequence[tuple]) -> bool:
+    """Whether each network and test point has its own entry in the legend; else the seeds alone have one."""
+    return len(keys) <= MOST_IN_LEGEND
 
 
-def _label(key: tuple, seeds: int) -> str:
-    return f"test point {key[1]:g}" + (f", seed {key[0]}" if seeds > 1 else "")
+def _looks(keys: Sequence[tuple]) -> dict[tuple, tuple[str, str, str | None]]:
+    """(seed, test point) -> colour, marker, label: test points by colour and seeds by marker, or seeds by colour."""
+    seeds = list(dict.fromkeys(seed for seed, _ in keys))
+    place = {key: [k for k in keys if k[0] == key[0]].index(key) for key in keys}
+    single, several = len(keys) == len(seeds), len(seeds) > 1
+    shades = sns.color_palette(
+        "viridis", max(len(seeds) if single else 0, *place.values(), 0) + 2
+    ).as_hex()  # no yellow
+    found = {}
+    for seed, point in keys:
+        i, j = seeds.index(seed), place[seed, point]
+        look = (shades[i], "o") if single else (shades[j], base.MARKERS[i % len(base.MARKERS)])
+        label = f"seed {seed}" if single else f"test point {point:g}" + (f", seed {seed}" if several else "")
+        found[seed, point] = (*look, label if _few(keys) else None)
+    return found
 
 
 def _marked(keys: Sequence[tuple]) -> str:
@@ -151,15 +148,15 @@ def _marked(keys: Sequence[tuple]) -> str:
     return f"{len(keys)} test points by colour, of {words.counted(seeds, 'seed')}{several}"
 
 
-def _draw_panel(ax: Axes, found: Found, marks: Mapping, labels: Mapping, most: int) -> None:
+def _draw_panel(ax: Axes, found: Found, marks: Mapping, most: int) -> None:
     """Each pair in its colour, on two axes of one scale, with the diagonal.
 
     Axes are linear near zero and logarithmic outwards where one size of change would press the others into a dot.
     """
     for key, pair in found.items():
-        colour, marker = marks[key]
+        colour, marker, label = marks[key]
         mark = {"s": 20, "color": colour, "marker": marker, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
-        ax.scatter(pair.estimate, pair.truth, label=labels.get(key), **mark)
+        ax.scatter(pair.estimate, pair.truth, label=label, **mark)
     values = np.concatenate([np.concatenate(pair[:2]) for pair in found.values()])
     sizes = np.abs(values[values != 0])
     largest, typical = (sizes.max(), np.quantile(sizes, 0.25)) if sizes.size else (1.0, 1.0)

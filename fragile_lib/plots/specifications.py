@@ -15,74 +15,83 @@ from fragile_lib.plots.rows import Spec, show_rows
 from fragile_lib.plots.scatter import Scatter
 from fragile_lib.tools.errors import bad_input
 
+
+def _but(spec: Spec, where: Mapping | None = None, **changes: object) -> Spec:
+    """The specification with other rows and other properties."""
+    return replace(spec, where={**spec.where, **(where or {})}, **changes)
+
+
+CHOSEN = {"test_choice": "max_loss", "train_choice": "top_influence"}
+
 # -- Iris: the paper's protocol, unless a figure says otherwise --
-IRIS = {
-    "dataset": "iris",
-    "fit": "descent",
-    "estimator": "exact",
-    "ground_truth": "warm_descent",
-    "test_choice": "max_loss",
-    "train_choice": "top_influence",
-    "activation": "relu",
-}
-BOTH_FITS = IRIS | {"fit": ["descent", "certified"], "ground_truth": ["warm_descent", "minimum"]}
-BY_DEPTH = Spec("lines", "depth", hue="weight_decay", where=IRIS, steps=(steps.widest("depth", "width"),))
-FINISHED = replace(
+IRIS = {"dataset": "iris", "activation": "relu", "fit": "descent", "estimator": "exact", "ground_truth": "warm_descent"}
+BY_DEPTH = Spec("lines", "depth", hue="weight_decay", where=IRIS | CHOSEN, steps=(steps.widest("depth", "width"),))
+BOTH_FITS = {"fit": ["descent", "certified"], "ground_truth": ["warm_descent", "minimum"]}
+TRUTHS_OF_IRIS = ["warm_descent", "warm_descent_minus_control", "minimum"]
+FINISHED = _but(
     BY_DEPTH,
+    BOTH_FITS | {"estimator": ["exact", "exact_ggn"], "ground_truth": TRUTHS_OF_IRIS},
     hue="variant",
     rows="fit",
     columns="weight_decay",
-    where=BOTH_FITS
-    | {"estimator": ["exact", "exact_ggn"], "ground_truth": ["warm_descent", "warm_descent_minus_control", "minimum"]},
     steps=(*BY_DEPTH.steps, steps.ends("weight_decay"), steps.variants),
     dots=False,
     note="Upper row: the end of gradient descent; lower row: the same networks driven on to a certified optimum",
 )
 TANH = {"activation": "tanh"}
 OF_IRIS = {
-    "iris_depth": replace(BY_DEPTH, paper="iris"),
-    "iris_depth_top_loss": replace(BY_DEPTH, paper="iris", where=IRIS | {"train_choice": "top_loss"}),
-    "iris_width": replace(BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"),)),
-    "iris_depth_tanh": replace(BY_DEPTH, where=IRIS | TANH),
-    "iris_test_points": replace(
-        BY_DEPTH, hue="test_choice", where=IRIS | {"test_choice": ["max_loss", "p50_loss"], "weight_decay": 0.005}
+    "iris_depth": _but(BY_DEPTH, paper="iris"),
+    "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
+    "iris_depth_tanh": _but(BY_DEPTH, TANH),
+    "iris_width": _but(BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"),)),
+    "iris_test_points": _but(
+        BY_DEPTH, {"test_choice": ["max_loss", "p50_loss"], "weight_decay": 0.005}, hue="test_choice"
     ),
-    "iris_norms": replace(BY_DEPTH, rows="statistic", statistics=("norm_ratio", "norm_spearman")),
-    "iris_largest_eigenvalue": replace(BY_DEPTH, statistics=("eig_max",)),
-    "iris_smallest_eigenvalue": replace(BY_DEPTH, statistics=("eig_min",)),
-    "iris_gradient": replace(BY_DEPTH, statistics=("grad_norm",), style="fit", where=BOTH_FITS),
-    "iris_solvers": replace(
+    "iris_norms": _but(BY_DEPTH, rows="statistic", statistics=("norm_ratio", "norm_spearman")),
+    "iris_largest_eigenvalue": _but(BY_DEPTH, statistics=("eig_max",)),
+    "iris_smallest_eigenvalue": _but(BY_DEPTH, statistics=("eig_min",)),
+    "iris_gradient": _but(BY_DEPTH, BOTH_FITS, statistics=("grad_norm",), rows="fit"),
+    "iris_solvers": _but(
         BY_DEPTH,
-        rows="statistic",
+        {"estimator": ["exact", "lissa_single"]},
         statistics=("spearman", "difference"),
-        style="estimator",
-        where=IRIS | {"estimator": ["exact", "lissa_single"]},
+        hue="estimator",
+        rows="statistic",
+        columns="weight_decay",
         steps=(*BY_DEPTH.steps, steps.differences),
         without=({"statistic": "difference", "estimator": "exact"},),
     ),
     "iris_finished_relu": FINISHED,
-    "iris_finished_tanh": replace(FINISHED, where=FINISHED.where | TANH),
-    "iris_outcomes": replace(
-        FINISHED, kind="bars", statistics=("status",), hue=None, where=BOTH_FITS, steps=FINISHED.steps[:2], note=""
+    "iris_finished_tanh": _but(FINISHED, TANH),
+    "iris_outcomes": _but(
+        FINISHED, BOTH_FITS | {"estimator": "exact"}, kind="bars", hue=None, steps=FINISHED.steps[:2], note=""
     ),
 }
 
 # -- small MNIST: what is resampled is a test point of a network --
-SMALL = {"dataset": "small_mnist", "weight_decay": DECAY, "test_choice": "max_loss"}
-TRUTHS = ["warm_minibatch", "tilted_minimum", "minimum", "pbrf"]
-BOTH_TRAINS = ["top_influence", "p30_influence"]
-DIRECT = ["exact", "exact_ggn", "second_order", "exact_undamped"]
-SOLVERS = ["exact", "exact_ggn", "cg", "cg_ggn", "minres", "lissa_random", "arnoldi", "nystroem", "kfac", "ekfac"]
-SOLVERS += ["identity", "tracin", "trak"]
 POINTS = ("seed", "test_point")
-SMALL_STEPS = (steps.later_fit, steps.reached, steps.own_estimates)
+TRUTHS = {"ground_truth": ["warm_minibatch", "tilted_minimum", "minimum", "pbrf"]}
+BOTH_TRAINS = {"train_choice": ["top_influence", "p30_influence"]}
+DIRECT = ["exact", "exact_ggn", "second_order", "exact_undamped", "rescaled", "newton_step"]
+SOLVERS = ["exact", "exact_ggn", "lissa_random", "cg", "cg_ggn", "minres", "arnoldi", "nystroem", "kfac", "ekfac"]
+SOLVERS += ["identity", "tracin", "trak"]
+SMALL = Spec(
+    "lines",
+    "weight_decay",
+    hue="train_choice",
+    rows="ground_truth",
+    wrap=2,
+    where={"dataset": "small_mnist", "test_choice": "max_loss", **BOTH_TRAINS, **TRUTHS},
+    unit=POINTS,
+    steps=(steps.later_fit, steps.reached, steps.own_estimates),
+)
 COMPARED = Spec(
     "dots",
     "estimator",
     ("solver_residual", "seconds_estimate", "products", "memory_mb"),
     rows="statistic",
     wrap=2,
-    where=SMALL | {"train_choice": "top_influence", "estimator": SOLVERS, "ground_truth": TRUTHS},
+    where={"dataset": "small_mnist", "weight_decay": DECAY, **CHOSEN, "estimator": SOLVERS, **TRUTHS},
     unit=POINTS,
     steps=(steps.later_fit, steps.compared),
     order="solver_residual",
@@ -90,42 +99,30 @@ COMPARED = Spec(
     note="Solvers are in the order of their residuals, those without one last",
 )
 OF_SMALL_MNIST = {
-    "small_mnist_points": Spec(
-        "lines",
-        "rank",
-        hue="train_choice",
-        style="seed",
-        rows="ground_truth",
+    "small_mnist_points": _but(
+        SMALL,
+        {"weight_decay": DECAY, "test_choice": ["max_loss", "p50_loss"]},
+        at="rank",
         columns="test_choice",
-        where=SMALL | {"test_choice": ["max_loss", "p50_loss"], "train_choice": BOTH_TRAINS, "ground_truth": TRUTHS},
-        unit=POINTS,
-        steps=(*SMALL_STEPS, steps.ranked),
+        wrap=1,
+        steps=(*SMALL.steps, steps.ranked),
         joined=False,
         dots=False,
         paper="test points",
         sums=("ground_truth", "train_choice", "test_choice"),
         note="Colours tell the choice of training points",
     ),
-    "small_mnist_decay": Spec(
-        "lines",
-        "weight_decay",
-        hue="train_choice",
-        rows="ground_truth",
-        wrap=2,
-        where=SMALL | {"weight_decay": None, "train_choice": BOTH_TRAINS, "ground_truth": TRUTHS},
-        unit=POINTS,
-        steps=SMALL_STEPS,
-    ),
+    "small_mnist_decay": SMALL,
     "small_mnist_truths": Spec(
         "dots",
         "target",
         hue="estimator",
-        where=SMALL | {"estimator": [*DIRECT, "rescaled", "newton_step"]},
+        where={"dataset": "small_mnist", "weight_decay": DECAY, "test_choice": "max_loss", "estimator": DIRECT},
         unit=POINTS,
         steps=(steps.later_fit, steps.reached, steps.targets),
     ),
     "small_mnist_solvers": COMPARED,
-    "small_mnist_solver_agreement": replace(COMPARED, statistics=("spearman",), rows="ground_truth"),
+    "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
     "small_mnist_finish": Spec(
         "lines",
         "weight_decay",
@@ -138,151 +135,111 @@ OF_SMALL_MNIST = {
 }
 
 # -- architectures: the paper's estimator, truth and points, for one start of Adam --
-MAIN = {
-    "dataset": ["mnist", "cifar10"],
-    "optimiser": "adam",
-    "seed": 0,
-    "weight_decay": DECAY,
-    "estimator": "lissa_partition",
-    "ground_truth": "warm_minibatch",
-    "test_choice": "max_loss",
-    "train_choice": "top_influence",
-}
-BY_ESTIMATOR = {"estimator": ["lissa_partition", "cg_ggn", "ekfac", "identity", "rescaled", "newton_step"]}
+MAIN = {"dataset": ["mnist", "cifar10"], "optimiser": "adam", "seed": 0, "weight_decay": DECAY}
+MAIN |= {"estimator": "lissa_partition", "ground_truth": "warm_minibatch", **CHOSEN}
+ESTIMATORS = {"estimator": ["lissa_partition", "cg_ggn", "ekfac", "identity", "rescaled", "newton_step"]}
+EVERY_SET = {"dataset": ["mnist", "cifar10", "cifar100"]}
+LENET = {"dataset": "mnist", "architecture": "lenet"}
 DOTS = Spec("dots", "architecture", where=MAIN, unit=POINTS, steps=(steps.whole_repeats,))
-SIZES = Spec(
-    "lines",
-    "architecture",
+SIZES = _but(
+    DOTS,
+    {"weight_decay": None},
+    kind="lines",
     hue="weight_decay",
     rows="dataset",
-    where=MAIN | {"weight_decay": None},
-    unit=POINTS,
-    steps=(steps.whole_repeats,),
     order="n_params",
     paper="networks",
     sums=("dataset", "weight_decay"),
     note="Networks stand in the order of their numbers of parameters, which are below their names",
 )
-TABLE = replace(
-    SIZES,
-    kind="table",
-    statistics=("pearson", "spearman"),
-    where=SIZES.where | {"dataset": ["mnist", "cifar10", "cifar100"]},
-    sums=None,
-    dots=False,
-    note="",
-)
+TABLE = _but(SIZES, EVERY_SET, kind="table", statistics=("pearson", "spearman"), sums=None, dots=False)
 OF_NETWORKS = {
     "networks_table": TABLE,
-    "networks_table_median": replace(TABLE, where=TABLE.where | {"test_choice": "p50_loss"}, paper=""),
+    "networks_table_median": _but(TABLE, {"test_choice": "p50_loss"}),
     "networks_parameters": SIZES,
-    "networks_depth": replace(
-        SIZES,
-        order="depth",
-        note="Networks stand in the order of their layers with weights, which are below their names",
+    "networks_depth": _but(
+        SIZES, order="depth", note="Networks stand in the order of their layers with weights, given below their names"
     ),
-    "networks_estimators": replace(
+    "networks_estimators": _but(
         DOTS,
+        ESTIMATORS | {"train_choice": ["top_influence", "random"]},
         hue="estimator",
         rows="dataset",
         columns="train_choice",
-        where=MAIN | BY_ESTIMATOR | {"train_choice": ["top_influence", "random"]},
         order="n_params",
         dots=False,
         sums=("train_choice", "estimator"),
     ),
-    "networks_optimisers": replace(
+    "networks_optimisers": _but(DOTS, LENET | {"optimiser": None}, at="optimiser", paper="optimisers", sums=()),
+    "networks_starts": _but(
         DOTS,
-        at="optimiser",
-        where=MAIN | {"dataset": "mnist", "architecture": "lenet", "optimiser": None},
-        paper="optimisers",
-        sums=(),
-    ),
-    "networks_starts": replace(
-        DOTS,
+        {"dataset": "mnist", "seed": None},
         at="seed",
         hue="architecture",
-        where=MAIN | {"dataset": "mnist", "seed": None},
         steps=(steps.whole_repeats, steps.several("seed", "architecture")),
         sums=("architecture",),
     ),
-    "networks_groups": replace(
+    "networks_groups": _but(
         DOTS,
+        EVERY_SET
+        | {"architecture": "resnet18", "weight_decay": [DECAY, 0.0005], "seed": None}
+        | {"train_choice": ["top_influence", *GROUPS]},
         at="removed",
         rows="dataset",
-        where=MAIN
-        | {
-            "dataset": ["mnist", "cifar10", "cifar100"],
-            "architecture": "resnet18",
-            "weight_decay": [DECAY, 0.0005],
-            "seed": None,
-            "train_choice": ["top_influence", *GROUPS],
-        },
         steps=(steps.whole_repeats, steps.with_groups),
         paper="groups",
         sums=("dataset",),
     ),
-    "networks_scratch": replace(
+    "networks_scratch": _but(
         DOTS,
+        LENET
+        | {"train_choice": "scratch", "estimator": ["lissa_partition", "warm_minibatch"]}
+        | {"ground_truth": ["warm_minibatch", "scratch_batches"]},
         at="ground_truth",
         hue="estimator",
-        where=MAIN
-        | {
-            "architecture": "lenet",
-            "train_choice": "scratch",
-            "estimator": ["lissa_partition", "warm_minibatch"],
-            "ground_truth": ["warm_minibatch", "scratch_batches"],
-        },
         steps=(),
     ),
-    "networks_longer": Spec(
-        "lines",
-        "share",
-        ("spearman", "slope"),
+    "networks_longer": _but(
+        DOTS,
+        ESTIMATORS | {"dataset": "mnist", "ground_truth": None},
+        kind="lines",
+        at="share",
+        statistics=("spearman", "slope"),
         hue="estimator",
         rows="architecture",
         columns="statistic",
-        where=MAIN | BY_ESTIMATOR | {"dataset": "mnist", "ground_truth": None},
-        unit=POINTS,
         steps=(steps.whole_repeats, steps.shares),
         without=({"statistic": "slope", "estimator": "identity"},),
         dots=False,
         sums=("architecture", "estimator"),
-        note="A slope of 1 says that an estimate has the size of the truth; the product of gradients has the size that the "
-        "damping gives it, so its slope is not shown",
+        note="A slope of 1 says that an estimate has the size of the truth; the product of gradients has the size that "
+        "the damping gives it, so its slope is not shown",
     ),
-    "networks_costs": replace(
+    "networks_costs": _but(
         TABLE,
+        MAIN | ESTIMATORS | {"test_choice": None, "train_choice": ["top_influence", "random"]},
         statistics=("seconds_estimate", "seconds_retrain"),
         hue="estimator",
-        where=MAIN | BY_ESTIMATOR | {"test_choice": None, "train_choice": ["top_influence", "random"]},
-        paper="",
     ),
 }
+PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
+SPECS: dict[str, Spec] = OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS
+SPECS["photographs_table"] = Spec("table", "estimator", ("pearson", "spearman", "slope"), where=PHOTOGRAPHS)
 
-PHOTOGRAPHS = {
-    "photographs_table": Spec(
-        "table",
-        "estimator",
-        ("pearson", "spearman", "slope"),
-        where={"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"},
-    )
-}
-SPECS: dict[str, Spec] = OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | PHOTOGRAPHS
-
-CHOSEN = {"test_choice": "max_loss", "train_choice": "top_influence"}
-SMALL_TRUTHS = ("warm_minibatch", "warm_minibatch_minus_control", "tilted_minimum", "pbrf", "minimum")
+WARM = ("warm_minibatch", "warm_minibatch_minus_control")
 SCATTERS: dict[str, Scatter] = {
-    "iris_points": Scatter([(None, t) for t in ("warm_descent", "warm_descent_minus_control", "minimum")], CHOSEN),
-    "small_mnist_together": Scatter([(None, t) for t in SMALL_TRUTHS], CHOSEN | {"weight_decay": DECAY}),
+    "iris_points": Scatter([(None, truth) for truth in TRUTHS_OF_IRIS], CHOSEN),
+    "small_mnist_together": Scatter(
+        [(None, truth) for truth in (*WARM, "tilted_minimum", "pbrf", "minimum")], CHOSEN | {"weight_decay": DECAY}
+    ),
     "small_mnist_damped": Scatter(
         [("exact", "minimum"), ("exact_undamped", "minimum")],
         CHOSEN,
         fullest=True,
         note="Left: the damped Hessian's estimates; right: the same without damping",
     ),
-    "networks_points": Scatter([(None, t) for t in SMALL_TRUTHS[:2]], CHOSEN),
-    "photographs_points": Scatter([(None, t) for t in SMALL_TRUTHS[:2]], {"train_choice": "top_influence"}),
+    "networks_points": Scatter([(None, truth) for truth in WARM], CHOSEN),
+    "photographs_points": Scatter([(None, truth) for truth in WARM], {"train_choice": "top_influence"}),
 }
 TABLES = {"photographs_table": tables.photographs, "networks_costs": tables.costs}
 

@@ -97,11 +97,10 @@ def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The column `rank`: the place of a test point by its loss, the largest first, among those of its choice and seed."""
+    """The column `rank`: the place of a test point by its loss, the largest first, among those of its choice."""
     keys = ["test_choice", "seed", "test_point"]
-    points = rows.drop_duplicates(keys).sort_values(["test_loss", "test_point"], ascending=[False, True])[keys]
-    points = points.assign(rank=points.groupby(keys[:2]).cumcount() + 1)
-    return rows.merge(points, on=keys, how="left"), ""
+    points = rows.drop_duplicates(keys).sort_values(["test_loss", *keys[1:]], ascending=[False, True, True])[keys]
+    return rows.merge(points.assign(rank=points.groupby("test_choice").cumcount() + 1), on=keys), ""
 
 
 def shares(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

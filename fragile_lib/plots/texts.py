@@ -29,7 +29,7 @@ def alt(shown: Shown, damping: float | None) -> str:
     told = [f"{words.joined(map(words.short, shown.levels('statistic')))} against {words.short(spec.at)}"]
     told[0] += ", log scale" if log else ""
     by = [*(["statistic"] if len(spec.statistics) > 1 else []), *dict.fromkeys([spec.rows, spec.columns])]
-    by = [c for c in dict.fromkeys([*by, spec.hue, spec.style]) if c]
+    by = [c for c in dict.fromkeys([*by, spec.hue]) if c]
     if spec.sums and shown.marks["n"].max() < 2:
         told += sums(shown)
     else:
