@@ -83,7 +83,8 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
         at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]
         for r, p in zip(marks["repeated"], at, strict=True):
             p -= shifts[hue] if shown.spec.hue == "estimator" and not across else 0  # the same for all estimators
-            ends = [p - step / 2, p + step / 2] if across else [p - 0.12, p + 0.12]
+            half = step / 2 if across else max(0.12, 0.02 * len(levels))
+            ends = [p - half, p + half]
             if np.isfinite(r):
                 _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=REPEATED, zorder=5)
         if shown.spec.dots:

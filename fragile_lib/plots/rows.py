@@ -20,7 +20,7 @@ from fragile_lib.tools.errors import bad_input
 Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows, and what the caption says of it
 SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
 SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
-OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "status"}  # which no choice of points and no estimate can change
+OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Spec:
     """What a figure of means shows, and how.
 
     Attributes:
-        kind: "lines" (along an axis), "dots" (a line of the figure for each category) or "bars" (counts of outcomes).
+        kind: "lines" (along an axis), "dots" (a line of the figure for each category) or "table".
         at: the column along the axis, or of the categories.
         statistics: columns that are averaged, as in `words.STATISTICS`.
         hue: a column that is told apart by colour, marker and dash.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from fragile_lib.plots import bars, means, scatter, steps, tables, texts, words
+from fragile_lib.plots import means, scatter, steps, tables, texts, words
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.published import DECAY, GROUPS
 from fragile_lib.plots.rows import Spec, show_rows
@@ -64,7 +64,11 @@ OF_IRIS = {
     "iris_finished_relu": FINISHED,
     "iris_finished_tanh": _but(FINISHED, TANH),
     "iris_outcomes": _but(
-        FINISHED, BOTH_FITS | {"estimator": "exact"}, kind="bars", hue=None, steps=FINISHED.steps[:2], note=""
+        FINISHED,
+        BOTH_FITS | {"estimator": "exact"},
+        statistics=("networks",),
+        hue="outcome",
+        steps=(*FINISHED.steps[:2], steps.by_outcome),
     ),
 }
 
@@ -273,6 +277,4 @@ def figure(
         return Picture(None, f"No rows: the table has nothing to show of {words.short(SPECS[name].statistics[0])}.")
     if shown.spec.kind == "table":
         return TABLES.get(name, tables.architectures)(shown, name)
-    if shown.spec.kind == "bars":
-        return bars.picture(shown)
     return Picture(means.draw(shown, damping), texts.alt(shown, damping), texts.caption(shown, damping))

@@ -64,6 +64,20 @@ def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return rows, "Differences are paired by seed" if both else "No seed has both solvers: there is no difference"
 
 
+def by_outcome(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A row for each network and outcome that there is: `outcome`, and `networks`, which is 1 where it ended so, else 0.
+
+    A network with several rows counts with its first outcome that is not ok.
+    """
+    rows = rows.assign(ended=rows["status"].fillna("ok")).sort_values("ended", key=lambda s: s == "ok", kind="stable")
+    rows = rows.drop_duplicates(["depth", "width", "weight_decay", "fit", "seed"]).drop(columns="status")
+    counts = rows["ended"].value_counts()
+    kinds = sorted(counts.index, key=lambda kind: (kind != "ok", kind))
+    told = ", ".join(f"{words.code(kind)} {counts[kind]}" for kind in kinds)
+    rows = rows.merge(pd.DataFrame({"outcome": kinds, "outcome_order": range(len(kinds))}), how="cross")
+    return rows.assign(networks=(rows["ended"] == rows["outcome"]).astype(float)), f"Of {counts.sum()} networks: {told}"
+
+
 def later_fit(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Of a truth that is known after two fits, the rows of finished training."""
     keys = [rows[c] for c in ("weight_decay", "seed", "ground_truth", "train_choice")]

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from fragile_lib.plots import texts, words
-from fragile_lib.plots.published import PAPER
+from fragile_lib.plots.published import published
 from fragile_lib.plots.rows import Shown
 
 BREAK = "<br>"
@@ -30,79 +30,55 @@ def architectures(shown: Shown, name: str) -> Styler:
 
     Below them in a cell are the bootstrap interval of Spearman and, where it is known, the paper's pair.
     """
-    rows, marks = shown.rows, shown.marks
-    settings = [
-        (dataset, decay)
-        for dataset in shown.levels("dataset")
-        for decay in sorted(rows.loc[rows["dataset"] == dataset, "weight_decay"].unique(), reverse=True)
-    ]
-    keys, lines = ["dataset", "weight_decay", "architecture", "statistic"], {}
-    known = {
-        (e["dataset"], e["weight_decay"], e["architecture"]): [e.get("pearson"), e.get("spearman")]
-        for e in PAPER["networks"]
-        if shown.spec.paper
-    }
-    found, status = marks.set_index(keys), rows.groupby(keys[:3])["status"].unique()
+    rows, keys, lines = shown.rows, ["architecture", "dataset", "weight_decay", "statistic"], {}
+    marks, paper = shown.marks.set_index(keys), published(shown).set_index(keys)["low"]
     for architecture in shown.levels("architecture"):
-        cells = {}
-        for dataset, decay in settings:
-            here = dataset, decay, architecture
-            pair = [found.loc[(*here, s)] if (*here, s) in found.index else None for s in ("pearson", "spearman")]
-            cell = _cell(pair, status.get(here, []), known.get(here))
-            cells[words.code(dataset), f"decay {decay:g}" if decay else "no decay"] = cell
+        cells = lines.setdefault(words.code(architecture), {})
+        for dataset in shown.levels("dataset"):
+            for decay in words.ordered(rows.loc[rows["dataset"] == dataset, "weight_decay"], descending=True):
+                pair = [(architecture, dataset, decay, s) for s in ("pearson", "spearman")]
+                cell = _cell(*(marks.loc[k] for k in pair)) if pair[0] in marks.index else "not run"
+                if any(k in paper.index for k in pair):
+                    told = ["?" if k not in paper.index else f"{paper[k]:.2f}" for k in pair]
+                    cell += f"{BREAK}paper {' / '.join(told)}"
+                cells[words.code(dataset), f"decay {decay:g}" if decay else "no decay"] = cell
         sizes = rows.loc[rows["architecture"] == architecture, "n_params"]
         cells["", "parameters"] = words.span(sizes, lambda n: f"{n:,.0f}").replace(" to ", f" to{BREAK}")
-        lines[words.code(architecture)] = cells
-    published = any("paper" in cell for cells in lines.values() for cell in cells.values())
+    marked = "Where known, the paper's figures are in the last line of a cell (a question mark where one is not)"
     caption = words.sentences(
         "Each cell: mean Pearson / mean Spearman, and below it the interval of Spearman",
         texts.setting(rows, shown.spec.keys),
         texts.averages(shown),
         texts.scale(rows),
         texts.outcomes(shown),
-        "Where known, the paper's figures are in the last line of a cell (a question mark where one of the two is not)"
-        if published
-        else "",
+        marked if len(paper) else "",
         "Training is shorter, too" if "reduced from" in texts.scale(rows) else "",
     )
     return styled(pd.DataFrame.from_dict(lines, orient="index"), caption, name)
 
 
-def _cell(pair: list, status: list, paper: list | None) -> str:
-    """Mean Pearson / Spearman, interval of Spearman, the paper's pair: each in a line of the cell."""
-    pearson, spearman = pair
-    if spearman is None:
-        lines = ["not run"]
-    elif not spearman["n"]:
-        named = words.joined(sorted({words.code(s) for s in status} - {"ok"}))
-        lines = ["no number", *([f"({named})"] if named else [])]
-    else:
-        lines = [" / ".join(words.statistic("spearman", m["mean"]) for m in (pearson, spearman))]
-        ends = [words.statistic("spearman", spearman[end]) for end in ("low", "high")]
-        lines += [" to ".join(ends)] if spearman["n"] > 1 else []
-        lines += [f"{spearman['n']} of {spearman['units']} points"] if spearman["n"] < spearman["units"] else []
-    if paper:
-        lines.append("paper " + " / ".join("?" if value is None else f"{value:.2f}" for value in paper))
+def _cell(pearson: pd.Series, spearman: pd.Series) -> str:
+    """Mean Pearson / Spearman, interval of Spearman, how many points have a number: each in a line of the cell."""
+    if not spearman["n"]:
+        return "no number"
+    lines = [f"{words.number(pearson['mean'])} / {words.number(spearman['mean'])}"]
+    lines += [f"{words.number(spearman['low'])} to {words.number(spearman['high'])}"] if spearman["n"] > 1 else []
+    lines += [f"{spearman['n']} of {spearman['units']} points"] if spearman["n"] < spearman["units"] else []
     return BREAK.join(lines)
 
 
 def costs(shown: Shown, name: str) -> Styler:
     """Median seconds of each estimator and of the retraining, a row for each data set and network."""
-    rows = shown.rows
-    seconds = rows.pivot_table(
-        index=["dataset", "architecture"], columns="estimator", values="seconds_estimate", aggfunc="median"
-    )
-    seconds = seconds.reindex(columns=words.ordered(seconds.columns))
-    seconds["retraining"] = rows.groupby(["dataset", "architecture"])["seconds_retrain"].median()
-    order = sorted(seconds.index, key=lambda pair: [words.ORDER.get(v, len(words.ORDER)) for v in pair])
-    table = seconds.loc[order].map(words.number)
-    table.index = pd.MultiIndex.from_tuples([tuple(map(words.code, pair)) for pair in order])
-    table.columns = [words.code(c) for c in table.columns]
+    keys = ["dataset", "architecture"]
+    table = shown.rows.groupby([*keys, "estimator"])["seconds_estimate"].median().unstack()[shown.levels("estimator")]
+    table["retraining"] = shown.rows.groupby(keys)["seconds_retrain"].median()
+    every = pd.MultiIndex.from_product([shown.levels(k) for k in keys])
+    table = table.reindex(every).dropna(how="all").map(words.number).rename(index=words.code, columns=words.code)
     caption = words.sentences(
         "Median seconds for one network: estimates are of every training image's influence on all examined test "
         "points, retraining leaves out each chosen image in turn",
-        texts.setting(rows, (), ()),
-        texts.scale(rows),
+        texts.setting(shown.rows, (), ()),
+        texts.scale(shown.rows),
     )
     return styled(table, caption, name)
 

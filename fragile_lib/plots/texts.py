@@ -38,7 +38,7 @@ def alt(shown: Shown, damping: float | None) -> str:
     by = [c for c in by if c not in ("estimator", "statistic")]  # which a truth does not depend on
     for key, marks in _by(again, shown, by) if len(again) else ():
         each = {words.label(spec.at, getattr(m, spec.at)): m.repeated for m in marks.itertuples()}
-        text = ", ".join(f"{place} {words.statistic('spearman', r)}" for place, r in each.items())
+        text = ", ".join(f"{place} {words.number(r)}" for place, r in each.items())
         told.append(f"{', '.join([REPEATED, *_named(key)])}: {text}")
     for row in published(shown).to_dict("records"):
         if row["low"] == row["high"]:
@@ -76,15 +76,13 @@ def sums(shown: Shown) -> list[str]:
     for key, group in _by(marks, shown, list(shown.spec.sums)):
         group = group.sort_values("share" if at == "share" else "mean", kind="stable")
         means, ends = group["mean"].astype(float), group.iloc[[0, -1]]
-        places = [
-            f"{words.statistic(name, m)} ({words.label(at, x)})" for m, x in zip(ends["mean"], ends[at], strict=True)
-        ]
+        places = [f"{words.number(m)} ({words.label(at, x)})" for m, x in zip(ends["mean"], ends[at], strict=True)]
         if at == "share":
             text = "from " + " to ".join(places)
         else:
-            text = f"mean {words.statistic(name, means.mean())}"
+            text = f"mean {words.number(means.mean())}"
             if len(group) > 1:
-                text += f" ± {words.statistic(name, means.std())} (standard deviation), from {' to '.join(places)}"
+                text += f" ± {words.number(means.std())} (standard deviation), from {' to '.join(places)}"
             text += f", over {words.counted(len(group), 'mark')}" + _within(group, published(shown))
         told.append(_headed(key, text))
     return told
@@ -117,26 +115,19 @@ def _headed(key: dict, text: str) -> str:
 
 def _series(shown: Shown, marks: pd.DataFrame) -> str:
     """One series in words."""
-    at, name, levels = shown.spec.at, marks["statistic"].iloc[0], shown.levels(shown.spec.at)
-    marks = marks.sort_values(at, key=lambda column: column.map(levels.index))
-    if not marks["n"].any():
+    at, levels = shown.spec.at, shown.levels(shown.spec.at)
+    known = [m for m in marks.sort_values(at, key=lambda c: c.map(levels.index)).itertuples() if m.n]
+    if not known:
         return "no number"
-
-    def told(mark: object, full: bool = True) -> str:
-        if not mark.n:
-            return "no number"
-        return words.interval(name, mark.mean, mark.low, mark.high) if full else words.statistic(name, mark.mean)
-
     if isinstance(levels[0], str) or len(levels) < SUMMED:
-        return ", ".join(f"{words.tick(at, getattr(m, at))} {told(m)}" for m in marks.itertuples())
-    known = list(marks[marks["n"] > 0].itertuples())
+        each = [f"{words.tick(at, getattr(m, at))} {words.interval(m.mean, m.low, m.high)}" for m in known]
+        return ", ".join(each + ["no number at the others"] * (len(known) < len(marks)))
+    place = {m: f" at {words.short(at)} {words.tick(at, getattr(m, at))}" for m in known}
     ends = dict.fromkeys((known[0], known[-1]))
-    parts, shown_already = [("", m, True) for m in ends], [told(m, False) for m in ends]
-    for word, m in (("lowest ", min(known, key=lambda m: m.mean)), ("highest ", max(known, key=lambda m: m.mean))):
-        parts += [(word, m, False)] if told(m, False) not in shown_already else []
-    return ", ".join(
-        f"{w}{told(m, full)} at {words.short(at)} {words.tick(at, getattr(m, at))}" for w, m, full in parts
-    )
+    parts, told = [words.interval(m.mean, m.low, m.high) + place[m] for m in ends], [words.number(m.mean) for m in ends]
+    for word, m in (("lowest", min(known, key=lambda m: m.mean)), ("highest", max(known, key=lambda m: m.mean))):
+        parts += [f"{word} {words.number(m.mean)}{place[m]}"] if words.number(m.mean) not in told else []
+    return ", ".join(parts)
 
 
 def repeated_sentence(repeated: pd.Series) -> str:
@@ -144,7 +135,7 @@ def repeated_sentence(repeated: pd.Series) -> str:
     r = repeated.dropna().astype(float)
     if r.empty:
         return ""
-    ends = [words.span(v, lambda x: words.statistic("spearman", x)) for v in (r, np.sqrt(r.clip(lower=0)))]
+    ends = [words.span(v, words.number) for v in (r, np.sqrt(r.clip(lower=0)))]
     return (
         f"Black marks, where it was repeated: the truth agrees with its own repetition at {ends[0]}; "
         f"an errorless estimate would reach about the square root, {ends[1]}"
@@ -175,13 +166,9 @@ def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = C
 
 def scale(rows: pd.DataFrame) -> str:
     """Training examples, parameters, which networks are narrower than published; a warning where that is reduced."""
-    parts, absent = [], pd.Series(np.nan, index=rows.index)
+    absent = pd.Series(np.nan, index=rows.index)
     width = rows.get("width_multiplier", absent).astype(float)
-    counts = rows.groupby("dataset")["n_train"].agg(lambda n: words.span(n, lambda x: f"{x:,.0f}"))
-    if counts.nunique() > 1:
-        parts += [f"{n} training examples of {words.code(d)}" for d, n in counts.items()]
-    else:
-        parts.append(f"{counts.iloc[0]} training examples")
+    parts = [f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples"]
     if rows["n_params"].nunique() == 1:
         parts.append(f"{rows['n_params'].dropna().iloc[0]:,.0f} parameters")
     for factor in sorted(width[width < 1].unique()):
@@ -236,10 +223,8 @@ def _off_axis(shown: Shown) -> str:
     logs = [s for s in shown.spec.statistics if words.STATISTICS[s].scale == "log"]
     marks, units = (t[t["statistic"].isin(logs)] for t in (shown.marks, shown.units))
     off, lost = int((units["value"] <= 0).sum()), int((marks["n"] > 0).sum()) - len(placed(marks))
-    return words.sentences(
-        f"{words.counted(off, 'value')} at or below zero lie off the log axis" if off else "",
-        f"{words.counted(lost, 'mark')} there, with a mean or an interval that reaches zero, not drawn" if lost else "",
-    )
+    text = f"Off the log axis, at or below zero: {words.counted(off, 'value')} and {words.counted(lost, 'mean')} or interval"
+    return text if off or lost else ""
 
 
 def _indefinite(shown: Shown, damping: float | None) -> str:

@@ -117,7 +117,7 @@ STATISTICS = {
     "products": Statistic("curvature products", "log", np.median, ()),
     "memory_mb": Statistic("peak memory (MB)", "log", np.median, ()),
     "seconds_retrain": Statistic("seconds of the retraining", "log", np.median, ()),
-    "status": Statistic("outcome"),
+    "networks": Statistic("share of networks"),
 }
 
 
@@ -179,17 +179,9 @@ def number(x: float) -> str:
     return f"{x:.0f}" if 100 <= abs(x) < 10_000 else f"{mantissa}e{int(exponent)}"
 
 
-def statistic(name: str, x: float) -> str:
-    """A value of a statistic: correlations have two decimals, and zero no sign."""
-    if STATISTICS[name].scale != "correlation" or not math.isfinite(x):
-        return number(x)
-    return f"{x:.2f}".replace("-0.00", "0.00")
-
-
-def interval(name: str, mean: float, low: float, high: float) -> str:
+def interval(mean: float, low: float, high: float) -> str:
     """A mean, and its interval where there is one: "0.86 (0.70 to 0.96)"."""
-    between = f" ({statistic(name, low)} to {statistic(name, high)})" if low < high else ""
-    return f"{statistic(name, mean)}{between}"
+    return f"{number(mean)} ({number(low)} to {number(high)})" if low < high else number(mean)
 
 
 def counted(n: int, what: str) -> str:
