@@ -12,7 +12,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
@@ -97,11 +96,6 @@ def legend_below(figure: Figure) -> None:
 def tint(colour: str, share: float = 0.5) -> tuple[float, ...]:
     """The colour mixed with white; unlike transparency it costs no further colours where marks overlap."""
     return tuple(1 - share * (1 - channel) for channel in mpl.colors.to_rgb(colour))
-
-
-def say_nothing(ax: Axes, text: str = "no number") -> None:
-    """Say in an empty panel that it is empty."""
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.3")
 
 
 def png_bytes(picture: Picture, dpi: float | None = None) -> bytes:

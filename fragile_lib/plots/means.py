@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fragile_lib.plots import base, words
 from fragile_lib.plots.axes import place_words, placed, scale_axis
 from fragile_lib.plots.published import of_panel, published
-from fragile_lib.plots.rows import Panel, Shown
+from fragile_lib.plots.rows import Panel, Shown, part
 
 REPEATED = "truth with its repetition"
 BESIDE, APART = 0.34, 0.84  # of the distance between two places, shared by joined series and by others
@@ -59,7 +59,7 @@ def _looks(shown: Shown) -> dict:
     """Hue -> colour, marker and dash."""
     found = {}
     for i, hue in enumerate(shown.levels(shown.spec.hue)):
-        dash = base.DASHES[i % len(base.DASHES)] if shown.joined else "none"
+        dash = base.DASHES[i % len(base.DASHES)] if shown.spec.kind == "lines" else "none"
         mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[i % len(base.MARKERS)]}
         found[hue] = mark | {"linestyle": dash}
     return found
@@ -68,7 +68,7 @@ def _looks(shown: Shown) -> dict:
 def _places(shown: Shown) -> tuple[dict, float]:
     """Hue -> how far to the side of a place its marks stand; and the distance between two of them."""
     hues, places = shown.levels(shown.spec.hue), len(shown.levels(shown.spec.at))
-    step = (BESIDE * min(1.0, max(0.5, places / 6)) if shown.joined else APART) / len(hues)
+    step = (BESIDE * min(1.0, max(0.5, places / 6)) if shown.spec.kind == "lines" else APART) / len(hues)
     return {hue: step * (i - (len(hues) - 1) / 2) for i, hue in enumerate(hues)}, step
 
 
@@ -79,7 +79,7 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     for y in range(1, len(levels), 2) if across else ():
         ax.axhspan(y - 0.5, y + 0.5, color="0.965", zorder=0)
     for hue, look in _looks(shown).items():
-        marks = shown.series(panel.marks, hue).sort_values(shown.spec.at, key=lambda c: c.map(position))
+        marks = part(panel.marks, {shown.spec.hue: hue}).sort_values(shown.spec.at, key=lambda c: c.map(position))
         at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]
         for r, p in zip(marks["repeated"], at, strict=True):
             p -= shifts[hue] if shown.spec.hue == "estimator" and not across else 0  # the same for all estimators
@@ -89,11 +89,13 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
                 _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=REPEATED, zorder=5)
         if shown.spec.dots:
             aside = 0.3 * step if across else None
-            _draw_units(ax, shown, shown.series(panel.units, hue), position, shifts[hue], look["color"], aside)
+            _draw_units(
+                ax, shown, part(panel.units, {shown.spec.hue: hue}), position, shifts[hue], look["color"], aside
+            )
         there = marks.index.isin(drawn.index)
         mean = marks["mean"].where(there).to_numpy(dtype=float)
         at = at - 0.12 * step if across and shown.spec.dots else at
-        if shown.joined:
+        if shown.spec.kind == "lines":
             _plot(ax, across, at, mean, color=look["color"], linestyle=look["linestyle"], zorder=3)
         bars = np.array([mean - marks["low"], marks["high"] - mean], dtype=float).clip(min=0)
         hollow = (marks["n_degenerate"] == marks["units"]).to_numpy(dtype=bool)

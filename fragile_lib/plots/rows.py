@@ -20,7 +20,6 @@ from fragile_lib.tools.errors import bad_input
 Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows, and what the caption says of it
 SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
 SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
-OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Spec:
     """What a figure of means shows, and how.
 
     Attributes:
-        kind: "lines" (along an axis), "dots" (a line of the figure for each category) or "table".
+        kind: "lines" or "marks" (along an axis), "dots" (a line of the figure for each category) or "table".
         at: the column along the axis, or of the categories.
         statistics: columns that are averaged, as in `words.STATISTICS`.
         hue: a column that is told apart by colour, marker and dash.
@@ -39,7 +38,7 @@ class Spec:
         steps: what happens to the chosen rows.
         without: combinations of values that are not shown.
         order: a column by whose median the categories are ordered; along an axis it stands below their names.
-        joined: whether a line joins the marks; `dots`: whether single units are drawn.
+        dots: whether single units are drawn.
         paper: which of the published figures stand beside ours, as in `published.PAPER`.
         sums: columns of the groups that the caption sums up; None for no sums.
         note: a sentence for the caption.
@@ -57,7 +56,6 @@ class Spec:
     steps: tuple[Step, ...] = ()
     without: tuple[Mapping, ...] = ()
     order: str | None = None
-    joined: bool = True
     dots: bool = True
     paper: str = ""
     sums: tuple[str, ...] | None = None
@@ -72,11 +70,6 @@ class Spec:
     def sized(self) -> bool:
         """Whether the names of the places have their sizes below them."""
         return self.kind == "lines" and self.order is not None
-
-    @property
-    def of_networks(self) -> bool:
-        """Whether the statistics are of networks alone."""
-        return set(self.statistics) <= OF_NETWORKS
 
 
 class Panel(NamedTuple):
@@ -107,15 +100,6 @@ class Shown:
     units: pd.DataFrame
     notes: list[str]
 
-    @property
-    def joined(self) -> bool:
-        """Whether lines join the marks."""
-        return self.spec.joined and self.spec.kind == "lines"
-
-    def series(self, table: pd.DataFrame, hue: object) -> pd.DataFrame:
-        """The rows of `marks` or `units` of one value of the hue."""
-        return _part(table, {self.spec.hue: hue})
-
     def levels(self, name: str | None) -> list:
         """The values of a column in the order in which they are shown: [None] for no column."""
         if name is None:
@@ -135,7 +119,7 @@ class Shown:
         spec, found = self.spec, []
         for i, row in enumerate(self.levels(spec.rows)):
             for j, column in enumerate(self.levels(spec.columns)):
-                marks, units = (_part(t, {spec.rows: row, spec.columns: column}) for t in (self.marks, self.units))
+                marks, units = (part(t, {spec.rows: row, spec.columns: column}) for t in (self.marks, self.units))
                 if len(marks):
                     named = [(spec.rows, row), (spec.columns, column)]
                     title = ", ".join(panel_word(c, v) for c, v in named if c not in (None, "statistic"))
@@ -147,6 +131,14 @@ class Shown:
 def panel_word(name: str, value: object) -> str:
     """The value of a column as the title of a panel: there the column's name is left out where it can be."""
     return words.code(value) if isinstance(value, str) else words.value(name, value).replace("weight decay", "decay")
+
+
+def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+    """The rows that have these values; a column or a value None lets all through."""
+    for column, value in values.items():
+        if column is not None and value is not None:
+            table = table[table[column] == value]
+    return table
 
 
 def require(rows: pd.DataFrame, columns: Sequence[str], name: str = "column") -> None:
@@ -222,10 +214,3 @@ def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
         cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]
     status = cells["status"] if "status" in cells.columns else pd.Series("ok", index=cells.index)
     return cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())
-
-
-def _part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
-    for column, value in values.items():
-        if column is not None and value is not None:
-            table = table[table[column] == value]
-    return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,28 +37,17 @@ class Scatter:
     note: str = ""
 
 
-class Pair(NamedTuple):
-    """Estimates and truths, both (k,), of one test point and network, and how many removals lack one of the two."""
-
-    estimate: np.ndarray
-    truth: np.ndarray
-    lost: int
-
-
-Found = Mapping[tuple[int, int], Pair]  # by seed and test point
-
-
 def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator: str | None = None) -> Picture:
     """Draw the chosen points of result records; `where` overrides the specification's, `estimator` every panel's."""
     chosen = {k: v for k, v in {**spec.where, **where}.items() if v is not None}
     wanted = [p for p in points if all(p.get(k, v) == v for k, v in chosen.items())]
-    if spec.fullest:
-        wanted = _fullest(wanted, spec.panels)
     named = [(estimator or e or OWN.get(truth, "exact"), truth) for e, truth in spec.panels]
-    panels = {panel: found for panel in named if (found := pairs(wanted, *panel))}
+    panels = {panel: found for panel in named if len(found := pairs(wanted, *panel))}
+    if spec.fullest:
+        panels = _fullest(panels) if len(panels) == len(named) else {}
     if not panels:
         return Picture(None, "No points: the records have no estimates beside these ground truths.")
-    keys = sorted({key for found in panels.values() for key in found})
+    keys = sorted({key for found in panels.values() for key in zip(found["seed"], found["test_point"], strict=True)})
     told = [f"{words.code(t)} by {words.code(e)}: {_numbers(found)[1]}" for (e, t), found in panels.items()]
     figure = _draw(panels, keys)
     bent = any(ax.get_xscale() == "symlog" for ax in figure.axes)
@@ -75,29 +63,28 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     return Picture(figure, words.sentences("True against estimated change of the test loss", *told), caption)
 
 
-def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> dict[tuple[int, int], Pair]:
-    """(seed, test point) -> what both have numbers for; of a network known after two fits, finished training."""
-    found = {}
-    for p in sorted(points, key=lambda p: (p.get("seed", 0), p.get("test_point", 0), p.get("fit") != "finished")):
-        vectors = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
+def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame:
+    """Seed, test point, estimate and truth of each removal; of a network known after two fits, finished training."""
+    parts = {(): pd.DataFrame(columns=["seed", "test_point", "estimate", "truth"])}
+    for p in sorted(points, key=lambda p: p.get("fit") != "finished"):
+        e, t = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
         key = p.get("seed", 0), p.get("test_point", 0)
-        if key not in found and vectors[0] is not None and vectors[1] is not None:
-            e, t = (np.asarray(x, dtype=float) for x in vectors)
-            both = np.isfinite(e) & np.isfinite(t)
-            if np.isfinite(t).any():
-                found[key] = Pair(e[both], t[both], int((~both).sum()))
-    return found
+        if key not in parts and e is not None and t is not None:
+            values = pd.DataFrame({"estimate": e, "truth": t}, dtype=float)
+            values = values.where(np.isfinite(values))
+            if values["truth"].notna().any():
+                parts[key] = values.assign(seed=key[0], test_point=key[1])
+    return pd.concat([parts[key] for key in sorted(parts)][min(1, len(parts) - 1) :], ignore_index=True)
 
 
-def _fullest(points: Sequence[Mapping], panels: Sequence[tuple]) -> list[Mapping]:
-    """The point that has every estimator and most numbers of the first truth."""
-    every = {e for e, _ in panels}
-    able = [p for p in points if every <= set(p.get("estimate") or {}) and (p.get("truth") or {}).get(panels[0][1])]
-    counts = [int(np.isfinite(np.asarray(p["truth"][panels[0][1]], dtype=float)).sum()) for p in able]
-    return [able[int(np.argmax(counts))]] if able else []
+def _fullest(panels: Mapping[tuple, pd.DataFrame]) -> dict[tuple, pd.DataFrame]:
+    """Of all panels the network and test point that has most truths in the first."""
+    keys = ["seed", "test_point"]
+    best = next(iter(panels.values())).groupby(keys)["truth"].count().idxmax()
+    return {panel: found.set_index(keys).loc[[best]].reset_index() for panel, found in panels.items()}
 
 
-def _draw(panels: Mapping[tuple, Found], keys: Sequence[tuple]) -> Figure:
+def _draw(panels: Mapping[tuple, pd.DataFrame], keys: Sequence[tuple]) -> Figure:
     columns, marks = min(2, len(panels)), _looks(keys)
     rows = -(-len(panels) // columns)
     with base.theme():
@@ -124,18 +111,14 @@ def _few(keys: Sequence[tuple]) -> bool:
 
 def _looks(keys: Sequence[tuple]) -> dict[tuple, tuple[str, str, str | None]]:
     """(seed, test point) -> colour, marker, label: test points by colour and seeds by marker, or seeds by colour."""
-    seeds = list(dict.fromkeys(seed for seed, _ in keys))
-    place = {key: [k for k in keys if k[0] == key[0]].index(key) for key in keys}
-    single, several = len(keys) == len(seeds), len(seeds) > 1
-    shades = sns.color_palette(
-        "viridis", max(len(seeds) if single else 0, *place.values(), 0) + 2
-    ).as_hex()  # no yellow
-    found = {}
+    seeds = sorted({seed for seed, _ in keys})
+    single, found = len(keys) == len(seeds), {}
+    place = {key: seeds.index(key[0]) if single else [k for k in keys if k[0] == key[0]].index(key) for key in keys}
+    shades = sns.color_palette("viridis", max(place.values()) + 2).as_hex()  # without yellow
     for seed, point in keys:
-        i, j = seeds.index(seed), place[seed, point]
-        look = (shades[i], "o") if single else (shades[j], base.MARKERS[i % len(base.MARKERS)])
-        label = f"seed {seed}" if single else f"test point {point:g}" + (f", seed {seed}" if several else "")
-        found[seed, point] = (*look, label if _few(keys) else None)
+        marker = base.MARKERS[0 if single else seeds.index(seed) % len(base.MARKERS)]
+        label = f"seed {seed}" if single else f"test point {point:g}" + (f", seed {seed}" if len(seeds) > 1 else "")
+        found[seed, point] = shades[place[seed, point]], marker, label if _few(keys) else None
     return found
 
 
@@ -148,16 +131,16 @@ def _marked(keys: Sequence[tuple]) -> str:
     return f"{len(keys)} test points by colour, of {words.counted(seeds, 'seed')}{several}"
 
 
-def _draw_panel(ax: Axes, found: Found, marks: Mapping, most: int) -> None:
+def _draw_panel(ax: Axes, found: pd.DataFrame, marks: Mapping, most: int) -> None:
     """Each pair in its colour, on two axes of one scale, with the diagonal.
 
     Axes are linear near zero and logarithmic outwards where one size of change would press the others into a dot.
     """
-    for key, pair in found.items():
+    for key, pair in found.groupby(["seed", "test_point"]):
         colour, marker, label = marks[key]
         mark = {"s": 20, "color": colour, "marker": marker, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
-        ax.scatter(pair.estimate, pair.truth, label=label, **mark)
-    values = np.concatenate([np.concatenate(pair[:2]) for pair in found.values()])
+        ax.scatter(pair["estimate"], pair["truth"], label=label, **mark)
+    values = found[["estimate", "truth"]].dropna().to_numpy().ravel()
     sizes = np.abs(values[values != 0])
     largest, typical = (sizes.max(), np.quantile(sizes, 0.25)) if sizes.size else (1.0, 1.0)
     if largest > 100 * typical:
@@ -176,12 +159,10 @@ def _draw_panel(ax: Axes, found: Found, marks: Mapping, most: int) -> None:
     ax.grid(True)
 
 
-def _numbers(found: Found) -> tuple[str, str]:
+def _numbers(found: pd.DataFrame) -> tuple[str, str]:
     """Pearson, Spearman and slope of all pairs of a seed together, averaged over seeds: for a title, and in full."""
-    agreements = []
-    for seed in sorted({seed for seed, _ in found}):
-        of_seed = [pair[:2] for key, pair in found.items() if key[0] == seed]
-        agreements.append(compare(*(np.concatenate(part) for part in zip(*of_seed, strict=True))))
+    both = found.dropna()
+    agreements = [compare(of_seed["estimate"], of_seed["truth"]) for _, of_seed in both.groupby("seed")]
     usable = [a for a in agreements if a.status == "ok"]
     means = {s: words.number(float(np.mean([getattr(a, s) for a in usable]))) for s in STATISTICS if usable}
     title = "no number"
@@ -189,7 +170,6 @@ def _numbers(found: Found) -> tuple[str, str]:
         title = f"Pearson {means['pearson']}, Spearman {means['spearman']}\nslope {means['slope']}"
     lost = [a.status for a in agreements if a.status != "ok"]
     other = "".join(f", {lost.count(s)} {words.code(s)}" for s in sorted(set(lost)))
-    size, without = sum(len(p.truth) for p in found.values()), sum(p.lost for p in found.values())
-    over = f" ({size} pairs of {words.counted(len(agreements), 'seed')}"
-    over += f"; {without} more without a number)" if without else ")"
+    over = f" ({len(both)} pairs of {words.counted(found['seed'].nunique(), 'seed')}"
+    over += f"; {len(found) - len(both)} more without a number)" if len(both) < len(found) else ")"
     return title + other, title.replace("\n", ", ") + other + over

@@ -106,11 +106,11 @@ OF_SMALL_MNIST = {
     "small_mnist_points": _but(
         SMALL,
         {"weight_decay": DECAY, "test_choice": ["max_loss", "p50_loss"]},
+        kind="marks",
         at="rank",
         columns="test_choice",
         wrap=1,
         steps=(*SMALL.steps, steps.ranked),
-        joined=False,
         dots=False,
         paper="test points",
         sums=("ground_truth", "train_choice", "test_choice"),

@@ -65,9 +65,9 @@ def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def by_outcome(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """A row for each network and outcome that there is: `outcome`, and `networks`, which is 1 where it ended so, else 0.
+    """A row for each network and outcome: `outcome`, and `networks`, which is 1 where the network ended so, else 0.
 
-    A network with several rows counts with its first outcome that is not ok.
+    A network with several rows counts with its first outcome that is not ok; outcomes that a panel lacks are left out.
     """
     rows = rows.assign(ended=rows["status"].fillna("ok")).sort_values("ended", key=lambda s: s == "ok", kind="stable")
     rows = rows.drop_duplicates(["depth", "width", "weight_decay", "fit", "seed"]).drop(columns="status")
@@ -75,7 +75,9 @@ def by_outcome(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     kinds = sorted(counts.index, key=lambda kind: (kind != "ok", kind))
     told = ", ".join(f"{words.code(kind)} {counts[kind]}" for kind in kinds)
     rows = rows.merge(pd.DataFrame({"outcome": kinds, "outcome_order": range(len(kinds))}), how="cross")
-    return rows.assign(networks=(rows["ended"] == rows["outcome"]).astype(float)), f"Of {counts.sum()} networks: {told}"
+    rows = rows.assign(networks=(rows["ended"] == rows["outcome"]).astype(float))
+    there = rows.groupby(["fit", "weight_decay", "outcome"])["networks"].transform("max") > 0
+    return rows[there], f"Of {counts.sum()} networks: {told}"
 
 
 def later_fit(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

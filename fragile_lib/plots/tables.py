@@ -86,16 +86,11 @@ def costs(shown: Shown, name: str) -> Styler:
 def photographs(shown: Shown, name: str) -> Styler:
     """Agreement by set, test photograph and estimator, and how far the control alone moved each test loss."""
     numbers = {"pearson": "Pearson", "spearman": "Spearman", "slope": "slope", "control_change": "control"}
-    rows = shown.rows
-    table = pd.DataFrame(
-        {
-            "set": [words.code(name) for name in rows["dataset"]],
-            "test photograph": [f"{point:.0f}" for point in rows["test_point"]],
-            "estimator": [words.code(name) for name in rows["estimator"]],
-            "n": [f"{count:.0f}" for count in rows["n_points"]],
-            **{label: [words.number(x) for x in rows[column]] for column, label in numbers.items()},
-        }
-    )
+    named = {"dataset": "set", "test_point": "test photograph", "estimator": "estimator", "n_points": "n"} | numbers
+    table = shown.rows[[*named]]
+    forms = dict.fromkeys(named, words.number) | dict.fromkeys(("dataset", "estimator"), words.code)
+    forms |= dict.fromkeys(("test_point", "n_points"), "{:.0f}".format)
+    table = pd.DataFrame({label: table[column].map(forms[column]) for column, label in named.items()})
     caption = words.sentences(
         "Agreement of estimate and warm-start retraining over the n training photographs of largest |influence| on one "
         "test photograph; control is the change of its loss on going on with all photographs",

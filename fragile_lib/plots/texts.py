@@ -17,6 +17,7 @@ FULL_SIZE = 50_000  # training images of the published networks, at least
 FEW = 10  # below so many values a bootstrap interval is too short
 FACTS = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser")
 CHOICES = ("train_choice", "test_choice", "estimator", "ground_truth")
+OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
 SUMMED = 4  # numbers of an axis from which on a series is told by its ends and extremes
 
 
@@ -52,7 +53,7 @@ def caption(shown: Shown, damping: float | None) -> str:
     spec, rows = shown.spec, shown.rows
     return words.sentences(
         *(sums(shown) if spec.sums is not None and shown.marks["n"].max() > 1 else []),
-        setting(rows, spec.keys, () if spec.of_networks else CHOICES),
+        setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES),
         scale(rows),
         averages(shown),
         repeated_sentence(shown.marks["repeated"]),
@@ -223,8 +224,8 @@ def _off_axis(shown: Shown) -> str:
     logs = [s for s in shown.spec.statistics if words.STATISTICS[s].scale == "log"]
     marks, units = (t[t["statistic"].isin(logs)] for t in (shown.marks, shown.units))
     off, lost = int((units["value"] <= 0).sum()), int((marks["n"] > 0).sum()) - len(placed(marks))
-    text = f"Off the log axis, at or below zero: {words.counted(off, 'value')} and {words.counted(lost, 'mean')} or interval"
-    return text if off or lost else ""
+    text = f"Off the log axis, at or below zero: {words.counted(off, 'value')}, and {words.counted(lost, 'mean')} with"
+    return f"{text} all or part of the interval" if off or lost else ""
 
 
 def _indefinite(shown: Shown, damping: float | None) -> str:
