@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from fragile_lib.plots import words
-from fragile_lib.plots.rows import Panel, Shown
+from fragile_lib.plots.rows import Panel, Shown, part
 
 LINE = {"color": "0.35", "linewidth": 1.0, "zorder": 1}
 MOST = {"x": 4, "y": 6}  # ticks of a log axis that has many decades
@@ -86,16 +86,6 @@ def place_words(shown: Shown, panel: Panel) -> list[str]:
     spec, levels = shown.spec, shown.levels(shown.spec.at)
     if not spec.sized:
         return [words.label(spec.at, v) if spec.kind == "dots" else words.tick(spec.at, v) for v in levels]
-    rows = shown.rows
-    for name in {spec.rows, spec.columns} & set(rows.columns):
-        rows = rows[rows[name] == panel.marks[name].iloc[0]]
-    sizes = rows.groupby(spec.at)[spec.order].median()
-    return [f"{words.code(v)}\n{_size(sizes[v])}" if v in sizes else words.code(v) for v in levels]
-
-
-def _size(x: float) -> str:
-    """A number of layers or parameters in few signs: 50, 2.6k, 62k, 149k, 11M."""
-    if x < 1000:
-        return f"{x:.0f}"
-    scaled, unit = (x / 1e3, "k") if x < 999_500 else (x / 1e6, "M")
-    return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
+    rows = part(shown.rows, {c: v for c, v in panel.key.items() if c in shown.rows.columns})
+    sizes, short = rows.groupby(spec.at)[spec.order].median(), EngFormatter(places=0, sep="")
+    return [f"{words.code(v)}\n{short(sizes[v])}" if v in sizes else words.code(v) for v in levels]

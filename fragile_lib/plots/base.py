@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -59,11 +59,9 @@ class Picture(NamedTuple):
     photographs: bool = False  # which need more colours, and fewer pixels
 
 
-@contextmanager
-def theme() -> Iterator[None]:
+def theme() -> AbstractContextManager:
     """Draw in the house style; letters stay legible when 1000 pixels are scaled down to a phone's 330."""
-    with mpl.rc_context(STYLE):
-        yield
+    return mpl.rc_context(STYLE)
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **options: object) -> tuple[Figure, np.ndarray]:
@@ -136,10 +134,6 @@ def show(*shown: Picture | Styler) -> None:
 
 
 def _display(content: object, **options: object) -> None:
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return
-    if get_ipython() is not None:
-        display(content, **options)
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        ipython.display.display(content, **options)

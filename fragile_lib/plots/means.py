@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fragile_lib.plots import base, words
 from fragile_lib.plots.axes import place_words, placed, scale_axis
-from fragile_lib.plots.published import of_panel, published
+from fragile_lib.plots.published import published
 from fragile_lib.plots.rows import Panel, Shown, part
 
 REPEATED = "truth with its repetition"
@@ -40,14 +40,9 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
             _draw_paper(ax, shown, panel, paper)
             scale_axis(ax, "x" if across else "y", shown, panel, damping)
             lowest = not any(p.row > panel.row and p.column == panel.column for p in panels)
-            several = len({p.statistic for p in panels}) > 1
-            label = words.column(panel.statistic)
-            if across:
-                ax.set_xlabel(label if several or lowest else "")
-                _label_lines(ax, shown, panel)
-            else:
-                ax.set_ylabel(label if panel.column == 0 or several else "")
-                _label_ticks(ax, shown, panel, lowest, columns)
+            if len({p.statistic for p in panels}) > 1 or (lowest if across else panel.column == 0):
+                ax.set(**{"xlabel" if across else "ylabel": words.column(panel.statistic)})
+            (_label_lines if across else _label_ticks)(ax, shown, panel, lowest, columns)
         for hue, look in _looks(shown).items() if shown.spec.hue else ():
             axes[0, 0].errorbar([], [], label=words.label(shown.spec.hue, hue), **look)
         figure.align_ylabels()
@@ -128,14 +123,14 @@ def _draw_units(
     at, values = units[shown.spec.at].map(position).to_numpy(dtype=float) + shift + aside, units["value"].to_numpy()
     hollow, faint = units["flagged"].to_numpy(dtype=bool), base.tint(colour)
     x, y = (values, at) if shown.spec.kind == "dots" else (at, values)
-    ax.scatter(x[~hollow], y[~hollow], s=18, color=faint, edgecolors="white", linewidths=0.5, zorder=2)
-    ax.scatter(x[hollow], y[hollow], s=15, facecolors="none", edgecolors=[faint], linewidths=1.0, zorder=2)
+    fill, edge = (["none" if h else faint for h in hollow], [faint if h else "white" for h in hollow])
+    ax.scatter(x, y, s=17, facecolors=fill, edgecolors=edge, linewidths=0.8, zorder=2)
 
 
 def _draw_paper(ax: Axes, shown: Shown, panel: Panel, paper: pd.DataFrame) -> None:
     """Published numbers as stars at their series, published ranges in grey."""
     spec, looks, levels = shown.spec, _looks(shown), shown.levels(shown.spec.at)
-    for row in of_panel(paper, shown, panel):
+    for row in part(paper, {**panel.key, "statistic": panel.statistic}).to_dict("records"):
         at, hue = levels.index(row[spec.at]), row.get(spec.hue)
         if row["low"] == row["high"]:
             star = {"s": 130, "color": looks[hue]["color"], "edgecolors": "black", "zorder": 6, "clip_on": False}
@@ -146,7 +141,7 @@ def _draw_paper(ax: Axes, shown: Shown, panel: Panel, paper: pd.DataFrame) -> No
             fill([at - 0.5, at + 0.5], row["low"], row["high"], **band)
 
 
-def _label_lines(ax: Axes, shown: Shown, panel: Panel) -> None:
+def _label_lines(ax: Axes, shown: Shown, panel: Panel, *_: object) -> None:
     names = [textwrap.fill(text, NAME) for text in place_words(shown, panel)]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -171,7 +166,8 @@ def _label_ticks(ax: Axes, shown: Shown, panel: Panel, lowest: bool, columns: in
     ax.set_xlim(-0.5, len(names) - 0.5)
     label, below = words.short(spec.at), "; below: n"
     if columns == 1:
-        label, below = words.column(spec.at), f"; below: {words.short(spec.unit[-1])}s with a number"
+        label = f"network and {words.short(spec.order)}" if spec.sized else words.column(spec.at)
+        below = f"; below: {words.short(spec.unit[-1])}s with a number"
     ax.set_xlabel(label + (below if told else "") if lowest else "")
 
 

@@ -45,13 +45,11 @@ def influential_pictures(
     counts = Counter(train_classes).most_common()
     shown = words.joined([f"{count} of {name}" for name, count in counts[:4]])
     shown += f" and {len(counts) - 4} other classes" if len(counts) > 4 else ""
-    same, helpful = sum(name == test_class for name in train_classes), int((scores > 0).sum())
-    told = f"{helpful} of {len(scores)} help, {same} are of its class; scores from {words.number(scores.min())} "
-    told += f"to {words.number(scores.max())}"
-    alt = words.sentences(
-        f"{words.code(dataset)}: a test photograph, {test_class}, beside its most influential training photographs",
-        told,
+    told = (
+        f"{int((scores > 0).sum())} of {len(scores)} help, {list(train_classes).count(test_class)} are of its class; "
     )
+    told += f"scores from {words.number(scores.min())} to {words.number(scores.max())}"
+    alt = f"{words.code(dataset)}: a test photograph, {test_class}, beside its most influential training photographs"
     caption = words.sentences(
         words.code(dataset),
         f"A test photograph and the {len(scores)} training photographs of largest |influence| on it by "
@@ -60,7 +58,7 @@ def influential_pictures(
         "with a red one it harms",
         told,
     )
-    return Picture(_draw(test, train, scores, test_class), alt, caption, photographs=True)
+    return Picture(_draw(test, train, scores, test_class), words.sentences(alt, told), caption, photographs=True)
 
 
 def _draw(test: np.ndarray, train: Sequence[np.ndarray], scores: np.ndarray, test_class: str) -> Figure:

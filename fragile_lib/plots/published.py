@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fragile_lib.plots.rows import Panel, Shown
+from fragile_lib.plots.rows import Shown
 
 DECAY = 0.001  # of the networks on MNIST and CIFAR-10 that most figures show
 GROUPS = ["random_groups", "same_class_groups", "top_influence_groups"]
@@ -50,10 +50,3 @@ def published(shown: Shown) -> pd.DataFrame:
             parts.append(cells[keys].drop_duplicates().assign(low=low, high=high))
     parts = [part for part in parts if len(part)] or parts[:1]
     return pd.concat(parts, ignore_index=True)
-
-
-def of_panel(paper: pd.DataFrame, shown: Shown, panel: Panel) -> list[dict]:
-    """The lines of `published` that belong to one panel."""
-    for name in {shown.spec.rows, shown.spec.columns, "statistic"} - {None}:
-        paper = paper[paper[name] == panel.marks[name].iloc[0]]
-    return paper.to_dict("records")

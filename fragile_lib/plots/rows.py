@@ -73,14 +73,19 @@ class Spec:
 
 
 class Panel(NamedTuple):
-    """One panel: its place, its title, and its share of marks and units."""
+    """One panel: its place, its values of `Spec.rows` and `Spec.columns`, and its share of marks and units."""
 
     row: int
     column: int
-    title: str
+    key: dict
     statistic: str
     marks: pd.DataFrame
     units: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """The values as a title; a statistic is named at its axis."""
+        return ", ".join(words.label(c, v).replace("weight ", "") for c, v in self.key.items() if c != "statistic")
 
 
 @dataclass(frozen=True)
@@ -119,18 +124,12 @@ class Shown:
         spec, found = self.spec, []
         for i, row in enumerate(self.levels(spec.rows)):
             for j, column in enumerate(self.levels(spec.columns)):
-                marks, units = (part(t, {spec.rows: row, spec.columns: column}) for t in (self.marks, self.units))
+                key = {c: v for c, v in ((spec.rows, row), (spec.columns, column)) if c}
+                marks, units = (part(t, key) for t in (self.marks, self.units))
                 if len(marks):
-                    named = [(spec.rows, row), (spec.columns, column)]
-                    title = ", ".join(panel_word(c, v) for c, v in named if c not in (None, "statistic"))
                     place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
-                    found.append(Panel(*place, title, marks["statistic"].iloc[0], marks, units))
+                    found.append(Panel(*place, key, marks["statistic"].iloc[0], marks, units))
         return found
-
-
-def panel_word(name: str, value: object) -> str:
-    """The value of a column as the title of a panel: there the column's name is left out where it can be."""
-    return words.code(value) if isinstance(value, str) else words.value(name, value).replace("weight decay", "decay")
 
 
 def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
@@ -141,11 +140,11 @@ def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
     return table
 
 
-def require(rows: pd.DataFrame, columns: Sequence[str], name: str = "column") -> None:
+def require(rows: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a table with rows but without a needed column."""
     for column in columns:
         if column not in rows.columns and len(rows.columns):
-            raise bad_input(name, column, f"no such column; the table has {', '.join(map(str, rows.columns))}")
+            raise bad_input("column", column, f"no such column; the table has {', '.join(map(str, rows.columns))}")
 
 
 def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
@@ -175,9 +174,9 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
     """
     if results.empty:
         return None
-    require(results, list(where or {}), "where")
-    require(results, list(spec.where))
-    rows, notes = select(results, {**spec.where, **(where or {})}), []
+    where = {**spec.where, **(where or {})}
+    require(results, list(where))
+    rows, notes = select(results, where), []
     for step in spec.steps:
         rows, note = step(rows) if len(rows) else (rows, "")
         notes += [note] if note else []

@@ -20,7 +20,6 @@ from fragile_lib.plots.base import Picture
 from fragile_lib.plots.steps import OWN
 
 MOST_IN_LEGEND = 10  # seeds or test points
-STATISTICS = ("pearson", "spearman", "slope")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
 
 def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame:
     """Seed, test point, estimate and truth of each removal; of a network known after two fits, finished training."""
-    parts = {(): pd.DataFrame(columns=["seed", "test_point", "estimate", "truth"])}
+    parts = {}
     for p in sorted(points, key=lambda p: p.get("fit") != "finished"):
         e, t = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
         key = p.get("seed", 0), p.get("test_point", 0)
@@ -74,7 +73,7 @@ def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame
             values = values.where(np.isfinite(values))
             if values["truth"].notna().any():
                 parts[key] = values.assign(seed=key[0], test_point=key[1])
-    return pd.concat([parts[key] for key in sorted(parts)][min(1, len(parts) - 1) :], ignore_index=True)
+    return pd.concat([parts[key] for key in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
 
 
 def _fullest(panels: Mapping[tuple, pd.DataFrame]) -> dict[tuple, pd.DataFrame]:
@@ -164,10 +163,12 @@ def _numbers(found: pd.DataFrame) -> tuple[str, str]:
     both = found.dropna()
     agreements = [compare(of_seed["estimate"], of_seed["truth"]) for _, of_seed in both.groupby("seed")]
     usable = [a for a in agreements if a.status == "ok"]
-    means = {s: words.number(float(np.mean([getattr(a, s) for a in usable]))) for s in STATISTICS if usable}
     title = "no number"
     if usable:
-        title = f"Pearson {means['pearson']}, Spearman {means['spearman']}\nslope {means['slope']}"
+        means = [
+            words.number(float(np.mean([getattr(a, s) for a in usable]))) for s in ("pearson", "spearman", "slope")
+        ]
+        title = "Pearson {}, Spearman {}\nslope {}".format(*means)
     lost = [a.status for a in agreements if a.status != "ok"]
     other = "".join(f", {lost.count(s)} {words.code(s)}" for s in sorted(set(lost)))
     over = f" ({len(both)} pairs of {words.counted(found['seed'].nunique(), 'seed')}"

@@ -23,17 +23,6 @@ def widest(axis: str, other: str) -> Step:
     return step
 
 
-def ends(column: str) -> Step:
-    """Of a column of numbers the largest and the smallest alone."""
-
-    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        values = rows[column].dropna()
-        note = f"Of {values.nunique()} values of {words.short(column)} the largest and the smallest are shown"
-        return rows[rows[column].isin([values.min(), values.max()])], note if values.nunique() > 2 else ""
-
-    return step
-
-
 def several(column: str, of: str) -> Step:
     """The values of `of` that have several values of `column`."""
     return lambda rows: (rows[rows.groupby(of)[column].transform("nunique") > 1], "")
@@ -43,9 +32,8 @@ def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The column `variant`: which curvature, and whether the control was subtracted; what is not there is named."""
     minus = rows["ground_truth"].str.endswith("_minus_control")
     rows = rows[~(minus & (rows["estimator"] == "exact_ggn"))]
-    variant = rows["estimator"].map({"exact": "Hessian", "exact_ggn": "GGN"})
-    variant = variant.mask(minus.loc[rows.index], "Hessian, control subtracted")
     names = ["Hessian", "Hessian, control subtracted", "GGN"]
+    variant = minus.loc[rows.index].map({False: names[0], True: names[1]}).mask(rows["estimator"] == "exact_ggn", "GGN")
     rows = rows.assign(variant=variant, variant_order=variant.map(names.index))
     wanted = [("descent", v) for v in names]
     wanted += [("certified", v) for v in ("Hessian", "GGN")]
@@ -139,13 +127,12 @@ def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     Within a test point the control moves all changes alike, so that truths minus control are left out.
     """
     rows = rows[~rows["ground_truth"].str.endswith("_minus_control")]
-    named, order = [], []
-    for truth, train in zip(rows["ground_truth"], rows["train_choice"], strict=True):
-        plain = train == "top_influence" or train.startswith("scratch")
-        named.append(words.code(truth) + ("" if plain else f", {words.code(train)}"))
-        order.append(words.ORDER.get(truth, len(words.ORDER)) * 1000 + words.ORDER.get(train, 999))
+    truth, train = rows["ground_truth"], rows["train_choice"]
+    plain = (train == "top_influence") | train.str.startswith("scratch")
+    target = truth.map(words.code) + (", " + train.map(words.code)).mask(plain, "")
+    order = [truth.map(words.ORDER).fillna(999), train.map(words.ORDER).fillna(999)]
     note = "Training points of largest |influence|, but for lines that name others, and those from scratch"
-    return rows.assign(target=named, target_order=order), note
+    return rows.assign(target=target, target_order=1000 * order[0] + order[1]), note
 
 
 def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

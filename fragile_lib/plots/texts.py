@@ -67,24 +67,20 @@ def caption(shown: Shown, damping: float | None) -> str:
 
 
 def sums(shown: Shown) -> list[str]:
-    """For each group of the columns `Spec.sums`: mean and spread of its marks, the extremes, and how many agree.
-
-    Along the length of retraining: from where to where each group goes.
-    """
+    """For each group of the columns `Spec.sums`: mean and spread of its marks, their extremes, and how many agree."""
     name, at = shown.spec.statistics[0], shown.spec.at
     marks = shown.marks[(shown.marks["statistic"] == name) & (shown.marks["n"] > 0)]
     told = []
     for key, group in _by(marks, shown, list(shown.spec.sums)):
-        group = group.sort_values("share" if at == "share" else "mean", kind="stable")
+        group = group.sort_values("mean", kind="stable")
         means, ends = group["mean"].astype(float), group.iloc[[0, -1]]
-        places = [f"{words.number(m)} ({words.label(at, x)})" for m, x in zip(ends["mean"], ends[at], strict=True)]
-        if at == "share":
-            text = "from " + " to ".join(places)
-        else:
-            text = f"mean {words.number(means.mean())}"
-            if len(group) > 1:
-                text += f" ± {words.number(means.std())} (standard deviation), from {' to '.join(places)}"
-            text += f", over {words.counted(len(group), 'mark')}" + _within(group, published(shown))
+        text = f"mean {words.number(means.mean())}"
+        if len(group) > 1:
+            text += f" ± {words.number(means.std())} (standard deviation), from "
+            text += " to ".join(
+                f"{words.number(m)} ({words.label(at, x)})" for m, x in zip(ends["mean"], ends[at], strict=True)
+            )
+        text += f", over {words.counted(len(group), 'mark')}" + _within(group, published(shown))
         told.append(_headed(key, text))
     return told
 

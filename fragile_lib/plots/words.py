@@ -84,6 +84,7 @@ COLUMNS = {
     "width": "width (units per layer)",
     "rank": "rank by loss (the largest first)",
     "architecture": "network",
+    "n_params": "number of parameters",
     "train_choice": "training points",
     "test_choice": "test points",
     "removed": "training points",
