@@ -6,7 +6,7 @@ on the axis, and all kinds of figure draw from that table and speak of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -140,10 +140,10 @@ def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
     return table
 
 
-def require(rows: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table with rows but without a needed column."""
+def require(rows: pd.DataFrame, *columns: str) -> None:
+    """Refuse a table without a needed column."""
     for column in columns:
-        if column not in rows.columns and len(rows.columns):
+        if column not in rows.columns:
             raise bad_input("column", column, f"no such column; the table has {', '.join(map(str, rows.columns))}")
 
 
@@ -156,13 +156,11 @@ def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     if {"run_id", "test_point"} <= set(results.columns):
         first = results.sort_index().groupby("run_id")["test_point"].transform("first")
         results = results.assign(first_point=results["test_point"] == first)
-    kept = pd.Series(True, index=results.index, dtype=bool)
-    for column, value in where.items():
-        if value is not None:
-            kept &= results[column].isin(value if isinstance(value, list | tuple | set) else [value])
-    if "test_point" in results.columns:
-        kept &= results["test_point"].notna()
-    rows = results[kept]
+    rows = results[results["test_point"].notna()] if "test_point" in results.columns else results
+    for column, value in sorted(where.items(), key=lambda item: item[0] != "dataset"):
+        if len(rows):  # a table of other data sets may lack columns
+            require(rows, column)
+            rows = rows if value is None else rows[rows[column].isin(np.ravel(value))]
     return rows.sort_values([c for c in SORTED_BY if c in rows.columns], kind="stable", ignore_index=True)
 
 
@@ -174,15 +172,13 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
     """
     if results.empty:
         return None
-    where = {**spec.where, **(where or {})}
-    require(results, list(where))
-    rows, notes = select(results, where), []
+    rows, notes = select(results, {**spec.where, **(where or {})}), []
     for step in spec.steps:
         rows, note = step(rows) if len(rows) else (rows, "")
         notes += [note] if note else []
     if len(rows):
-        require(rows, [c for c in (*spec.keys, *spec.statistics, *spec.unit) if c != "statistic"])
-        rows = rows[rows[spec.at].notna()] if spec.at in rows.columns else rows
+        require(rows, *(c for c in (*spec.keys, *spec.statistics, *spec.unit) if c != "statistic"))
+        rows = rows[rows[spec.at].notna()]
     if rows.empty:
         return None
     cells = _melted(rows, spec)

@@ -59,7 +59,8 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
         *told,
         spec.note,
     )
-    return Picture(figure, words.sentences("True against estimated change of the test loss", *told), caption)
+    of = "".join(f"{words.code(name)}: " for name in sorted({p["dataset"] for p in wanted if "dataset" in p}))
+    return Picture(figure, words.sentences(f"{of}true against estimated change of the test loss", *told), caption)
 
 
 def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame:

@@ -43,7 +43,9 @@ OF_IRIS = {
     "iris_depth": _but(BY_DEPTH, paper="iris"),
     "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
     "iris_depth_tanh": _but(BY_DEPTH, TANH),
-    "iris_width": _but(BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"),)),
+    "iris_width": _but(
+        BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"), steps.several("width", "dataset"))
+    ),
     "iris_test_points": _but(
         BY_DEPTH, {"test_choice": ["max_loss", "p50_loss"], "weight_decay": 0.005}, hue="test_choice"
     ),

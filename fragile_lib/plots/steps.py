@@ -44,10 +44,9 @@ def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The column `difference`: each row's Spearman minus that of the exact estimate for the same network and points."""
-    exact = rows[rows["estimator"] == "exact"]
     keys = [c for c in ("depth", "width", "weight_decay", "seed", "test_point", "train_choice") if c in rows.columns]
-    paired = rows.merge(exact[[*keys, "spearman"]].rename(columns={"spearman": "_exact"}), on=keys, how="left")
-    rows = paired.assign(difference=paired["spearman"] - paired["_exact"]).drop(columns="_exact")
+    exact = rows[rows["estimator"] == "exact"].set_index(keys)["spearman"]
+    rows = rows.assign(difference=rows["spearman"] - rows.join(exact.rename("exact"), on=keys)["exact"])
     both = rows.loc[rows["estimator"] != "exact", "difference"].notna().any()
     return rows, "Differences are paired by seed" if both else "No seed has both solvers: there is no difference"
 
