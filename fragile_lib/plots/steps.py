@@ -89,7 +89,7 @@ def own_estimates(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     by = [
         f"{words.joined(words.code(t) for t in named if named[t] == e)} by {e}" for e in dict.fromkeys(named.values())
     ]
-    return rows[rows["estimator"] == own], f"Estimated are {'; '.join(by)}"
+    return rows[rows["estimator"] == own], f"Estimates: {'; '.join(by)}"
 
 
 def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -18,7 +18,7 @@ FEW = 10  # below so many values a bootstrap interval is too short
 FACTS = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser")
 CHOICES = ("train_choice", "test_choice", "estimator", "ground_truth")
 OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
-SUMMED = 4  # numbers of an axis from which on a series is told by its ends and extremes
+SUMMED = 5  # numbers of an axis from which on a series is told by its ends and extremes
 
 
 def alt(shown: Shown, damping: float | None) -> str:
@@ -36,6 +36,7 @@ def alt(shown: Shown, damping: float | None) -> str:
     else:
         told += [_headed(key, _series(shown, marks)) for key, marks in _by(shown.marks, shown, by)]
     again = shown.marks.dropna(subset=["repeated"])
+    again = again.sort_values(spec.at, key=lambda column: column.map(shown.levels(spec.at).index), kind="stable")
     by = [c for c in by if c not in ("estimator", "statistic")]  # which a truth does not depend on
     for key, marks in _by(again, shown, by) if len(again) else ():
         each = {words.label(spec.at, getattr(m, spec.at)): m.repeated for m in marks.itertuples()}

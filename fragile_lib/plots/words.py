@@ -162,7 +162,7 @@ def value(name: str, value: object) -> str:
         return "no weight decay"
     if name in ("test_choice", "train_choice"):
         return "all training points" if value == "all" else f"{column(name)} {code(value)}"
-    return code(value) if isinstance(value, str) else f"{short(name)} {tick(name, value)}"
+    return tick(name, value) if isinstance(value, str) or name == "share" else f"{short(name)} {tick(name, value)}"
 
 
 def label(name: str, what: object) -> str:
