@@ -153,10 +153,10 @@ def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is
     of the test point that stands first in its run.
     """
-    if {"run_id", "test_point"} <= set(results.columns):
-        first = results.sort_index().groupby("run_id")["test_point"].transform("first")
-        results = results.assign(first_point=results["test_point"] == first)
-    rows = results[results["test_point"].notna()] if "test_point" in results.columns else results
+    rows = results.sort_index(kind="stable").reset_index(drop=True)
+    if {"run_id", "test_point"} <= set(rows.columns):
+        first = rows.groupby("run_id")["test_point"].transform("first")
+        rows = rows.assign(first_point=rows["test_point"] == first)[rows["test_point"].notna()]
     for column, value in sorted(where.items(), key=lambda item: item[0] != "dataset"):
         if len(rows):  # a table of other data sets may lack columns
             require(rows, column)

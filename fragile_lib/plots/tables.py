@@ -63,7 +63,7 @@ def _cell(pearson: pd.Series, spearman: pd.Series) -> str:
         return "no number"
     lines = [f"{words.number(pearson['mean'])} / {words.number(spearman['mean'])}"]
     lines += [f"{words.number(spearman['low'])} to {words.number(spearman['high'])}"] if spearman["n"] > 1 else []
-    lines += [f"{spearman['n']} of {spearman['units']} points"] if spearman["n"] < spearman["units"] else []
+    lines += [f"{spearman['n']:.0f} of {spearman['units']:.0f} points"] if spearman["n"] < spearman["units"] else []
     return BREAK.join(lines)
 
 

@@ -118,7 +118,7 @@ def _series(shown: Shown, marks: pd.DataFrame) -> str:
     if not known:
         return "no number"
     if isinstance(levels[0], str) or len(levels) < SUMMED:
-        each = [f"{words.tick(at, getattr(m, at))} {words.interval(m.mean, m.low, m.high)}" for m in known]
+        each = [f"{words.label(at, getattr(m, at))} {words.interval(m.mean, m.low, m.high)}" for m in known]
         return ", ".join(each + ["no number at the others"] * (len(known) < len(marks)))
     place = {m: f" at {words.short(at)} {words.tick(at, getattr(m, at))}" for m in known}
     ends = dict.fromkeys((known[0], known[-1]))
