@@ -47,6 +47,12 @@ def dots(ax) -> np.ndarray:
     return np.concatenate([np.asarray(c.get_offsets(), dtype=float)[:, 1] for c in faint])
 
 
+def stars(ax) -> list[float]:
+    """The heights of the paper's figures."""
+    found = [c for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_sizes()) and max(c.get_sizes()) > 100]
+    return sorted(float(c.get_offsets()[0][1]) for c in found)
+
+
 # -- Iris --------------------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +69,7 @@ def test_the_papers_protocol_is_shown_unless_the_call_says_otherwise():
         assert found["mean"] == pytest.approx(rows["spearman"].mean()) and found["n"] == 4
     other = plots.figure("iris_depth", table, test_choice="p50_loss").alt
     rows = rows_of(table, IRIS, weight_decay=0.005, depth=1, test_choice="p50_loss")
-    assert f"Weight decay 0.005: {number(rows['spearman'].mean())}" in other
+    assert f"Weight decay 0.005: depth 1 {number(rows['spearman'].mean())}" in other
     assert plots.figure("iris_width", plot_tables.iris()).figure is None  # one width has no axis
 
 
@@ -110,8 +116,7 @@ def test_alt_and_caption_hold_numbers_setting_and_the_papers_figures():
         assert text in picture.caption, text
     for text in ("diverged 1", "indefinite 1", "Reduced scale: profile quick", "Stars: the paper's figures"):
         assert text in picture.caption, text
-    stars = [c for c in picture.figure.axes[0].collections if c.get_label() == "the paper" or max(c.get_sizes()) > 100]
-    assert sorted(float(c.get_offsets()[0][1]) for c in stars) == [0.508, 0.97]
+    assert stars(picture.figure.axes[0]) == [0.508, 0.97]
     assert "The paper" not in plots.figure("iris_depth_tanh", table.assign(activation="tanh")).alt
     assert "Reduced" not in plots.figure("iris_depth", table.assign(profile="laptop")).caption
 
@@ -330,10 +335,7 @@ def test_sizes_have_every_mean_in_order_with_sizes_and_stars(name, column):
             found = mark(name, table, dataset=dataset, weight_decay=decay, architecture=a)
             assert found["mean"] == pytest.approx(rows["spearman"].mean())
     assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 -0." in picture.alt
-    stars = {
-        float(c.get_offsets()[0][1]) for c in upper.collections if hasattr(c, "get_sizes") and max(c.get_sizes()) > 100
-    }
-    assert stars == {0.87, 0.51, 0.22, 0.13}
+    assert stars(upper) == [0.13, 0.22, 0.51, 0.87]
     assert "500 training examples, VGG13, ResNet-18 and ResNet-50 at 0.125 of the published width" in picture.caption
     median = plots.figure(name, table, test_choice="p50_loss")
     assert "The paper" not in median.alt and "Black marks" not in median.caption
