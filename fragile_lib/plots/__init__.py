@@ -1,73 +1,32 @@
-"""Every figure of the reports, and the tables that are made like them.
+"""Every figure of the reports, and the tables that are made like them, by name.
 
-Each function takes a table (or the points of a record), changes nothing, and returns a `Picture`: figure, alternative
-text and caption, the two texts computed from the same numbers as the drawing. In a notebook:
+    show(figure("iris_depth", results))
 
-    show(*correlation_against(results, "depth"))
-
+`figure` takes the results table (or the points of records), changes nothing, and returns a `Picture`: figure,
+alternative text and caption, the two texts computed from the same numbers as the drawing; or a table with its caption.
+Where the table has nothing for a figure there is nothing to show, and `show` passes it over. The figures are listed in
+`specifications`: means along an axis (`lines`) or by category (`dots`), counts of outcomes (`bars`), single points
+(`scatter`) and `tables`. `influential_pictures` makes photographs with their scores.
 """
 
-from fragile_lib.plots.architectures import over_architectures
-from fragile_lib.plots.architectures_checks import costs, estimators_by_architecture
-from fragile_lib.plots.architectures_further import further_axes, groups_and_scratch
-from fragile_lib.plots.architectures_longer import longer_retraining
-from fragile_lib.plots.architectures_table import architecture_table
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
-from fragile_lib.plots.correlations import correlation_against, finished_or_not, solver_comparison
-from fragile_lib.plots.imagenet import (
-    PHOTOGRAPHS,
-    dataset_word,
-    imagenet_cost_table,
-    influential_pictures,
-    photographs_table,
-    show_photographs,
-)
-from fragile_lib.plots.outcomes import outcomes
-from fragile_lib.plots.quantities import (
-    finish_against_decay,
-    gradient_norm,
-    parameter_change_norms,
-    smallest_eigenvalue,
-    top_eigenvalue,
-)
-from fragile_lib.plots.scatter import damped_or_not, scatter_estimate_truth, together
-from fragile_lib.plots.small_mnist import against_decay, by_test_point
-from fragile_lib.plots.small_mnist_checks import solver_page, truth_page
-from fragile_lib.plots.solvers import solver_table
+from fragile_lib.plots.photographs import influential_pictures
+from fragile_lib.plots.specifications import SCATTERS, SPECS, figure
+from fragile_lib.plots.tables import imagenet_cost_table, solver_table
+from fragile_lib.plots.words import PHOTOGRAPHS
+from fragile_lib.plots.words import code as dataset_word
 
 __all__ = [
     "PHOTOGRAPHS",
+    "SCATTERS",
+    "SPECS",
     "Picture",
-    "against_decay",
-    "architecture_table",
-    "by_test_point",
-    "correlation_against",
-    "costs",
-    "damped_or_not",
     "dataset_word",
-    "estimators_by_architecture",
-    "finish_against_decay",
-    "finished_or_not",
-    "further_axes",
-    "gradient_norm",
-    "groups_and_scratch",
+    "figure",
     "imagenet_cost_table",
     "influential_pictures",
-    "longer_retraining",
-    "outcomes",
-    "over_architectures",
-    "parameter_change_norms",
-    "photographs_table",
     "png_bytes",
-    "scatter_estimate_truth",
     "show",
-    "show_photographs",
-    "smallest_eigenvalue",
-    "solver_comparison",
-    "solver_page",
     "solver_table",
     "theme",
-    "together",
-    "top_eigenvalue",
-    "truth_page",
 ]

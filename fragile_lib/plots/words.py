@@ -1,41 +1,25 @@
-"""Names of columns and values as readers know them, and numbers as text, for labels, alternative texts and captions."""
+"""The words of every figure: codes of the results table as readers know them, statistics, numbers as text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-COLUMNS = {
-    "depth": "depth (hidden layers)",
-    "width": "width (units per layer)",
-    "weight_decay": "weight decay",
-    "spearman": "Spearman correlation",
-    "pearson": "Pearson correlation",
-    "norm_spearman": "Spearman of norms",
-    "norm_ratio": "estimated / true norm",
-    "slope": "slope of truth on estimate",
-    "eig_max": "largest eigenvalue",
-    "eig_min": "smallest eigenvalue",
-    "grad_norm": "gradient norm",
-    "test_choice": "test point",
-    "train_choice": "training points",
-    "ground_truth": "ground truth",
-    "solver_residual": "relative residual",
-    "seconds_estimate": "seconds for the estimates",
-    "n_params": "parameters",
-}
-VALUES = {
-    "relu": "ReLU",
-    "tanh": "tanh",
+CODES = {
+    # estimators
     "exact": "exact Hessian",
     "exact_ggn": "exact GGN",
-    "exact_undamped": "exact Hessian, undamped",
-    "cg": "CG, Hessian",
-    "cg_ggn": "CG, GGN",
+    "exact_undamped": "exact Hessian undamped",
+    "second_order": "GGN to second order",
+    "lissa_single": "LiSSA (single draws)",
+    "lissa_random": "LiSSA (random batches)",
+    "lissa_partition": "LiSSA (fixed batches)",
+    "cg": "CG (Hessian)",
+    "cg_ggn": "CG (GGN)",
     "minres": "MINRES",
-    "lissa": "LiSSA",
     "arnoldi": "Arnoldi",
     "nystroem": "Nyström",
     "kfac": "K-FAC",
@@ -43,29 +27,44 @@ VALUES = {
     "identity": "gradient product",
     "tracin": "TracIn",
     "trak": "TRAK",
-    "second_order": "second order",
+    "rescaled": "rescaled influence",
+    "newton_step": "Newton step",
+    # ground truths; `_minus_control` and the share of the training steps are added by `code`
+    "warm_descent": "warm-start descent",
+    "warm_minibatch": "warm-start minibatches",
+    "tilted_minimum": "tilted minimum",
+    "minimum": "certified minimum",
+    "pbrf": "PBRF",
+    "scratch_starts": "from scratch (other starts)",
+    "scratch_batches": "from scratch (other batches)",
+    # how training ended
     "descent": "gradient descent",
     "finished": "finished training",
     "certified": "certified optimum",
-    "loo_warm": "warm-start LOO",
-    "loo_warm_minus_control": "LOO minus control",
-    "loo_tilted": "local LOO",
-    "loo_certified": "certified LOO",
-    "pbrf": "PBRF",
-    "loo_scratch": "LOO from scratch",
-    "group": "group removal",
+    # test and training points
     "max_loss": "of highest loss",
     "p50_loss": "of median loss",
     "top_loss": "of highest loss",
     "top_influence": "of largest |influence|",
     "p30_influence": "at the 30th percentile of |influence|",
+    "random": "drawn at random",
+    "scratch": "drawn for training from scratch",
+    "single_images": "single images",
     "random_groups": "random groups",
     "same_class_groups": "groups of one class",
     "top_influence_groups": "groups of largest |influence|",
-    "scratch": "drawn for retraining from scratch",
-    "not_certified": "not certified",
-    "solver_diverged": "solver diverged",
-    "random": "drawn at random",
+    "too_few": "too few points",
+    # data sets, networks, optimisers
+    "iris": "Iris",
+    "small_mnist": "small MNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+    "imagenet_standin": "stand-in, not ImageNet",
+    "imagefolder": "a folder of photographs",
+    "relu": "ReLU",
+    "tanh": "tanh",
     "small_cnn": "small CNN",
     "lenet": "LeNet",
     "vgg13": "VGG13",
@@ -77,31 +76,98 @@ VALUES = {
     "nesterov": "Nesterov",
     "rmsprop": "RMSProp",
 }
+ORDER = {name: place for place, name in enumerate(CODES)}  # of legends, panels and lines
+PHOTOGRAPHS = ("imagenet", "imagenet_standin", "imagefolder")  # sets whose examples are shown
 OF_RECORD = ("laptop", "paper")  # profiles whose figures need no warning
-TITLES = {
-    "iris": "Iris",
-    "mnist": "MNIST",
-    "small_mnist": "small MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
+COLUMNS = {
+    "depth": "depth (hidden layers)",
+    "width": "width (units per layer)",
+    "rank": "rank by loss (the largest first)",
+    "architecture": "network",
+    "n_params": "number of parameters",
+    "train_choice": "training points",
+    "test_choice": "test points",
+    "removed": "training points",
+    "target": "ground truth",
+    "share": "share of the training steps",
 }
 
 
-def column_word(column: str) -> str:
-    """The column's name for an axis label."""
-    return COLUMNS.get(column, column.replace("_", " "))
+class Statistic(NamedTuple):
+    """What a column of the results is called, how it is averaged and drawn, and at which values lines stand."""
+
+    label: str
+    scale: str = "correlation"  # correlation: to 1, zero in sight; linear; log; symlog
+    average: Callable[..., float] = np.mean
+    lines: tuple[float, ...] = (0.0,)
 
 
-def short_word(column: str) -> str:
-    """The column's name within a sentence, without a unit in brackets."""
-    return column_word(column).split(" (")[0]
+# Medians say the same on a log axis as on a linear one, and bear zeros.
+STATISTICS = {
+    "spearman": Statistic("Spearman correlation"),
+    "pearson": Statistic("Pearson correlation"),
+    "norm_spearman": Statistic("Spearman of norms"),
+    "slope": Statistic("slope of truth on estimate", "log", np.mean, (1.0,)),
+    "norm_ratio": Statistic("estimated / true norm", "log", np.median, (1.0,)),
+    "difference": Statistic("LiSSA minus exact", "linear"),
+    "eig_max": Statistic("largest eigenvalue of H", "log", np.median, ()),
+    "eig_min": Statistic("smallest eigenvalue of H", "symlog", np.median),
+    "grad_norm": Statistic("norm of the gradient of J", "log", np.median, ()),
+    "seconds_estimate": Statistic("seconds", "log", np.median, ()),
+    "solver_residual": Statistic("relative residual", "log", np.median, ()),
+    "products": Statistic("curvature products", "log", np.median, ()),
+    "memory_mb": Statistic("peak memory (MB)", "log", np.median, ()),
+    "seconds_retrain": Statistic("seconds of the retraining", "log", np.median, ()),
+    "networks": Statistic("share of networks"),
+}
 
 
-def value_word(column: str, value: object) -> str:
-    """A value with as much of its column's name as a legend needs: "weight decay 0.005", "ReLU", "width 5"."""
+def code(value: object) -> str:
+    """A code of the results table in words; one without a word of its own is given with spaces.
+
+    "warm_minibatch_minus_control" and "warm_minibatch_0.25" are made of the word for "warm_minibatch".
+    """
+    text = str(value)
+    if text in CODES:
+        return CODES[text]
+    stem = text.removesuffix("_minus_control")
+    if stem != text:
+        return f"{code(stem)} minus control"
+    stem, _, share = text.rpartition("_")
+    if stem in CODES and share.replace(".", "", 1).isdigit():
+        return f"{CODES[stem]} for {float(share):.0%} of the steps"
+    return text.replace("_", " ")
+
+
+def column(name: str) -> str:
+    """A column's name for an axis."""
+    return STATISTICS[name].label if name in STATISTICS else COLUMNS.get(name, name.replace("_", " "))
+
+
+def short(name: str) -> str:
+    """A column's name within a sentence, without what stands in brackets."""
+    return column(name).split(" (")[0]
+
+
+def tick(name: str, value: object) -> str:
+    """A value of a column where the column's name stands beside it: 8, 0.005, 25%, LeNet."""
     if isinstance(value, str):
-        return VALUES.get(value, value.replace("_", " "))
-    return f"{short_word(column)} {value:g}" if isinstance(value, int | float | np.number) else f"{column} {value}"
+        return code(value)
+    return f"{value:.0%}" if name == "share" else f"{value:g}"
+
+
+def value(name: str, value: object) -> str:
+    """A value with as much of its column's name as it needs alone: "weight decay 0.005", "ReLU", "width 5"."""
+    if name == "weight_decay" and value == 0:
+        return "no weight decay"
+    if name in ("test_choice", "train_choice"):
+        return "all training points" if value == "all" else f"{column(name)} {code(value)}"
+    return tick(name, value) if isinstance(value, str) or name == "share" else f"{short(name)} {tick(name, value)}"
+
+
+def label(name: str, what: object) -> str:
+    """A value for a legend or a line of a figure: codes without their column's name."""
+    return code(what) if isinstance(what, str) else value(name, what)
 
 
 def number(x: float) -> str:
@@ -114,119 +180,36 @@ def number(x: float) -> str:
     return f"{x:.0f}" if 100 <= abs(x) < 10_000 else f"{mantissa}e{int(exponent)}"
 
 
-def tick(value: object) -> str:
-    """An axis value: 8, 0.005, resnet18."""
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+def interval(mean: float, low: float, high: float) -> str:
+    """A mean, and its interval where there is one: "0.86 (0.70 to 0.96)"."""
+    return f"{number(mean)} ({number(low)} to {number(high)})" if low < high else number(mean)
 
 
-def sentence(text: str) -> str:
-    """The text with a capital at its start and a full stop at its end."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
+def counted(n: int, what: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def joined(parts: list[str]) -> str:
+def span(values: Iterable[float], form: Callable[[float], str] = number) -> str:
+    """ "0.63", or "0.63 to 0.97" where values differ."""
+    ends = [form(x) for x in (min(values), max(values))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def joined(parts: Iterable[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def seeds_sentence(rows: pd.DataFrame, average: str, dots: bool = True) -> str:
-    """How many seeds stand behind a point, and what its bar is."""
-    n = rows["seed"].nunique() if "seed" in rows.columns else len(rows)
-    if n <= 1:
-        return "One seed, so no interval."
-    few = " (with so few seeds the intervals are too short)" if n < 10 else ""
-    return (
-        f"{average} over {n} seeds with 95% bootstrap intervals{few}{'; faint dots are single seeds' if dots else ''}."
-    )
-
-
-def setting_sentence(rows: pd.DataFrame, leave_out: list[str]) -> str:
-    """What all rows have in common: data set, network, chosen points, profile."""
-    parts = []
-    for column in ("dataset", "activation", "depth", "width", "weight_decay"):
-        if column not in leave_out and column in rows.columns and rows[column].nunique() == 1:
-            value = rows[column].dropna().iloc[0]
-            parts.append(TITLES.get(value, str(value)) if column == "dataset" else value_word(column, value))
-    text = ", ".join(parts)
-    for column in ("train_choice", "test_choice"):
-        if column not in leave_out and column in rows.columns and rows[column].nunique() == 1:
-            value = rows[column].dropna().iloc[0]
-            text += f"; {short_word(column)} {'all' if value == 'all' else value_word(column, value)}"
-    if "profile" in rows.columns and rows["profile"].notna().any():
-        profiles = sorted(rows["profile"].dropna().astype(str).unique())
-        text += f"; profile {joined(profiles)}"
-    return sentence(text.lstrip("; "))
-
-
-def scale_sentence(rows: pd.DataFrame) -> str:
-    """How large the network and its training set are, and a warning where the profile is a reduced one."""
-    parts = []
-    for column, what in (("n_train", "training examples"), ("n_params", "parameters")):
-        if column in rows.columns and rows[column].nunique() == 1:
-            parts.append(f"{rows[column].dropna().iloc[0]:,.0f} {what}")
-    profiles = set(rows["profile"].dropna().astype(str)) if "profile" in rows.columns else set()
-    small = sorted(profiles - set(OF_RECORD))
-    return sentences(
-        ", ".join(parts), f"Reduced scale: profile {joined(small)}, not a study of record" if small else ""
-    )
-
-
-def units_sentence(rows: pd.DataFrame) -> str:
-    """How many test points of how many seeds there are: "8 test points of highest loss, for each of 2 seeds"."""
-    points = rows.drop_duplicates(["seed", "weight_decay", "test_choice", "test_point"])
-    parts = []
-    for choice, of_choice in points.groupby("test_choice", sort=False):
-        counts = of_choice.groupby(["seed", "weight_decay"]).size()
-        few, most = counts.min(), counts.max()
-        parts.append(f"{few if few == most else f'{few} to {most}'} {value_word('test_choice', choice)}")
-    n = rows["seed"].nunique()
-    networks = f"each of {n} seeds" if n > 1 else "one seed"
-    return f"Test points: {joined(sorted(parts))}, for {networks}."
-
-
-def outcome_sentence(rows: pd.DataFrame, statistic: str, dots: bool = True, counts: bool = True) -> str:
-    """How many rows have no number, and of which outcome; which others are flagged.
-
-    `counts`: the figure has an n below its axis, which the sentence explains.
-    """
-    if "status" not in rows.columns:
-        return ""
-    status = rows["status"].astype(object).where(rows["status"].notna(), "ok")
-    missing = ~np.isfinite(pd.to_numeric(rows[statistic], errors="coerce").astype(float))
-    text = ""
-    if missing.any():
-        text += (
-            f"No number in {missing.sum()} of {len(rows)} rows ({_tally(status[missing])})"
-            f"{'; n counts seeds with one' if counts else ''}."
-        )
-    flagged = ~missing & (status != "ok")
-    if flagged.any():
-        text += f" {'Hollow dots are flagged' if dots else 'Flagged'} but counted: {_tally(status[flagged])}."
-    return text.strip()
+    *others, last = parts or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def sentences(*parts: str) -> str:
-    """The parts that say something, each as a sentence."""
-    return " ".join(sentence(p) for p in parts if p)
+    """The parts that say something, each with a capital at its start and a full stop at its end."""
+    return " ".join(f"{p[:1].upper()}{p[1:]}{'' if p.endswith('.') else '.'}" for p in parts if p)
 
 
-def nothing(what: str, axis: str) -> str:
-    """The sentence in place of a figure that has no rows."""
-    return f"No rows: the table has nothing to show of {short_word(what)} against {short_word(axis)}."
-
-
-def caption(
-    rows: pd.DataFrame, varied: list, statistic: str, average: str, stars: bool = False, dots: bool = True
-) -> str:
-    """Setting, seeds and intervals, and what has no number: the sentences below every figure of curves."""
-    return sentences(
-        setting_sentence(rows, [c for c in varied if c]),
-        seeds_sentence(rows, average, dots),
-        outcome_sentence(rows, statistic, dots),
-        "Stars are the paper's figures" if stars else "",
-    )
-
-
-def _tally(status: pd.Series) -> str:
-    counts = status.replace("ok", "unnamed").value_counts()
-    return ", ".join(f"{value_word('status', name)} {counts[name]}" for name in sorted(counts.index))
+def ordered(values: Iterable, descending: bool = False) -> list:
+    """The different values: codes in the order of `CODES`, numbers by size."""
+    found = set(values)
+    if all(isinstance(v, str) for v in found):
+        return sorted(found, key=lambda v: (ORDER.get(v, len(ORDER)), v))
+    return sorted(found, reverse=descending)

@@ -1,0 +1,211 @@
+"""From the results table to what a figure shows: choose rows, average over the right unit, tell what was left out.
+
+A figure is described by a `Spec`. Its means ("marks") stand in one tidy table, a row for each panel, series and place
+on the axis, and all kinds of figure draw from that table and speak of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fragile_lib.agreement import summarise
+from fragile_lib.plots import words
+from fragile_lib.tools.errors import bad_input
+
+Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows, and what the caption says of it
+SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
+SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a figure of means shows, and how.
+
+    Attributes:
+        kind: "lines" or "marks" (along an axis), "dots" (a line of the figure for each category) or "table".
+        at: the column along the axis, or of the categories.
+        statistics: columns that are averaged, as in `words.STATISTICS`.
+        hue: a column that is told apart by colour, marker and dash.
+        rows, columns: columns with a panel for each value; "statistic" is among them.
+        wrap: how many panels of `rows` stand side by side.
+        where: column -> a value or a list of values; None for all.
+        unit: what is resampled; rows of one unit are averaged first.
+        steps: what happens to the chosen rows.
+        without: combinations of values that are not shown.
+        order: a column by whose median the categories are ordered; along an axis it stands below their names.
+        dots: whether single units are drawn.
+        paper: which of the published figures stand beside ours, as in `published.PAPER`.
+        sums: columns of the groups that the caption sums up; None for no sums.
+        note: a sentence for the caption.
+    """
+
+    kind: str
+    at: str
+    statistics: tuple[str, ...] = ("spearman",)
+    hue: str | None = None
+    rows: str | None = None
+    columns: str | None = None
+    wrap: int = 1
+    where: Mapping = field(default_factory=dict)
+    unit: tuple[str, ...] = ("seed",)
+    steps: tuple[Step, ...] = ()
+    without: tuple[Mapping, ...] = ()
+    order: str | None = None
+    dots: bool = True
+    paper: str = ""
+    sums: tuple[str, ...] | None = None
+    note: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that tell marks apart."""
+        return list(dict.fromkeys(c for c in (self.rows, self.columns, self.hue, self.at) if c))
+
+    @property
+    def sized(self) -> bool:
+        """Whether the names of the places have their sizes below them."""
+        return self.kind == "lines" and self.order is not None
+
+
+class Panel(NamedTuple):
+    """One panel: its place, its values of `Spec.rows` and `Spec.columns`, and its share of marks and units."""
+
+    row: int
+    column: int
+    key: dict
+    statistic: str
+    marks: pd.DataFrame
+    units: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """The values as a title; a statistic is named at its axis."""
+        return ", ".join(words.label(c, v).replace("weight ", "") for c, v in self.key.items() if c != "statistic")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a figure shows.
+
+    `rows` are the chosen rows of the results table and `cells` the same once for each statistic, with the columns
+    statistic, value and repeated (the truth's agreement with its own repetition). `marks` has a row for each mark:
+    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, repeated; `units` the same keys with value and
+    flagged, a row for each unit. `notes` are for the caption.
+    """
+
+    spec: Spec
+    rows: pd.DataFrame
+    cells: pd.DataFrame
+    marks: pd.DataFrame
+    units: pd.DataFrame
+    notes: list[str]
+
+    def levels(self, name: str | None) -> list:
+        """The values of a column in the order in which they are shown: [None] for no column."""
+        if name is None:
+            return [None]
+        if name == "statistic":
+            return [s for s in self.spec.statistics if (self.marks["statistic"] == s).any()]
+        if f"{name}_order" in self.cells.columns:
+            return list(self.cells.sort_values(f"{name}_order", kind="stable")[name].unique())
+        values = self.marks[name].dropna().unique()
+        if name == self.spec.at and self.spec.order:
+            by_size = self.rows.groupby(name)[self.spec.order].median()
+            return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
+        return words.ordered(values, descending=name == "weight_decay" != self.spec.at)
+
+    def panels(self) -> list[Panel]:
+        """A panel for each value of the columns that have panels; those without a row are left out."""
+        spec, found = self.spec, []
+        for i, row in enumerate(self.levels(spec.rows)):
+            for j, column in enumerate(self.levels(spec.columns)):
+                key = {c: v for c, v in ((spec.rows, row), (spec.columns, column)) if c}
+                marks, units = (part(t, key) for t in (self.marks, self.units))
+                if len(marks):
+                    place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
+                    found.append(Panel(*place, key, marks["statistic"].iloc[0], marks, units))
+        return found
+
+
+def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
+    """The rows that have these values; a column or a value None lets all through."""
+    for column, value in values.items():
+        if column is not None and value is not None:
+            table = table[table[column] == value]
+    return table
+
+
+def require(rows: pd.DataFrame, *columns: str) -> None:
+    """Refuse a table without a needed column."""
+    for column in columns:
+        if column not in rows.columns:
+            raise bad_input("column", column, f"no such column; the table has {', '.join(map(str, rows.columns))}")
+
+
+def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
+    """The rows of single test points that `where` lets through, in an order that does not depend on the table's.
+
+    A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is
+    of the test point that stands first in its run.
+    """
+    rows = results.sort_index(kind="stable").reset_index(drop=True)
+    if {"run_id", "test_point"} <= set(rows.columns):
+        first = rows.groupby("run_id")["test_point"].transform("first")
+        rows = rows.assign(first_point=rows["test_point"] == first)[rows["test_point"].notna()]
+    for column, value in sorted(where.items(), key=lambda item: item[0] != "dataset"):
+        if len(rows):  # a table of other data sets may lack columns
+            require(rows, column)
+            rows = rows if value is None else rows[rows[column].isin(np.ravel(value))]
+    return rows.sort_values([c for c in SORTED_BY if c in rows.columns], kind="stable", ignore_index=True)
+
+
+def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -> Shown | None:
+    """Choose, average and count; None where the table has nothing for the figure.
+
+    Raises:
+        InputError: the table lacks a column that the figure needs, or `where` names one that it lacks.
+    """
+    if results.empty:
+        return None
+    rows, notes = select(results, {**spec.where, **(where or {})}), []
+    for step in spec.steps:
+        rows, note = step(rows) if len(rows) else (rows, "")
+        notes += [note] if note else []
+    if len(rows):
+        require(rows, *(c for c in (*spec.keys, *spec.statistics, *spec.unit) if c != "statistic"))
+        rows = rows[rows[spec.at].notna()]
+    if rows.empty:
+        return None
+    cells = _melted(rows, spec)
+    keys = list(dict.fromkeys(["statistic", *spec.keys]))
+    units = cells.groupby([*keys, "unit"], as_index=False).agg(value=("value", "mean"), flagged=("flagged", "any"))
+    # `summarise` resamples the column `seed`, which is here the unit; a seed that is shown goes by another name
+    named = cells.rename(columns={"seed": "_seed_shown"}).assign(seed=cells["unit"])
+    by = [k.replace("seed", "_seed_shown") for k in keys]
+    marks = pd.concat(
+        summarise(part, by, "value", words.STATISTICS[name].average)
+        for name, part in named.groupby("statistic", sort=False)
+    ).rename(columns={"_seed_shown": "seed"})
+    extent = units.groupby(keys, as_index=False).agg(units=("value", "size"))
+    of_truth = [k for k in keys if k != "estimator"]  # each test point counts once, whatever estimators it has rows for
+    again = cells.groupby([*of_truth, "unit"])["repeated"].mean().groupby(of_truth).mean().reset_index()
+    return Shown(spec, rows, cells, marks.merge(extent, on=keys).merge(again, on=of_truth), units, notes)
+
+
+def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
+    """The rows once for each statistic, with the columns that `Shown` names."""
+    parts = []
+    for name in spec.statistics:
+        value = pd.to_numeric(rows[name], errors="coerce").astype(float)
+        again = rows.get(f"ceiling_{name}", pd.Series(np.nan, index=rows.index))
+        parts.append(rows.assign(statistic=name, value=value.where(np.isfinite(value)), repeated=again.astype(float)))
+    cells = pd.concat(parts, ignore_index=True)
+    for values in spec.without:
+        cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]
+    status = cells["status"] if "status" in cells.columns else pd.Series("ok", index=cells.index)
+    return cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())

@@ -1,0 +1,277 @@
+"""Every named figure and table of the reports, as data, and `figure`, which makes one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from fragile_lib.plots import means, scatter, steps, tables, texts, words
+from fragile_lib.plots.base import Picture
+from fragile_lib.plots.published import DECAY, GROUPS
+from fragile_lib.plots.rows import Spec, show_rows
+from fragile_lib.plots.scatter import Scatter
+from fragile_lib.tools.errors import bad_input
+
+
+def _but(spec: Spec, where: Mapping | None = None, **changes: object) -> Spec:
+    """The specification with other rows and other properties."""
+    return replace(spec, where={**spec.where, **(where or {})}, **changes)
+
+
+CHOSEN = {"test_choice": "max_loss", "train_choice": "top_influence"}
+
+# -- Iris: the paper's protocol, unless a figure says otherwise --
+IRIS = {"dataset": "iris", "activation": "relu", "fit": "descent", "estimator": "exact", "ground_truth": "warm_descent"}
+BY_DEPTH = Spec("lines", "depth", hue="weight_decay", where=IRIS | CHOSEN, steps=(steps.widest("depth", "width"),))
+BOTH_FITS = {"fit": ["descent", "certified"], "ground_truth": ["warm_descent", "minimum"]}
+TRUTHS_OF_IRIS = ["warm_descent", "warm_descent_minus_control", "minimum"]
+FINISHED = _but(
+    BY_DEPTH,
+    BOTH_FITS | {"estimator": ["exact", "exact_ggn"], "ground_truth": TRUTHS_OF_IRIS},
+    hue="variant",
+    rows="fit",
+    columns="weight_decay",
+    steps=(*BY_DEPTH.steps, steps.variants),
+    dots=False,
+    note="Upper row: the end of gradient descent; lower row: the same networks driven on to a certified optimum",
+)
+TANH = {"activation": "tanh"}
+OF_IRIS = {
+    "iris_depth": _but(BY_DEPTH, paper="iris"),
+    "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
+    "iris_depth_tanh": _but(BY_DEPTH, TANH),
+    "iris_width": _but(
+        BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"), steps.several("width", "dataset"))
+    ),
+    "iris_test_points": _but(
+        BY_DEPTH, {"test_choice": ["max_loss", "p50_loss"], "weight_decay": 0.005}, hue="test_choice"
+    ),
+    "iris_norms": _but(BY_DEPTH, rows="statistic", statistics=("norm_ratio", "norm_spearman")),
+    "iris_largest_eigenvalue": _but(BY_DEPTH, statistics=("eig_max",)),
+    "iris_smallest_eigenvalue": _but(BY_DEPTH, statistics=("eig_min",)),
+    "iris_gradient": _but(BY_DEPTH, BOTH_FITS, statistics=("grad_norm",), rows="fit"),
+    "iris_solvers": _but(
+        BY_DEPTH,
+        {"estimator": ["exact", "lissa_single"]},
+        statistics=("spearman", "difference"),
+        hue="estimator",
+        rows="statistic",
+        columns="weight_decay",
+        steps=(*BY_DEPTH.steps, steps.differences),
+        without=({"statistic": "difference", "estimator": "exact"},),
+    ),
+    "iris_finished_relu": FINISHED,
+    "iris_finished_tanh": _but(FINISHED, TANH),
+    "iris_outcomes": _but(
+        FINISHED,
+        BOTH_FITS | {"estimator": "exact"},
+        statistics=("networks",),
+        hue="outcome",
+        steps=(*BY_DEPTH.steps, steps.by_outcome),
+    ),
+}
+
+# -- small MNIST: what is resampled is a test point of a network --
+POINTS = ("seed", "test_point")
+TRUTHS = {"ground_truth": ["warm_minibatch", "tilted_minimum", "minimum", "pbrf"]}
+DIRECT = ["exact", "exact_ggn", "second_order", "exact_undamped", "rescaled", "newton_step"]
+SMALL = Spec(
+    "lines",
+    "weight_decay",
+    hue="train_choice",
+    rows="ground_truth",
+    wrap=2,
+    where=CHOSEN | TRUTHS | {"dataset": "small_mnist", "train_choice": ["top_influence", "p30_influence"]},
+    unit=POINTS,
+    steps=(steps.later_fit, steps.reached, steps.own_estimates),
+)
+COMPARED = Spec(
+    "dots",
+    "estimator",
+    ("solver_residual", "seconds_estimate", "products", "memory_mb"),
+    rows="statistic",
+    wrap=2,
+    where=CHOSEN | TRUTHS | {"dataset": "small_mnist", "weight_decay": DECAY, "estimator": None},
+    unit=POINTS,
+    steps=(steps.later_fit, steps.compared),
+    order="solver_residual",
+    dots=False,
+    note="Solvers are in the order of their residuals, those without one last",
+)
+OF_SMALL_MNIST = {
+    "small_mnist_points": _but(
+        SMALL,
+        {"weight_decay": DECAY, "test_choice": ["max_loss", "p50_loss"]},
+        kind="marks",
+        at="rank",
+        columns="test_choice",
+        wrap=1,
+        steps=(*SMALL.steps, steps.ranked),
+        dots=False,
+        paper="test points",
+        sums=("ground_truth", "train_choice", "test_choice"),
+        note="Colours tell the choice of training points",
+    ),
+    "small_mnist_decay": SMALL,
+    "small_mnist_truths": Spec(
+        "dots",
+        "target",
+        hue="estimator",
+        where={"dataset": "small_mnist", "weight_decay": DECAY, "test_choice": "max_loss", "estimator": DIRECT},
+        unit=POINTS,
+        steps=(steps.later_fit, steps.reached, steps.targets),
+    ),
+    "small_mnist_solvers": COMPARED,
+    "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
+    "small_mnist_finish": Spec(
+        "lines",
+        "weight_decay",
+        ("grad_norm", "eig_min"),
+        hue="fit",
+        rows="statistic",
+        where={"dataset": "small_mnist"},
+        steps=(steps.networks,),
+    ),
+}
+
+# -- architectures: the paper's estimator, truth and points, for one start of Adam --
+MAIN = {"dataset": ["mnist", "cifar10"], "optimiser": "adam", "seed": 0, "weight_decay": DECAY}
+MAIN |= {"estimator": "lissa_partition", "ground_truth": "warm_minibatch", **CHOSEN}
+ESTIMATORS = {"estimator": None}  # all that there are
+EVERY_SET = {"dataset": ["mnist", "cifar10", "cifar100"]}
+LENET = {"dataset": "mnist", "architecture": "lenet"}
+DOTS = Spec("dots", "architecture", where=MAIN, unit=POINTS, steps=(steps.whole_repeats,))
+SIZES = _but(
+    DOTS,
+    {"weight_decay": None},
+    kind="lines",
+    hue="weight_decay",
+    rows="dataset",
+    order="n_params",
+    paper="networks",
+    sums=("dataset", "weight_decay"),
+    note="Networks stand in the order of the sizes below their names",
+)
+TABLE = _but(SIZES, EVERY_SET, kind="table", statistics=("pearson", "spearman"), sums=None, dots=False)
+OF_NETWORKS = {
+    "networks_table": TABLE,
+    "networks_table_median": _but(TABLE, {"test_choice": "p50_loss"}),
+    "networks_parameters": SIZES,
+    "networks_depth": _but(SIZES, order="depth"),
+    "networks_estimators": _but(
+        DOTS,
+        ESTIMATORS | {"train_choice": ["top_influence", "random"]},
+        hue="estimator",
+        rows="dataset",
+        columns="train_choice",
+        order="n_params",
+        dots=False,
+        sums=("train_choice", "estimator"),
+    ),
+    "networks_optimisers": _but(DOTS, LENET | {"optimiser": None}, at="optimiser", paper="optimisers", sums=()),
+    "networks_starts": _but(
+        DOTS,
+        {"dataset": "mnist", "seed": None},
+        at="seed",
+        hue="architecture",
+        steps=(steps.whole_repeats, steps.several("seed", "architecture")),
+        sums=("architecture",),
+    ),
+    "networks_groups": _but(
+        DOTS,
+        EVERY_SET
+        | {"architecture": "resnet18", "weight_decay": [DECAY, 0.0005], "seed": None}
+        | {"train_choice": ["top_influence", *GROUPS]},
+        at="removed",
+        rows="dataset",
+        steps=(steps.whole_repeats, steps.with_groups),
+        paper="groups",
+        sums=("dataset",),
+    ),
+    "networks_scratch": _but(
+        DOTS,
+        LENET
+        | {"train_choice": "scratch", "estimator": ["lissa_partition", "warm_minibatch"]}
+        | {"ground_truth": ["warm_minibatch", "scratch_batches"]},
+        at="ground_truth",
+        hue="estimator",
+        steps=(),
+    ),
+    "networks_longer": _but(
+        DOTS,
+        ESTIMATORS | {"dataset": "mnist", "ground_truth": None},
+        kind="lines",
+        at="share",
+        statistics=("spearman", "slope"),
+        hue="estimator",
+        rows="architecture",
+        columns="statistic",
+        steps=(steps.whole_repeats, steps.shares),
+        without=({"statistic": "slope", "estimator": "identity"},),
+        dots=False,
+        sums=("architecture", "estimator"),
+        note="A slope of 1 says that an estimate has the size of the truth; the product of gradients has the size that "
+        "the damping gives it, so its slope is not shown",
+    ),
+    "networks_costs": _but(
+        TABLE,
+        MAIN | ESTIMATORS | {"test_choice": None, "train_choice": ["top_influence", "random"]},
+        statistics=("seconds_estimate", "seconds_retrain"),
+        hue="estimator",
+    ),
+}
+PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
+OF_PHOTOGRAPHS = {"photographs_table": Spec("table", "estimator", where=PHOTOGRAPHS)}
+SPECS: dict[str, Spec] = OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS
+
+WARM = ("warm_minibatch", "warm_minibatch_minus_control")
+SCATTERS: dict[str, Scatter] = {
+    "iris_points": Scatter([(None, truth) for truth in TRUTHS_OF_IRIS], CHOSEN),
+    "small_mnist_together": Scatter(
+        [(None, truth) for truth in (*WARM, "tilted_minimum", "pbrf", "minimum")], CHOSEN | {"weight_decay": DECAY}
+    ),
+    "small_mnist_damped": Scatter(
+        [("exact", "minimum"), ("exact_undamped", "minimum")],
+        CHOSEN,
+        fullest=True,
+        note="Left: the damped Hessian's estimates; right: the same without damping",
+    ),
+    "networks_points": Scatter([(None, truth) for truth in WARM], CHOSEN),
+    "photographs_points": Scatter([(None, truth) for truth in WARM], {"train_choice": "top_influence"}),
+}
+TABLES = {"photographs_table": tables.photographs, "networks_costs": tables.costs}
+
+
+def figure(
+    name: str,
+    results: pd.DataFrame | Sequence[Mapping],
+    damping: float | None = None,
+    estimator: str | None = None,
+    **where: object,
+) -> Picture | Styler:
+    """The figure or table of that name; a `Picture` without a figure where `results` has nothing for it.
+
+    Args:
+        name: one of `SPECS` and `SCATTERS`.
+        results: the results table, or for a scatter the points of result records.
+        damping: of the Hessian, for figures of its smallest eigenvalue.
+        estimator: whose estimates a scatter shows, in the place of those that belong to each truth.
+        **where: columns and the values that are shown of them (one, a list, or None for all), in the place of the
+            specification's own.
+
+    Raises:
+        InputError: there is no such figure, or the table lacks a column that it needs.
+    """
+    if name in SCATTERS:
+        return scatter.picture(results, SCATTERS[name], where, estimator)
+    if name not in SPECS:
+        raise bad_input("name", name, f"the figures are {', '.join([*SPECS, *SCATTERS])}")
+    shown = show_rows(results, SPECS[name], where)
+    if shown is None:
+        return Picture(None, f"No rows: the table has nothing to show of {words.short(SPECS[name].statistics[0])}.")
+    if shown.spec.kind == "table":
+        return TABLES.get(name, tables.architectures)(shown, name)
+    return Picture(means.draw(shown, damping), texts.alt(shown, damping), texts.caption(shown, damping))

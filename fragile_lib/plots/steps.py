@@ -1,0 +1,149 @@
+"""What happens to the chosen rows before they are averaged: each step returns rows, and a sentence for the caption."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fragile_lib.plots import words
+from fragile_lib.plots.rows import Step
+
+# The estimate that a truth is compared with unless a figure shows several: a damped Gauss-Newton estimate is the
+# derivative of the proximal Bregman response, the Hessian's that of the others.
+OWN = {"pbrf": "exact_ggn"}
+SHORTEST = 0.06  # share of the training steps that the protocol's own retraining takes
+
+
+def widest(axis: str, other: str) -> Step:
+    """Of another size (width beside depth) the one value at which `axis` was studied most widely."""
+
+    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        spread = rows.groupby(other)[axis].nunique()
+        return (rows[rows[other] == spread.index[spread == spread.max()].min()], "") if len(spread) else (rows, "")
+
+    return step
+
+
+def several(column: str, of: str) -> Step:
+    """The values of `of` that have several values of `column`."""
+    return lambda rows: (rows[rows.groupby(of)[column].transform("nunique") > 1], "")
+
+
+def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `variant`: which curvature, and whether the control was subtracted; what is not there is named."""
+    minus = rows["ground_truth"].str.endswith("_minus_control")
+    rows = rows[~(minus & (rows["estimator"] == "exact_ggn"))]
+    names = ["Hessian", "Hessian, control subtracted", "GGN"]
+    variant = minus.loc[rows.index].map({False: names[0], True: names[1]}).mask(rows["estimator"] == "exact_ggn", "GGN")
+    rows = rows.assign(variant=variant, variant_order=variant.map(names.index))
+    wanted = [("descent", v) for v in names]
+    wanted += [("certified", v) for v in ("Hessian", "GGN")]
+    there = set(zip(rows["fit"], rows["variant"], strict=True))
+    absent = [f"{words.code(fit)}: {v}" for fit, v in wanted if (fit, v) not in there]
+    return rows, f"Not in the table: {words.joined(absent)}" if absent else ""
+
+
+def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `difference`: each row's Spearman minus that of the exact estimate for the same network and points."""
+    keys = [c for c in ("depth", "width", "weight_decay", "seed", "test_point", "train_choice") if c in rows.columns]
+    exact = rows[rows["estimator"] == "exact"].set_index(keys)["spearman"]
+    rows = rows.assign(difference=rows["spearman"] - rows.join(exact.rename("exact"), on=keys)["exact"])
+    both = rows.loc[rows["estimator"] != "exact", "difference"].notna().any()
+    return rows, "Differences are paired by seed" if both else "No seed has both solvers: there is no difference"
+
+
+def by_outcome(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A row for each network and outcome: `outcome`, and `networks`, which is 1 where the network ended so, else 0.
+
+    A network with several rows counts with its first outcome that is not ok; outcomes that a panel lacks are left out.
+    """
+    rows = rows.assign(ended=rows["status"].fillna("ok")).sort_values("ended", key=lambda s: s == "ok", kind="stable")
+    rows = rows.drop_duplicates(["depth", "width", "weight_decay", "fit", "seed"]).drop(columns="status")
+    counts = rows["ended"].value_counts()
+    kinds = sorted(counts.index, key=lambda kind: (kind != "ok", kind))
+    told = ", ".join(f"{words.code(kind)} {counts[kind]}" for kind in kinds)
+    rows = rows.merge(pd.DataFrame({"outcome": kinds, "outcome_order": range(len(kinds))}), how="cross")
+    rows = rows.assign(networks=(rows["ended"] == rows["outcome"]).astype(float))
+    there = rows.groupby(["fit", "weight_decay", "outcome"])["networks"].transform("max") > 0
+    return rows[there], f"Of {counts.sum()} networks: {told}"
+
+
+def later_fit(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of a truth that is known after two fits, the rows of finished training."""
+    keys = [rows[c] for c in ("weight_decay", "seed", "ground_truth", "train_choice")]
+    later = (rows["fit"] != "finished").astype(int)
+    return rows[later == later.groupby(keys).transform("min")], ""
+
+
+def reached(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows whose truth was reached for enough of the training points, and how many others there are."""
+    found = rows[rows["status"] != "not_certified"]
+    lost = len(rows) - len(found)
+    few = f"Not drawn: {lost} of {len(rows)} rows, whose truth was reached for fewer than four in five training points"
+    return found, few if lost else ""
+
+
+def own_estimates(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of each ground truth the rows with the estimate that belongs to it (`OWN`)."""
+    own = rows["ground_truth"].map(lambda truth: OWN.get(truth, "exact"))
+    named = {truth: words.code(OWN.get(truth, "exact")) for truth in words.ordered(rows["ground_truth"])}
+    by = [
+        f"{words.joined(words.code(t) for t in named if named[t] == e)} by {e}" for e in dict.fromkeys(named.values())
+    ]
+    return rows[rows["estimator"] == own], f"Estimates: {'; '.join(by)}"
+
+
+def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A truth is repeated for the images that each run's first test point asks for: elsewhere by chance, on a few."""
+    elsewhere = ~(rows["first_point"] & (rows["train_choice"] == "top_influence"))
+    ceilings = [c for c in ("ceiling_spearman", "ceiling_pearson") if c in rows.columns]
+    return rows.assign(**{c: rows[c].mask(elsewhere) for c in ceilings}), ""
+
+
+def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `rank`: the place of a test point by its loss, the largest first, among those of its choice."""
+    keys = ["test_choice", "seed", "test_point"]
+    points = rows.drop_duplicates(keys).sort_values(["test_loss", *keys[1:]], ascending=[False, True, True])[keys]
+    return rows.merge(points.assign(rank=points.groupby("test_choice").cumcount() + 1), on=keys), ""
+
+
+def shares(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `share` of the training steps that a retraining took, of the networks that took more than one."""
+    told = rows["ground_truth"].str.extract(r"^warm_minibatch_([\d.]+)$")[0].astype(float)
+    rows = rows.assign(share=told.fillna(SHORTEST))
+    rows = rows[rows["ground_truth"].isin(["warm_minibatch"]) | told.notna()]
+    return several("share", "run_id")(rows)
+
+
+def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Each network once; the outcomes there are of estimates, not of its training, and go."""
+    keys = [c for c in ("run_id", "weight_decay", "seed", "fit") if c in rows.columns]
+    return rows.drop_duplicates(keys).drop(columns="status", errors="ignore"), ""
+
+
+def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `target`: a truth, and the training points where they are not those of largest |influence|.
+
+    Within a test point the control moves all changes alike, so that truths minus control are left out.
+    """
+    rows = rows[~rows["ground_truth"].str.endswith("_minus_control")]
+    truth, train = rows["ground_truth"], rows["train_choice"]
+    plain = (train == "top_influence") | train.str.startswith("scratch")
+    target = truth.map(words.code) + (", " + train.map(words.code)).mask(plain, "")
+    order = [truth.map(words.ORDER).fillna(999), train.map(words.ORDER).fillna(999)]
+    note = "Training points of largest |influence|, but for lines that name others, and those from scratch"
+    return rows.assign(target=target, target_order=1000 * order[0] + order[1]), note
+
+
+def compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The networks and test points on which most solvers were tried; others would count for the direct ones alone."""
+    tried = rows.groupby(["run_id", "test_point"])["estimator"].transform("nunique")
+    return rows[(tried == tried.max()) & (tried > 3)], ""
+
+
+def with_groups(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The data sets on which groups were left out, and how many of each kind; the column `removed` names the kinds."""
+    groups = rows["train_choice"].str.endswith("_groups")
+    counts = rows.loc[groups, "n_points"].unique()
+    note = f"{counts[0]:g} groups of each kind, beside single images" if len(counts) == 1 else ""
+    rows = rows.assign(removed=rows["train_choice"].where(groups, "single_images"))
+    return rows[rows["dataset"].isin(rows.loc[groups, "dataset"])], note

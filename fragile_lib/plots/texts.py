@@ -1,0 +1,234 @@
+"""Alternative texts and captions of figures of means, computed from the marks that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from fragile_lib.plots import words
+from fragile_lib.plots.axes import placed
+from fragile_lib.plots.means import REPEATED
+from fragile_lib.plots.published import published
+from fragile_lib.plots.rows import Shown
+
+FULL_SIZE = 50_000  # training images of the published networks, at least
+FEW = 10  # below so many values a bootstrap interval is too short
+FACTS = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser")
+CHOICES = ("train_choice", "test_choice", "estimator", "ground_truth")
+OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
+SUMMED = 5  # numbers of an axis from which on a series is told by its ends and extremes
+
+
+def alt(shown: Shown, damping: float | None) -> str:
+    """Every panel and series in words: all marks of a category, the ends and extremes along a longer axis.
+
+    Where each mark is a single unit, groups of them are summed up.
+    """
+    spec, log = shown.spec, {words.STATISTICS[s].scale for s in shown.spec.statistics} == {"log"}
+    told = [f"{words.joined(map(words.short, shown.levels('statistic')))} against {words.short(spec.at)}"]
+    told[0] += ", log scale" if log else ""
+    by = [*(["statistic"] if len(spec.statistics) > 1 else []), *dict.fromkeys([spec.rows, spec.columns])]
+    by = [c for c in dict.fromkeys([*by, spec.hue]) if c]
+    if spec.sums and shown.marks["n"].max() < 2:
+        told += sums(shown)
+    else:
+        told += [_headed(key, _series(shown, marks)) for key, marks in _by(shown.marks, shown, by)]
+    again = shown.marks.dropna(subset=["repeated"])
+    again = again.sort_values(spec.at, key=lambda column: column.map(shown.levels(spec.at).index), kind="stable")
+    by = [c for c in by if c not in ("estimator", "statistic")]  # which a truth does not depend on
+    for key, marks in _by(again, shown, by) if len(again) else ():
+        each = {words.label(spec.at, getattr(m, spec.at)): m.repeated for m in marks.itertuples()}
+        text = ", ".join(f"{place} {words.number(r)}" for place, r in each.items())
+        told.append(f"{', '.join([REPEATED, *_named(key)])}: {text}")
+    for row in published(shown).to_dict("records"):
+        if row["low"] == row["high"]:
+            named = _named({c: row[c] for c in spec.keys})
+            told.append(f"the paper, {', '.join(named)}: {words.number(row['low'])}")
+    return words.sentences(*told, _indefinite(shown, damping))
+
+
+def caption(shown: Shown, damping: float | None) -> str:
+    """Sums, setting, scale, what was averaged over what, what is missing or flagged, and the paper's part."""
+    spec, rows = shown.spec, shown.rows
+    return words.sentences(
+        *(sums(shown) if spec.sums is not None and shown.marks["n"].max() > 1 else []),
+        setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES),
+        scale(rows),
+        averages(shown),
+        repeated_sentence(shown.marks["repeated"]),
+        outcomes(shown),
+        _off_axis(shown),
+        _indefinite(shown, damping),
+        *shown.notes,
+        spec.note,
+        _paper_sentence(published(shown)),
+    )
+
+
+def sums(shown: Shown) -> list[str]:
+    """For each group of the columns `Spec.sums`: mean and spread of its marks, their extremes, and how many agree."""
+    name, at = shown.spec.statistics[0], shown.spec.at
+    marks = shown.marks[(shown.marks["statistic"] == name) & (shown.marks["n"] > 0)]
+    told = []
+    for key, group in _by(marks, shown, list(shown.spec.sums)):
+        group = group.sort_values("mean", kind="stable")
+        means, ends = group["mean"].astype(float), group.iloc[[0, -1]]
+        text = f"mean {words.number(means.mean())}"
+        if len(group) > 1:
+            text += f" ± {words.number(means.std())} (standard deviation), from "
+            text += " to ".join(
+                f"{words.number(m)} ({words.label(at, x)})" for m, x in zip(ends["mean"], ends[at], strict=True)
+            )
+        text += f", over {words.counted(len(group), 'mark')}" + _within(group, published(shown))
+        told.append(_headed(key, text))
+    return told
+
+
+def _within(marks: pd.DataFrame, paper: pd.DataFrame) -> str:
+    """How many of the marks that the paper gives a range for lie in it."""
+    ranges = paper[paper["low"] < paper["high"]]
+    found = marks.merge(ranges, on=[c for c in paper.columns if c not in ("low", "high")], suffixes=("_own", ""))
+    inside = int(found["mean"].between(found["low"], found["high"]).sum())
+    return f", {inside} of {len(found)} in the paper's range" if len(found) else ""
+
+
+def _by(table: pd.DataFrame, shown: Shown, columns: list[str]) -> Iterable[tuple[dict, pd.DataFrame]]:
+    """Groups of the columns' values in the order in which they are shown."""
+    if not columns:
+        return [({}, table)]
+    first, *others = columns
+    parts = [(level, table[table[first] == level]) for level in shown.levels(first)]
+    return [({first: v} | key, g) for v, part in parts for key, g in _by(part, shown, others) if len(g)]
+
+
+def _named(key: dict) -> list[str]:
+    return [words.short(v) if c == "statistic" else words.value(c, v) for c, v in key.items()]
+
+
+def _headed(key: dict, text: str) -> str:
+    return f"{', '.join(_named(key))}: {text}" if key else text
+
+
+def _series(shown: Shown, marks: pd.DataFrame) -> str:
+    """One series in words."""
+    at, levels = shown.spec.at, shown.levels(shown.spec.at)
+    known = [m for m in marks.sort_values(at, key=lambda c: c.map(levels.index)).itertuples() if m.n]
+    if not known:
+        return "no number"
+    if isinstance(levels[0], str) or len(levels) < SUMMED:
+        each = [f"{words.label(at, getattr(m, at))} {words.interval(m.mean, m.low, m.high)}" for m in known]
+        return ", ".join(each + ["no number at the others"] * (len(known) < len(marks)))
+    place = {m: f" at {words.short(at)} {words.tick(at, getattr(m, at))}" for m in known}
+    ends = dict.fromkeys((known[0], known[-1]))
+    parts, told = [words.interval(m.mean, m.low, m.high) + place[m] for m in ends], [words.number(m.mean) for m in ends]
+    for word, m in (("lowest", min(known, key=lambda m: m.mean)), ("highest", max(known, key=lambda m: m.mean))):
+        parts += [f"{word} {words.number(m.mean)}{place[m]}"] if words.number(m.mean) not in told else []
+    return ", ".join(parts)
+
+
+def repeated_sentence(repeated: pd.Series) -> str:
+    """What the agreement of a truth with itself says of an estimate: an errorless one reaches about its square root."""
+    r = repeated.dropna().astype(float)
+    if r.empty:
+        return ""
+    ends = [words.span(v, words.number) for v in (r, np.sqrt(r.clip(lower=0)))]
+    return (
+        f"Black marks, where it was repeated: the truth agrees with its own repetition at {ends[0]}; "
+        f"an errorless estimate would reach about the square root, {ends[1]}"
+    )
+
+
+def _paper_sentence(paper: pd.DataFrame) -> str:
+    ranges = paper[paper["low"] < paper["high"]].drop_duplicates(["low", "high"])
+    told = [f"{low:.2f} to {high:.2f}" for low, high in zip(ranges["low"], ranges["high"], strict=True)]
+    stars = "Stars: the paper's figures" if (paper["low"] == paper["high"]).any() else ""
+    return words.sentences(stars, f"Grey: the paper's range, {words.joined(told)}" if told else "")
+
+
+def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = CHOICES) -> str:
+    """What all rows have in common: data set, network, chosen points, estimate and truth, profile."""
+    told = [c for c in (*FACTS, *choices) if c in rows.columns and c not in shown and rows[c].nunique() == 1]
+    common = {c: rows[c].dropna().iloc[0] for c in told}
+    if common.get("architecture") == "mlp":
+        del common["architecture"]
+    elif "architecture" in common:
+        common.pop("depth", None)  # goes without saying
+    parts = [", ".join(words.value(c, v) for c, v in common.items() if c in FACTS)]
+    parts += [words.value(c, v) for c, v in common.items() if c in ("train_choice", "test_choice")]
+    parts += [f"{words.short(c)} {words.code(v)}" for c, v in common.items() if c in ("estimator", "ground_truth")]
+    profiles = sorted(rows["profile"].dropna().astype(str).unique()) if "profile" in rows.columns else []
+    return "; ".join(p for p in [*parts, f"profile {words.joined(profiles)}" if profiles else ""] if p)
+
+
+def scale(rows: pd.DataFrame) -> str:
+    """Training examples, parameters, which networks are narrower than published; a warning where that is reduced."""
+    absent = pd.Series(np.nan, index=rows.index)
+    width = rows.get("width_multiplier", absent).astype(float)
+    parts = [f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples"]
+    if rows["n_params"].nunique() == 1:
+        parts.append(f"{rows['n_params'].dropna().iloc[0]:,.0f} parameters")
+    for factor in sorted(width[width < 1].unique()):
+        names = [words.code(a) for a in words.ordered(rows.loc[width == factor, "architecture"])]
+        parts.append(f"{words.joined(names)} at {factor:g} of the published width")
+    reduced = width.notna().any() and ((width < 1).any() or (rows["n_train"] < FULL_SIZE).any())
+    small = sorted(set(rows.get("profile", absent).dropna().astype(str)) - set(words.OF_RECORD))
+    return words.sentences(
+        f"{'Scale, reduced from the published one: ' if reduced else ''}{', '.join(parts)}",
+        f"Reduced scale: profile {words.joined(small)}, not a study of record" if small else "",
+    )
+
+
+def averages(shown: Shown) -> str:
+    """What was averaged over how many seeds or test points, and what the bars are."""
+    spec, rows = shown.spec, shown.rows
+    median = sorted({words.STATISTICS[s].average is np.median for s in shown.levels("statistic")})
+    average = {(True,): "Medians", (False,): "Means"}.get(tuple(median), "Means (of sizes: medians)")
+    over, unit = words.counted(rows["seed"].nunique(), "seed"), "seed"
+    if spec.unit != ("seed",):
+        network, unit = [c for c in ("run_id", "seed", "weight_decay") if c in rows.columns], "test point"
+        points = rows.drop_duplicates([*network, "test_choice", "test_point"])
+        counts = points.groupby([*network, "test_choice"]).size().groupby("test_choice")
+        each = [f"{words.span(n, str)} test points {words.code(choice)}" for choice, n in counts]
+        over = f"{words.joined(each)} of each network, {over}"
+    most = int(shown.marks["n"].max())
+    if most < 2:
+        return f"Marks are single {unit}s ({over}), so there is no interval"
+    few = " (too short with so few)" if most < FEW else ""
+    faint = f"; faint dots are single {unit}s" if spec.dots else ""
+    return f"{average} over {over}, with 95% bootstrap intervals over these {unit}s alone{few}{faint}"
+
+
+def outcomes(shown: Shown) -> str:
+    """How many rows have no number, and of which outcome; which others are flagged."""
+    cells = shown.cells[shown.cells["statistic"] == shown.spec.statistics[0]]
+    if "status" not in cells.columns:
+        return ""
+    missing, told = cells["value"].isna(), []
+    for text, chosen in (
+        (f"No number in {missing.sum()} of {len(cells)} rows", missing),
+        ("Hollow marks are flagged but counted", cells["flagged"] & ~missing),
+    ):
+        counts = cells.loc[chosen, "status"].fillna("unnamed").replace("ok", "unnamed").value_counts()
+        tally = ", ".join(f"{words.code(name)} {counts[name]}" for name in sorted(counts.index))
+        told.append(f"{text}: {tally}" if tally else "")
+    return words.sentences(*told)
+
+
+def _off_axis(shown: Shown) -> str:
+    """How many units and marks have no place on a log axis."""
+    logs = [s for s in shown.spec.statistics if words.STATISTICS[s].scale == "log"]
+    marks, units = (t[t["statistic"].isin(logs)] for t in (shown.marks, shown.units))
+    off, lost = int((units["value"] <= 0).sum()), int((marks["n"] > 0).sum()) - len(placed(marks))
+    text = f"Off the log axis, at or below zero: {words.counted(off, 'value')}, and {words.counted(lost, 'mean')} with"
+    return f"{text} all or part of the interval" if off or lost else ""
+
+
+def _indefinite(shown: Shown, damping: float | None) -> str:
+    """How many networks have a damped Hessian with a negative eigenvalue."""
+    if "eig_min" not in shown.spec.statistics or not damping:
+        return ""
+    values = shown.units.loc[shown.units["statistic"] == "eig_min", "value"].dropna()
+    below = int((values < -damping).sum())
+    return f"Below the dashed line at {-damping:g}, where the damped Hessian is indefinite: {below} of {len(values)}"

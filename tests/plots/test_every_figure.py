@@ -1,0 +1,241 @@
+"""Every named figure, on synthetic tables of all studies and on the committed one: drawn is what the rows say."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plot_tables
+import pytest
+from matplotlib.container import ErrorbarContainer
+from pandas.io.formats.style import Styler
+from PIL import Image
+
+from fragile_lib import plots
+from fragile_lib.agreement import bootstrap_interval
+from fragile_lib.plots import words
+from fragile_lib.plots.axes import placed
+from fragile_lib.plots.rows import show_rows
+from fragile_lib.tools.errors import InputError
+
+MEANS = [name for name, spec in plots.SPECS.items() if spec.kind != "table"]
+RESULTS = Path(__file__).parents[2] / "reports" / "results.csv"
+DAMPING = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@functools.cache
+def table(which: str) -> pd.DataFrame:
+    return plot_tables.everything() if which == "synthetic" else pd.read_csv(RESULTS, low_memory=False)
+
+
+@functools.cache
+def drawn(name: str, which: str = "synthetic") -> plots.Picture:
+    return plots.figure(name, table(which), damping=DAMPING)
+
+
+def marks_of(ax, across: bool) -> np.ndarray:
+    """(k, 3) mean, low and high of everything with an error bar; NaN where there is no interval."""
+    found = []
+    for container in ax.containers:
+        if isinstance(container, ErrorbarContainer):
+            if not container[2]:  # an entry of the legend alone
+                continue
+            line, _, (lines,) = container
+            means = line.get_xdata() if across else line.get_ydata()
+            for mean, segment in zip(means, lines.get_segments() or [[]] * len(means), strict=True):
+                ends = [p[0 if across else 1] for p in segment] if len(segment) else [np.nan, np.nan]
+                found.append([mean, *ends])
+    return np.array(found, dtype=float).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("which", ["synthetic", "committed"])
+@pytest.mark.parametrize("name", plots.SPECS)
+def test_every_figure_has_texts_and_leaves_the_table_alone(name, which):
+    before = table(which).copy()
+    made = drawn(name, which)
+    pd.testing.assert_frame_equal(table(which), before)
+    texts = (made.caption,) if isinstance(made, Styler) else (made.alt, made.caption)
+    assert all(text.endswith(".") and "nan" not in text.lower().split() and "  " not in text for text in texts)
+    if isinstance(made, Styler):
+        assert len(made.data) and "nan" not in made.to_html().lower()
+    else:
+        assert made.figure is not None and ": ." not in made.alt and ". :" not in made.alt
+
+
+@pytest.mark.parametrize("which", ["synthetic", "committed"])
+@pytest.mark.parametrize("name", MEANS)
+def test_marks_are_the_rows_means_and_intervals_and_all_are_drawn_and_told(name, which):
+    spec = plots.SPECS[name]
+    shown, picture = show_rows(table(which), spec), drawn(name, which)
+    keys = list(dict.fromkeys(["statistic", *spec.keys]))
+    for key, cells in shown.cells.groupby(keys):  # independently of how the marks were made
+        values = cells.groupby(list(spec.unit))["value"].mean()
+        mark = shown.marks.merge(pd.DataFrame([key], columns=keys), on=keys).iloc[0]
+        average = words.STATISTICS[mark["statistic"]].average
+        assert (mark["n"], mark["units"]) == (values.notna().sum(), len(values))
+        if mark["n"]:
+            assert mark["mean"] == pytest.approx(average(values.dropna()))
+            interval = bootstrap_interval(values, average)
+            np.testing.assert_allclose(mark[["low", "high"]].astype(float), [interval.low, interval.high])
+    across = spec.kind == "dots"
+    axes = [ax for ax in picture.figure.axes if ax.axison]
+    assert len(axes) == len(shown.panels())
+    for ax, panel in zip(axes, shown.panels(), strict=True):
+        expected = placed(panel.marks)[["mean", "low", "high"]].to_numpy(dtype=float)
+        found = marks_of(ax, across)
+        assert len(found) == len(expected)
+        order = [np.lexsort(a.T[::-1]) for a in (found, expected)]
+        np.testing.assert_allclose(found[order[0]], expected[order[1]], rtol=1e-6, atol=1e-12)
+        if not len(expected):
+            assert "no number" in [text.get_text() for text in ax.texts]
+    told = shown.marks[shown.marks["n"] > 0]
+    if shown.marks["n"].max() > 1 and (isinstance(told[spec.at].iloc[0], str)):
+        for mean in told["mean"]:
+            assert words.number(mean) in picture.alt
+    for r in shown.marks["repeated"].dropna():
+        assert words.number(r) in picture.alt
+    if shown.marks["repeated"].notna().any():
+        assert "about the square root" in picture.caption
+    missing = shown.cells.loc[shown.cells["statistic"] == spec.statistics[0], "value"].isna().sum()
+    assert (f"No number in {missing} of" in picture.caption) == (missing > 0)
+
+
+@pytest.mark.parametrize("name", plots.SPECS)
+def test_the_order_of_rows_does_not_matter(name):
+    again = plots.figure(name, table("synthetic").sample(frac=1, random_state=3), damping=DAMPING)
+    if isinstance(again, Styler):
+        assert again.to_html() == drawn(name).to_html()
+    else:
+        assert again[1:] == drawn(name)[1:]
+        assert name not in MEANS[::4] or plots.png_bytes(again, 60) == plots.png_bytes(drawn(name), 60)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_size_background_and_fit_of_the_published_picture(name):
+    png = plots.png_bytes(drawn(name, "committed"))
+    image = Image.open(io.BytesIO(png))
+    assert image.mode == "P" and "transparency" not in image.info and 980 <= image.size[0] <= 1010
+    assert len(png) < 90_000
+    pixels = np.asarray(image.convert("RGB"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0]):  # white margins: nothing is cut off
+        assert (edge == 255).all()
+    assert (pixels[:, -1] == 255).mean() > 0.9  # grid lines may end there, no letters
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_no_labels_overlap(name):
+    figure = drawn(name, "committed").figure
+    with plots.theme():
+        figure.draw_without_rendering()
+    for ax in (ax for ax in figure.axes if ax.axison):
+        for low, high, axis in (("x0", "x1", ax.xaxis), ("y0", "y1", ax.yaxis)):
+            for minor in (False, True):
+                labels = [t for t in axis.get_ticklabels(minor=minor) if t.get_text() and t.get_visible()]
+                within = sorted(axis.get_view_interval())
+                place = 0 if low == "x0" else 1
+                labels = [t for t in labels if within[0] <= t.get_position()[place] <= within[1]]
+                boxes = sorted((t.get_window_extent() for t in labels), key=lambda b: getattr(b, low))
+                assert all(getattr(a, high) <= getattr(b, low) + 1 for a, b in itertools.pairwise(boxes))
+    titles = [ax.title.get_window_extent() for ax in figure.axes if ax.title.get_text()]
+    titles += [ax.xaxis.label.get_window_extent() for ax in figure.axes if ax.get_xlabel()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
+    assert all(figure.bbox.width >= legend.get_window_extent().width for legend in figure.legends)
+
+
+@pytest.mark.parametrize("name", [*plots.SPECS, *plots.SCATTERS])
+def test_nothing_is_drawn_where_there_is_nothing(name):
+    empty = [pd.DataFrame(), table("synthetic").iloc[:0], table("synthetic").assign(dataset="another")]
+    for nothing in [[]] if name in plots.SCATTERS else empty:
+        made = plots.figure(name, nothing)
+        assert made.figure is None and made.alt.startswith("No ")
+        assert plots.show(made) is None
+
+
+VARIANTS = {
+    "one seed": lambda t: t[t["seed"] == 0],
+    "one test point": lambda t: t[t["test_point"] == t.groupby("run_id")["test_point"].transform("max")],
+    "no numbers": lambda t: t.assign(
+        **dict.fromkeys(("spearman", "pearson", "slope", "norm_ratio", "norm_spearman", "solver_residual"), np.nan),
+        **dict.fromkeys(("grad_norm", "eig_min", "eig_max", "seconds_estimate"), np.nan),
+        status="diverged",
+    ),
+    "zeros": lambda t: t.assign(**dict.fromkeys(("norm_ratio", "eig_max", "eig_min", "grad_norm", "slope"), 0.0)),
+    "no ceilings": lambda t: t.drop(columns=["ceiling_spearman", "ceiling_pearson", "width_multiplier"]),
+    "one truth": lambda t: t[t["ground_truth"].str.startswith("warm")],
+    "descent": lambda t: t[t["fit"] != "certified"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", plots.SPECS)
+def test_gaps_do_no_harm(name, variant):
+    made = plots.figure(name, VARIANTS[variant](table("synthetic")), damping=DAMPING)
+    if isinstance(made, Styler) or made.figure is None:
+        return
+    assert "nan" not in (made.alt + made.caption).lower().replace("finance", "").split()
+    made.figure.draw_without_rendering()
+    statistics = set(plots.SPECS[name].statistics)
+    if variant == "zeros" and statistics & {"norm_ratio", "eig_max", "grad_norm"}:
+        assert "Off the log axis" in made.caption
+    if variant == "no numbers" and statistics <= {"spearman"}:
+        assert "no number" in made.alt or "No number in" in made.caption
+
+
+def test_new_estimators_need_a_word_alone():
+    new = {"ekfac": "rescaled", "identity": "newton_step"}
+    renamed = plot_tables.networks().replace({"estimator": new})
+    alt = plots.figure("networks_estimators", renamed).alt
+    assert "rescaled influence" in alt and "Newton step" in alt
+    small = plot_tables.small_mnist()
+    small = pd.concat([small, small[small["estimator"] == "exact"].assign(estimator="rescaled")])
+    assert "Rescaled influence:" in plots.figure("small_mnist_truths", small).alt
+
+
+def test_wrong_names_and_columns_are_named():
+    rows = table("synthetic")
+    with pytest.raises(InputError, match="name = 'iris_dept'"):
+        plots.figure("iris_dept", rows)
+    with pytest.raises(InputError, match="column = 'norm_ratio'"):
+        plots.figure("iris_norms", rows.drop(columns="norm_ratio"))
+    with pytest.raises(InputError, match="column = 'optimiser'"):
+        plots.figure("networks_table", rows.drop(columns="optimiser"))
+    with pytest.raises(InputError, match="column = 'solver'"):
+        plots.figure("iris_depth", rows, solver="exact")
+    assert plots.figure("iris_depth", rows.drop(columns="optimiser")).figure is not None
+
+
+def test_show_takes_pictures_and_tables_and_needs_an_alternative_text():
+    assert plots.show(drawn("iris_depth"), drawn("networks_table")) is None
+    with pytest.raises(InputError, match="alt = ' '"):
+        plots.show(drawn("iris_depth")._replace(alt=" "))
+
+
+def test_show_in_a_notebook_displays_exactly_once():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    code = """import warnings; warnings.simplefilter("error")
+import pandas as pd
+from fragile_lib import plots
+plots.show(plots.figure("iris_depth", pd.DataFrame()))
+import matplotlib.pyplot as plt
+figure, ax = plt.subplots()
+plots.show(plots.Picture(figure, "an empty frame", "caption of it"), pd.DataFrame({"a": [1]}).style)"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the kernel's transport warns, not we
+        nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [o for o in notebook.cells[0].outputs if o.output_type != "stream"]
+    assert [o.output_type for o in outputs] == ["display_data", "display_data"]
+    assert outputs[0].metadata["image/png"] == {"alt": "an empty frame", "caption": "caption of it"}
+    assert outputs[0].data["text/plain"] == "an empty frame" and "<table" in outputs[1].data["text/html"]

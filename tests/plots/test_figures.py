@@ -1,0 +1,453 @@
+"""What single figures show of which rows, on synthetic tables: selection, pairing, counting, references."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import plot_tables
+import pytest
+
+from fragile_lib import plots
+from fragile_lib.agreement import bootstrap_interval
+from fragile_lib.plots import words
+from fragile_lib.plots.means import REPEATED
+from fragile_lib.plots.rows import show_rows
+from fragile_lib.plots.words import number
+
+IRIS = {"fit": "descent", "estimator": "exact", "ground_truth": "warm_descent", "activation": "relu"}
+IRIS |= {"test_choice": "max_loss", "train_choice": "top_influence", "width": 5}
+SMALL = {"weight_decay": 0.001, "estimator": "exact", "train_choice": "top_influence", "test_choice": "max_loss"}
+DEEP = {"dataset": "mnist", "weight_decay": 0.001, "optimiser": "adam", "seed": 0, "estimator": "lissa_partition"}
+DEEP |= {"ground_truth": "warm_minibatch", "test_choice": "max_loss", "train_choice": "top_influence"}
+
+
+def rows_of(table: pd.DataFrame, defaults: dict, **where) -> pd.DataFrame:
+    for column, value in (defaults | where).items():
+        table = table[table[column] == value]
+    return table
+
+
+def mark(name: str, table: pd.DataFrame, **key) -> pd.Series:
+    marks = show_rows(table, plots.SPECS[name]).marks
+    for column, value in key.items():
+        marks = marks[marks[column] == value]
+    assert len(marks) == 1
+    return marks.iloc[0]
+
+
+def panel(figure, title: str):
+    return next(ax for ax in figure.axes if ax.get_title().replace("\n", " ") == title)
+
+
+def dots(ax) -> np.ndarray:
+    """The heights of single units, those of stars and of empty collections left out."""
+    faint = [c for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_offsets()) and max(c.get_sizes()) < 100]
+    return np.concatenate([np.asarray(c.get_offsets(), dtype=float)[:, 1] for c in faint])
+
+
+def stars(ax) -> list[float]:
+    """The heights of the paper's figures."""
+    found = [c for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_sizes()) and max(c.get_sizes()) > 100]
+    return sorted(float(c.get_offsets()[0][1]) for c in found)
+
+
+# -- Iris --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_protocol_is_shown_unless_the_call_says_otherwise():
+    table = plot_tables.iris(activations=("relu", "tanh"), widths=(8, 50))
+    for name, where, axis in (
+        ("iris_depth", {}, "depth"),
+        ("iris_depth_top_loss", {"train_choice": "top_loss"}, "depth"),
+        ("iris_depth_tanh", {"activation": "tanh"}, "depth"),
+        ("iris_width", {"width": 50, "depth": 1}, "width"),
+    ):
+        rows = rows_of(table, IRIS, weight_decay=0.005, **({"depth": 4} | where))
+        found = mark(name, table, weight_decay=0.005, **{axis: rows[axis].iloc[0]})
+        assert found["mean"] == pytest.approx(rows["spearman"].mean()) and found["n"] == 4
+    other = plots.figure("iris_depth", table, test_choice="p50_loss").alt
+    rows = rows_of(table, IRIS, weight_decay=0.005, depth=1, test_choice="p50_loss")
+    assert f"Weight decay 0.005: depth 1 {number(rows['spearman'].mean())}" in other
+    assert plots.figure("iris_width", plot_tables.iris()).figure is None  # one width has no axis
+
+
+def test_every_seed_is_a_dot_and_flagged_ones_are_hollow():
+    table = plot_tables.iris()
+    ax = plots.figure("iris_depth", table).figure.axes[0]
+    rows = rows_of(table, IRIS)
+    np.testing.assert_allclose(np.sort(dots(ax)), np.sort(rows["spearman"].dropna()))
+    hollow = [
+        y
+        for c in ax.collections
+        if hasattr(c, "get_sizes") and len(c.get_facecolor()) == len(c.get_offsets())
+        for (_, y), colour in zip(c.get_offsets(), c.get_facecolor(), strict=True)
+        if colour[3] == 0
+    ]
+    np.testing.assert_allclose(hollow, rows[rows["status"] == "indefinite"]["spearman"])
+
+
+def test_negative_correlations_stay_negative_and_zero_is_marked():
+    table = plot_tables.iris()
+    table["spearman"] = -table["spearman"].abs()
+    picture = plots.figure("iris_depth", table)
+    ax = picture.figure.axes[0]
+    assert ax.get_ylim()[0] < rows_of(table, IRIS)["spearman"].min() and ax.get_ylim()[1] >= 1
+    assert any(np.allclose(line.get_ydata(), 0) for line in ax.get_lines() if len(line.get_ydata()))
+    assert "-0." in picture.alt
+
+
+def test_missing_numbers_are_counted_under_the_axis():
+    ax = plots.figure("iris_depth", plot_tables.iris()).figure.axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "4", "8"]
+    assert [t.get_text() for t in ax.get_xticklabels(minor=True)] == ["", "", "2\N{EN DASH}4"]
+    assert "seeds with a number" in ax.get_xlabel()
+    complete = plots.figure("iris_depth", plot_tables.iris(depths=(1, 4))).figure.axes[0]
+    assert complete.get_xticklabels(minor=True) == []
+
+
+def test_alt_and_caption_hold_numbers_setting_and_the_papers_figures():
+    table = plot_tables.iris()
+    picture = plots.figure("iris_depth", table)
+    assert "The paper, weight decay 0.005, depth 1: 0.97" in picture.alt
+    assert "The paper, no weight decay, depth 1: 0.51" in picture.alt
+    for text in ("Iris", "ReLU", "width 5", "profile quick", "4 seeds", "95% bootstrap", "too short", "constant 1"):
+        assert text in picture.caption, text
+    for text in ("diverged 1", "indefinite 1", "Reduced scale: profile quick", "Stars: the paper's figures"):
+        assert text in picture.caption, text
+    assert stars(picture.figure.axes[0]) == [0.508, 0.97]
+    assert "The paper" not in plots.figure("iris_depth_tanh", table.assign(activation="tanh")).alt
+    assert "Reduced" not in plots.figure("iris_depth", table.assign(profile="laptop")).caption
+
+
+def test_solvers_are_paired_by_seed():
+    table = plot_tables.iris(seeds=5)
+    lost = (table["estimator"] == "lissa_single") & (table["seed"] == 0)
+    table.loc[lost, ["spearman", "status"]] = [np.nan, "solver_diverged"]
+    two = [rows_of(table, IRIS, estimator=e, weight_decay=0.005, depth=1) for e in ("lissa_single", "exact")]
+    paired = (two[0].set_index("seed")["spearman"] - two[1].set_index("seed")["spearman"]).dropna()
+    found = mark("iris_solvers", table, statistic="difference", weight_decay=0.005, depth=1)
+    assert (found["n"], found["mean"]) == (4, pytest.approx(paired.mean()))
+    assert "solver diverged" in plots.figure("iris_solvers", table).caption
+    assert "no difference" in plots.figure("iris_solvers", table[table["estimator"] != "lissa_single"]).caption
+
+
+def test_finished_training_has_a_panel_for_each_fit_and_decay_and_names_what_is_missing():
+    table = plot_tables.iris()
+    figure = plots.figure("iris_finished_relu", table).figure
+    fits = ("gradient descent", "certified optimum")
+    assert [ax.get_title() for ax in figure.axes] == [f"{f}, {d}" for f in fits for d in ("decay 0.005", "no decay")]
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    for fit, truth, estimator, variant in (
+        ("descent", "warm_descent_minus_control", "exact", "Hessian, control subtracted"),
+        ("descent", "warm_descent", "exact_ggn", "GGN"),
+        ("certified", "minimum", "exact", "Hessian"),
+    ):
+        rows = rows_of(table, IRIS, fit=fit, ground_truth=truth, estimator=estimator, weight_decay=0.005, depth=4)
+        found = mark("iris_finished_relu", table, fit=fit, variant=variant, weight_decay=0.005, depth=4)
+        assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    part = plots.figure("iris_finished_relu", table[(table["fit"] == "descent") & (table["estimator"] == "exact")])
+    assert len(part.figure.axes) == 2
+    assert "Not in the table: gradient descent: GGN, certified optimum: Hessian and" in part.caption
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "scale"),
+    [
+        ("iris_norms", "norm_ratio", "log"),
+        ("iris_largest_eigenvalue", "eig_max", "log"),
+        ("iris_smallest_eigenvalue", "eig_min", "symlog"),
+        ("iris_gradient", "grad_norm", "log"),
+    ],
+)
+def test_sizes_are_medians_on_a_log_axis(name, column, scale):
+    table = plot_tables.iris(seeds=7)
+    picture = plots.figure(name, table, damping=2e-3)
+    values = rows_of(table, IRIS, weight_decay=0.005, depth=4)[column]
+    key = {"fit": "descent"} if name == "iris_gradient" else {}
+    found = mark(name, table, statistic=column, weight_decay=0.005, depth=4, **key)
+    interval = bootstrap_interval(values, np.median)
+    assert [found["mean"], found["low"], found["high"]] == pytest.approx(
+        [np.median(values), interval.low, interval.high]
+    )
+    assert picture.figure.axes[0].get_yscale() == scale and "edians" in picture.caption
+    if column == "norm_ratio":
+        lines = picture.figure.axes[0].get_lines()
+        assert any(np.allclose(line.get_ydata(), 1) for line in lines if len(line.get_ydata()))
+
+
+def test_the_smallest_eigenvalue_counts_the_indefinite():
+    table = plot_tables.iris()
+    picture = plots.figure("iris_smallest_eigenvalue", table, damping=2e-3)
+    rows = rows_of(table, IRIS)
+    below = (rows["eig_min"] < -2e-3).sum()
+    assert 0 < below < len(rows)
+    assert f"indefinite: {below} of {len(rows)}" in picture.alt and f"{below} of {len(rows)}" in picture.caption
+    lines = [line.get_ydata() for line in picture.figure.axes[0].get_lines()]
+    assert any(len(y) and np.allclose(y, -2e-3) for y in lines)
+
+
+def test_outcomes_count_every_network_once():
+    table = plot_tables.iris()
+    assert "Of 48 networks" in plots.figure("iris_outcomes", table).caption
+    for kind in ("constant", "indefinite", "diverged", "ok"):
+        found = mark("iris_outcomes", table, fit="descent", weight_decay=0.0, depth=8, outcome=kind)
+        assert (found["mean"], found["n"]) == (0.25, 4)
+    melted = table.assign(status=table["status"].where(table["depth"] != 1, "melted"))
+    assert "melted 16" in plots.figure("iris_outcomes", melted).caption
+
+
+# -- small MNIST -------------------------------------------------------------------------------------------------------
+
+
+def repeated(table: pd.DataFrame) -> pd.DataFrame:
+    """Retraining was repeated at one decay: 0.61 and 0.27 for the two choices of training points."""
+    heights = table["train_choice"].map({"top_influence": 0.61, "p30_influence": 0.27})
+    told = (table["ground_truth"] == "warm_minibatch") & (table["weight_decay"] == 0.001)
+    return table.assign(ceiling_spearman=heights.where(told))
+
+
+def test_points_are_in_the_order_of_loss_with_the_count_in_the_papers_range():
+    table = plot_tables.small_mnist()
+    picture = plots.figure("small_mnist_points", table)
+    rows = rows_of(table, SMALL, ground_truth="warm_minibatch").sort_values("test_loss", ascending=False)
+    marks = show_rows(table, plots.SPECS["small_mnist_points"]).marks
+    key = {"ground_truth": "warm_minibatch", "train_choice": "top_influence", "test_choice": "max_loss"}
+    np.testing.assert_allclose(rows_of(marks, key).sort_values("rank")["mean"], rows["spearman"])
+    values = rows["spearman"]
+    assert (
+        "Warm-start minibatches, training points of largest |influence|, test points of highest loss: "
+        f"mean {number(values.mean())} ± {number(values.std())}"
+    ) in picture.alt
+    assert f"{values.between(0.38, 0.92).sum()} of 16 in the paper's range" in picture.alt
+    own = rows_of(table, SMALL, ground_truth="pbrf", estimator="exact_ggn")["spearman"]  # the estimate of this truth
+    assert f"PBRF, training points of largest |influence|, test points of highest loss: mean {number(own.mean())}" in (
+        picture.alt
+    )
+    assert "8 test points of highest loss and 8 test points of median loss of each network, 2 seeds" in picture.caption
+    assert "5,500 training examples, 2,616 parameters" in picture.caption
+
+
+def test_averages_are_over_test_points_of_all_seeds_and_a_truth_known_twice_counts_once():
+    table = plot_tables.small_mnist()
+    values = rows_of(table, SMALL, ground_truth="tilted_minimum", weight_decay=0.0)["spearman"]
+    key = {"ground_truth": "tilted_minimum", "train_choice": "top_influence", "weight_decay": 0.0}
+    found = mark("small_mnist_decay", table, **key)
+    assert (found["n"], found["mean"]) == (16, pytest.approx(values.mean()))
+    twice = table[table["ground_truth"] == "pbrf"].assign(fit="certified", spearman=-1.0)
+    assert (
+        plots.figure("small_mnist_decay", pd.concat([table, twice])).alt == plots.figure("small_mnist_decay", table).alt
+    )
+
+
+def test_a_truths_agreement_with_itself_stands_where_it_was_repeated_and_gives_its_root():
+    table = repeated(plot_tables.small_mnist())
+    picture = plots.figure("small_mnist_decay", table)
+    first, *others = picture.figure.axes
+    heights = [line.get_ydata()[0] for line in first.get_lines() if line.get_label() == REPEATED]
+    assert sorted(heights) == pytest.approx([0.27, 0.61])
+    assert not any(line.get_label() == REPEATED for ax in others for line in ax.get_lines())
+    assert "training points of largest |influence|: weight decay 0.001 0.61" in picture.alt
+    assert "agrees with its own repetition at 0.27 to 0.61; an errorless estimate would reach" in picture.caption
+    assert f"square root, {np.sqrt(0.27):.2f} to {np.sqrt(0.61):.2f}" in picture.caption
+    below = table.assign(ceiling_spearman=-table["ceiling_spearman"])
+    assert "square root, 0.00" in plots.figure("small_mnist_decay", below).caption
+
+
+def test_a_test_point_counts_once_in_the_ceiling_whatever_number_of_estimators_it_has():
+    table = plot_tables.small_mnist()
+    table = table[table["ground_truth"] == "warm_minibatch"]
+    first = table["test_point"] == rows_of(table, SMALL)["test_point"].iloc[0]
+    table["ceiling_spearman"] = np.where(first, 0.4, np.nan)
+    second = table["test_point"] == rows_of(table, SMALL)["test_point"].iloc[1]
+    table.loc[second & (table["estimator"] == "exact"), "ceiling_spearman"] = 0.1
+    marks = show_rows(table, plots.SPECS["small_mnist_truths"]).marks
+    marks = marks[marks["target"] == "warm-start minibatches"]
+    assert len(marks) == 2 and marks["repeated"].tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_solvers_are_in_the_order_of_their_residuals_with_what_they_cost():
+    table = plot_tables.small_mnist()
+    picture = plots.figure("small_mnist_solvers", table)
+    names = [t.get_text() for t in picture.figure.axes[0].get_yticklabels()]
+    solvers = ("exact", "cg", "lissa_random", "exact_ggn", "kfac", "trak")
+    assert names == [words.code(s).replace(" (random batches)", " (random\nbatches)") for s in solvers] or names == [
+        words.code(s) for s in solvers
+    ]
+    shown = show_rows(table, plots.SPECS["small_mnist_solvers"]).rows
+    residual = (
+        shown.loc[shown["estimator"] == "kfac"].groupby(["seed", "test_point"])["solver_residual"].mean().median()
+    )
+    assert f"K-FAC {number(residual)}" in picture.alt and "TRAK 9.00" in picture.alt
+    assert "not converged" in picture.caption  # LiSSA's mark is hollow
+    assert "none" in [t.get_text() for t in picture.figure.axes[0].texts]  # TRAK has no residual
+    rows = rows_of(table, SMALL, estimator="kfac", ground_truth="pbrf")
+    found = mark("small_mnist_solver_agreement", table, estimator="kfac", ground_truth="pbrf")
+    assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    assert plots.figure("small_mnist_solvers", table[table["estimator"] == "exact"]).figure is None
+
+
+def test_truths_have_a_line_for_each_kind_of_training_points_without_what_was_not_reached():
+    table = plot_tables.small_mnist()
+    picture = plots.figure("small_mnist_truths", table)
+    # three truths but the control at two choices, the minimum, from scratch, three kinds of group
+    assert len(picture.figure.axes[0].get_yticks()) == 3 * 2 + 1 + 1 + 3
+    assert "minus control" not in picture.alt and "Not drawn" not in picture.caption
+    for estimator in ("exact_ggn", "second_order"):
+        rows = rows_of(table, SMALL, ground_truth="pbrf", train_choice="random_groups", estimator=estimator)
+        found = mark("small_mnist_truths", table, estimator=estimator, target="PBRF, random groups")
+        assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    few = rows_of(table, SMALL, ground_truth="pbrf").assign(spearman=-1.0, status="not_certified")
+    more = plots.figure("small_mnist_truths", pd.concat([table, few]))
+    assert more.alt == picture.alt and f"Not drawn: {len(few)} of" in more.caption
+    undamped = rows_of(table, SMALL, ground_truth="minimum").assign(estimator="exact_undamped")
+    assert (
+        "Exact Hessian undamped: certified minimum"
+        in plots.figure("small_mnist_truths", pd.concat([table, undamped])).alt
+    )
+
+
+def test_finish_counts_each_network_once():
+    table = plot_tables.small_mnist()
+    picture = plots.figure("small_mnist_finish", table, damping=0.01)
+    networks = table.drop_duplicates(["weight_decay", "seed", "fit"])
+    below = (networks["eig_min"] < -0.01).sum()
+    assert 0 < below < len(networks) and f"indefinite: {below} of {len(networks)}" in picture.caption
+    assert "indefinite 1" not in picture.caption  # outcomes are of estimates
+
+
+# -- architectures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "column"), [("networks_parameters", 1), ("networks_depth", 0)])
+def test_sizes_have_every_mean_in_order_with_sizes_and_stars(name, column):
+    table = plot_tables.networks()
+    picture = plots.figure(name, table)
+    order = sorted(plot_tables.NETWORKS, key=lambda a: plot_tables.NETWORKS[a][column])
+    upper, lower = picture.figure.axes
+    labels = [t.get_text().split("\n") for t in upper.get_xticklabels()]
+    assert [label[0] for label in labels] == [words.code(a) for a in order]
+    assert labels[order.index("lenet")][1] == ("5" if name == "networks_depth" else "62k")
+    for dataset, decay in itertools.product(("mnist", "cifar10"), (0.001, 0.0)):
+        for a in order:
+            rows = rows_of(table, DEEP, dataset=dataset, weight_decay=decay, architecture=a)
+            found = mark(name, table, dataset=dataset, weight_decay=decay, architecture=a)
+            assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 -0." in picture.alt
+    assert stars(upper) == [0.13, 0.22, 0.51, 0.87]
+    assert "500 training examples, VGG13, ResNet-18 and ResNet-50 at 0.125 of the published width" in picture.caption
+    median = plots.figure(name, table, test_choice="p50_loss")
+    assert "The paper" not in median.alt and "Black marks" not in median.caption
+
+
+def cells(made) -> dict:
+    table = made.data
+    return {name: [str(v).split("<br>") for v in table.loc[name]] for name in table.index}
+
+
+def test_the_table_has_the_papers_form_and_names_what_is_not_there():
+    table = plot_tables.networks()
+    made = plots.figure("networks_table", table)
+    rows = cells(made)
+    assert [c[1] for c in made.data.columns] == ["decay 0.001", "no decay", "decay 0.001", "no decay", "parameters"]
+    values = rows_of(table, DEEP, architecture="lenet")
+    interval = bootstrap_interval(values.sort_values("test_point")["spearman"])
+    assert rows["LeNet"][0] == [
+        f"{number(values['pearson'].mean())} / {number(values['spearman'].mean())}",
+        f"{number(interval.low)} to {number(interval.high)}",
+        "paper 0.83 / 0.51",
+    ]
+    assert rows["ResNet-50"][1][2] == "paper ? / 0.13" and len(rows["VGG13"][0]) == 2
+    assert rows["VGG13"][4] == ["148,706 to", "148,850"]
+    for text in ("3 test points of highest loss", "500 training examples", "shorter", "mean Pearson / mean Spearman"):
+        assert text in made.caption
+    lost = table[(table["dataset"] != "cifar10") | (table["architecture"] != "vgg13")].copy()
+    failed = lost["run_id"].eq("cifar10-resnet50-wd0-adam-s0") & lost["estimator"].eq("lissa_partition")
+    lost.loc[failed, ["spearman", "pearson", "status"]] = [np.nan, np.nan, "solver_diverged"]
+    lost.loc[rows_of(lost, DEEP, architecture="resnet18").index[0], "spearman"] = np.nan
+    made = plots.figure("networks_table", lost)
+    rows = cells(made)
+    assert rows["VGG13"][2] == ["not run"] and rows["ResNet-50"][3] == ["no number"]
+    assert rows["ResNet-18"][0][-1] == "2 of 3 points" and "solver diverged 3" in made.caption
+    assert "paper" not in plots.figure("networks_table_median", table).to_html()
+
+
+def test_cifar100_has_a_column_and_a_range_of_its_own_where_it_was_run():
+    table = plot_tables.networks()
+    more = table[table["run_id"] == "cifar10-resnet18-wd0.001-adam-s0"]
+    more = more.assign(dataset="cifar100", weight_decay=0.0005, n_train=1000, run_id="cifar100-resnet18")
+    both = pd.concat([table, more], ignore_index=True)
+    rows = cells(plots.figure("networks_table", both))
+    assert rows["ResNet-18"][4][-1] == "paper 0.15 / 0.11" and rows["LeNet"][4] == ["not run"]
+    assert "0.01 to 0.21 and 0.01 to 0.18" in plots.figure("networks_groups", both).caption
+    assert plots.figure("networks_parameters", both).alt == plots.figure("networks_parameters", table).alt
+
+
+def test_estimators_are_compared_on_influential_and_on_random_points():
+    table = plot_tables.networks()
+    picture = plots.figure("networks_estimators", table)
+    panel(picture.figure, "MNIST, of largest |influence|"), panel(picture.figure, "CIFAR-10, drawn at random")
+    marks = show_rows(table, plots.SPECS["networks_estimators"]).marks
+    # of random points only those are repeated that are among the others, which are few
+    assert marks.groupby("train_choice")["repeated"].count().to_dict() == {"random": 0, "top_influence": 40}
+    rows = rows_of(table, DEEP, architecture="vgg13", estimator="ekfac", train_choice="random")
+    key = {"dataset": "mnist", "architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"}
+    assert mark("networks_estimators", table, **key)["mean"] == pytest.approx(rows["spearman"].mean())
+    means = rows_of(marks, {"train_choice": "top_influence", "estimator": "lissa_partition"})["mean"]
+    head = "Training points of largest |influence|, LiSSA (fixed batches): mean"
+    assert f"{head} {number(means.mean())} ± {number(means.std())}" in picture.caption and "10 marks" in picture.caption
+
+
+def test_optimisers_and_starts_give_their_spread():
+    table = plot_tables.networks()
+    picture = plots.figure("networks_optimisers", table)
+    assert [t.get_text() for t in picture.figure.axes[0].get_yticklabels()] == [
+        *("Adam", "gradient descent", "Nesterov", "RMSProp")
+    ]
+    optimisers = ("adam", "sgd", "nesterov", "rmsprop")
+    means = [rows_of(table, DEEP, architecture="lenet", optimiser=o)["spearman"].mean() for o in optimisers]
+    assert f"Mean {number(np.mean(means))} ± {number(np.std(means, ddof=1))}" in picture.caption
+    assert f"{sum(0.45 <= m <= 0.67 for m in means)} of 4 in the paper's range" in picture.caption
+    bands = [c for c in picture.figure.axes[0].collections if c.get_label() == "the paper's range"]
+    assert bands[0].get_paths()[0].get_extents().intervalx == pytest.approx((0.45, 0.67))
+    picture = plots.figure("networks_starts", table)
+    assert [t.get_text() for t in picture.figure.axes[0].get_yticklabels()] == [f"seed {s}" for s in range(4)]
+    assert "VGG13" not in picture.alt  # of one start alone
+    starts = [rows_of(table, DEEP, architecture="small_cnn", seed=s)["spearman"].mean() for s in range(4)]
+    assert f"Small CNN: mean {number(np.mean(starts))} ± {number(np.std(starts, ddof=1))}" in picture.caption
+
+
+def test_groups_stand_beside_single_images_and_scratch_beside_the_warm_start():
+    table = plot_tables.networks()
+    picture = plots.figure("networks_groups", table)
+    assert [ax.get_title() for ax in picture.figure.axes] == ["MNIST", "CIFAR-10"]
+    for train, removed in (("top_influence", "single_images"), ("random_groups", "random_groups")):
+        rows = rows_of(table, DEEP, architecture="resnet18", train_choice=train)
+        found = mark("networks_groups", table, dataset="mnist", removed=removed)
+        assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    assert "10 groups of each kind" in picture.caption and "of 3 in the paper's range" in picture.caption
+    key = {"estimator": "warm_minibatch", "ground_truth": "scratch_batches"}
+    truths = rows_of(table, DEEP, architecture="lenet", train_choice="scratch", **key)["spearman"].mean()
+    assert mark("networks_scratch", table, **key)["mean"] == pytest.approx(truths) and truths < 0
+
+
+def test_longer_retraining_shows_networks_that_went_on_longer_at_all_lengths():
+    table = plot_tables.networks()
+    picture = plots.figure("networks_longer", table)
+    axes = picture.figure.axes
+    assert [ax.get_title() for ax in axes] == ["LeNet"] * 2
+    assert [[t.get_text() for t in ax.get_xticklabels()] for ax in axes] == [["6%", "25%", "100%"]] * 2
+    rows = rows_of(table, DEEP, architecture="lenet", ground_truth="warm_minibatch_1", estimator="ekfac")
+    found = mark("networks_longer", table, statistic="spearman", share=1.0, estimator="ekfac")
+    assert found["mean"] == pytest.approx(rows["spearman"].mean())
+    assert "gradient product" not in picture.alt.split("Slope of truth on estimate, ")[1].split("Truth with")[0]
+    short = table[~table["ground_truth"].str.match(r"warm_minibatch_[\d.]+$")]
+    assert plots.figure("networks_longer", short).figure is None
+
+
+def test_costs_are_of_single_images_and_of_each_network_once():
+    made = plots.figure("networks_costs", plot_tables.networks())
+    assert made.data.loc[("MNIST", "LeNet"), "LiSSA (fixed batches)"] == number(10 * (61706 / 60000) ** 0.7)
+    assert made.data.loc[("MNIST", "ResNet-18"), "retraining"] == number(176258**0.5)  # not that of the groups
+    assert made.data.shape == (10, 5)
