@@ -30,7 +30,7 @@ from fragile_lib.data.cifar import cifar10_raw
 from fragile_lib.data.folder import MARK
 from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files
 from fragile_lib.data.subsets import stratified
-from fragile_lib.solvers.operator import check_count
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import InputError, bad_input
 
 SOURCES = ("cifar10", "crops")
