@@ -17,6 +17,9 @@ from fragile_lib.plots.words import number
 IRIS = {"fit": "descent", "estimator": "exact", "ground_truth": "warm_descent", "activation": "relu"}
 IRIS |= {"test_choice": "max_loss", "train_choice": "top_influence", "width": 5}
 SMALL = {"weight_decay": 0.001, "estimator": "exact", "train_choice": "top_influence", "test_choice": "max_loss"}
+MNIST, LENET, RESNET = {"dataset": "mnist"}, {"architecture": "lenet"}, {"architecture": "resnet18"}
+SCRATCH = {"estimator": "warm_minibatch", "ground_truth": "scratch_batches"}
+CONTROL, LONGER = {"ground_truth": "warm_descent_minus_control"}, {"ground_truth": "warm_minibatch_1"}
 TO_GROUPS = {"ground_truth": "pbrf", "train_choice": "random_groups"}
 DEEP = {"dataset": "mnist", "weight_decay": 0.001, "optimiser": "adam", "seed": 0, "estimator": "lissa_partition"}
 DEEP |= {"ground_truth": "warm_minibatch", "test_choice": "max_loss", "train_choice": "top_influence"}
@@ -34,10 +37,6 @@ def mark(name: str, table: pd.DataFrame, **key) -> pd.Series:
         marks = marks[marks[column] == value]
     assert len(marks) == 1
     return marks.iloc[0]
-
-
-def panel(figure, title: str):
-    return next(ax for ax in figure.axes if ax.get_title().replace("\n", " ") == title)
 
 
 def dots(ax) -> np.ndarray:
@@ -67,48 +66,22 @@ PICKED = [
     ("iris_smallest_eigenvalue", {"depth": 4, "statistic": "eig_min"}, {}),
     ("iris_gradient", {"depth": 4, "statistic": "grad_norm", "fit": "certified"}, {"ground_truth": "minimum"}),
     ("iris_solvers", {"depth": 4, "statistic": "spearman", "estimator": "lissa_single"}, {}),
-    *(
-        ("iris_finished_relu", {"depth": 4, "fit": fit, "variant": variant}, {"ground_truth": truth, "estimator": by})
-        for fit, variant, truth, by in (
-            ("descent", "Hessian, control subtracted", "warm_descent_minus_control", "exact"),
-            ("descent", "GGN", "warm_descent", "exact_ggn"),
-            ("certified", "Hessian", "minimum", "exact"),
-        )
-    ),
+    ("iris_finished_relu", {"depth": 4, "variant": "GGN", "fit": "descent"}, {"estimator": "exact_ggn"}),
+    ("iris_finished_relu", {"depth": 4, "variant": "Hessian, control subtracted"}, CONTROL),
+    ("iris_finished_relu", {"depth": 4, "variant": "Hessian", "fit": "certified"}, {"ground_truth": "minimum"}),
     ("small_mnist_decay", {"ground_truth": "tilted_minimum", "train_choice": "top_influence", "weight_decay": 0.0}, {}),
     ("small_mnist_solver_agreement", {"estimator": "kfac", "ground_truth": "pbrf"}, {}),
-    *(
-        ("small_mnist_truths", {"estimator": e, "target": "PBRF, random groups"}, TO_GROUPS)
-        for e in ("exact_ggn", "second_order")
-    ),
-    *(
-        (name, {"dataset": d, "weight_decay": w, "architecture": a}, {})
-        for name in ("networks_parameters", "networks_depth")
-        for d, w, a in (("mnist", 0.001, "resnet50"), ("cifar10", 0.0, "lenet"))
-    ),
-    (
-        "networks_estimators",
-        {"dataset": "mnist", "architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"},
-        {},
-    ),
-    ("networks_optimisers", {"optimiser": "sgd"}, {"architecture": "lenet"}),
+    ("small_mnist_truths", {"estimator": "exact_ggn", "target": "PBRF, random groups"}, TO_GROUPS),
+    ("small_mnist_truths", {"estimator": "second_order", "target": "PBRF, random groups"}, TO_GROUPS),
+    ("networks_parameters", MNIST | {"weight_decay": 0.001, "architecture": "resnet50"}, {}),
+    ("networks_depth", {"dataset": "cifar10", "weight_decay": 0.0, "architecture": "lenet"}, {}),
+    ("networks_estimators", MNIST | {"architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"}, {}),
+    ("networks_optimisers", {"optimiser": "sgd"}, LENET),
     ("networks_starts", {"seed": 2, "architecture": "small_cnn"}, {}),
-    ("networks_groups", {"dataset": "mnist", "removed": "single_images"}, {"architecture": "resnet18"}),
-    (
-        "networks_groups",
-        {"dataset": "mnist", "removed": "random_groups"},
-        {"architecture": "resnet18", "train_choice": "random_groups"},
-    ),
-    (
-        "networks_scratch",
-        {"estimator": "warm_minibatch", "ground_truth": "scratch_batches"},
-        {"architecture": "lenet", "train_choice": "scratch"},
-    ),
-    (
-        "networks_longer",
-        {"statistic": "spearman", "share": 1.0, "estimator": "ekfac"},
-        {"architecture": "lenet", "ground_truth": "warm_minibatch_1"},
-    ),
+    ("networks_groups", MNIST | {"removed": "single_images"}, RESNET),
+    ("networks_groups", MNIST | {"removed": "random_groups"}, RESNET | {"train_choice": "random_groups"}),
+    ("networks_scratch", SCRATCH, LENET | {"train_choice": "scratch"}),
+    ("networks_longer", {"statistic": "spearman", "share": 1.0, "estimator": "ekfac"}, LENET | LONGER),
 ]
 
 
@@ -410,7 +383,8 @@ def test_cifar100_has_a_column_and_a_range_of_its_own_where_it_was_run():
 def test_estimators_are_compared_on_influential_and_on_random_points():
     table = plot_tables.networks()
     picture = plots.figure("networks_estimators", table)
-    panel(picture.figure, "MNIST, of largest |influence|"), panel(picture.figure, "CIFAR-10, drawn at random")
+    titles = [f"{d}, {t}" for d in ("MNIST", "CIFAR-10") for t in ("of largest |influence|", "drawn at random")]
+    assert [ax.get_title().replace("\n", " ") for ax in picture.figure.axes] == titles
     marks = show_rows(table, plots.SPECS["networks_estimators"]).marks
     # of random points only those are repeated that are among the others, which are few
     assert marks.groupby("train_choice")["repeated"].count().to_dict() == {"random": 0, "top_influence": 40}
