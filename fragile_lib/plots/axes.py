@@ -54,12 +54,12 @@ def _log_axis(ax: Axes, which: str, values: np.ndarray) -> None:
     if len(within) < 3:
         ticks = np.outer(10.0**decades, (1, 2, 5)).ravel()
     axis = getattr(ax, f"{which}axis")
+    getattr(ax, f"set_{which}lim")(10**low, 10**high)
     getattr(ax, f"set_{which}scale")("log", nonpositive="mask")
     axis.set_major_locator(FixedLocator(ticks[(ticks >= 10**low) & (ticks <= 10**high)]))
     axis.set_minor_locator(NullLocator())
     if low > -4 and high < 5:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    getattr(ax, f"set_{which}lim")(10**low, 10**high)
 
 
 def symlog_axis(ax: Axes, which: str, low: float, high: float, threshold: float, gap: float = 0.12) -> None:

@@ -72,7 +72,7 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     levels, across, (shifts, step) = shown.levels(shown.spec.at), shown.spec.kind == "dots", _places(shown)
     position, drawn = {value: i for i, value in enumerate(levels)}, placed(panel.marks)
     for y in range(1, len(levels), 2) if across else ():
-        ax.axhspan(y - 0.5, y + 0.5, color="0.965", zorder=0)
+        ax.axhspan(y - 0.5, y + 0.5, color="0.94", zorder=0)
     for hue, look in _looks(shown).items():
         marks = part(panel.marks, {shown.spec.hue: hue}).sort_values(shown.spec.at, key=lambda c: c.map(position))
         at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]

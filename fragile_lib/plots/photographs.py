@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 
-MOST = 7  # photographs side by side
 TEST_WIDTH = 2.0  # inches, of the test photograph
 
 
@@ -64,7 +63,7 @@ def influential_pictures(
 def _draw(test: np.ndarray, train: Sequence[np.ndarray], scores: np.ndarray, test_class: str) -> Figure:
     order = np.argsort(-np.abs(scores), kind="stable")
     exponent = int(np.floor(np.log10(np.abs(scores).max()))) if np.abs(scores).max() > 0 else 0
-    columns = min(MOST, math.ceil(math.sqrt(len(order))))
+    columns = min(7, math.ceil(math.sqrt(len(order))))
     rows = -(-len(order) // columns)
     side = (base.WIDTH - TEST_WIDTH) / columns
     with base.theme():

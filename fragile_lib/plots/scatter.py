@@ -19,7 +19,7 @@ from fragile_lib.plots.axes import symlog_axis
 from fragile_lib.plots.base import Picture
 from fragile_lib.plots.steps import OWN
 
-MOST_IN_LEGEND = 10  # seeds or test points
+MOST_IN_LEGEND = 10  # seeds or test points; of more, the seeds alone
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def _fullest(panels: Mapping[tuple, pd.DataFrame]) -> dict[tuple, pd.DataFrame]:
 
 
 def _draw(panels: Mapping[tuple, pd.DataFrame], keys: Sequence[tuple]) -> Figure:
-    columns, marks = min(2, len(panels)), _looks(keys)
+    columns, marks, few = min(2, len(panels)), _looks(keys), len(keys) <= MOST_IN_LEGEND
     rows = -(-len(panels) // columns)
     with base.theme():
-        height = (6.2 if columns == 1 else 0.9 + 3.5 * rows) + (0.2 + 0.25 * -(-len(keys) // 3) if _few(keys) else 0.5)
+        height = (6.2 if columns == 1 else 0.9 + 3.5 * rows) + (0.2 + 0.25 * -(-len(keys) // 3) if few else 0.5)
         figure, axes = base.new_figure(height, rows, columns, layout="compressed")
         for ax in list(axes.flat)[len(panels) :]:
             ax.set_axis_off()
@@ -98,15 +98,10 @@ def _draw(panels: Mapping[tuple, pd.DataFrame], keys: Sequence[tuple]) -> Figure
             ax.set_title("\n".join([*title, _numbers(found)[0]]), fontsize=11.5)
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
             ax.set_ylabel("true loss change" if i % columns == 0 else "")
-        for seed, mark in {} if _few(keys) else {f"seed {seed}": marks[seed, point][1] for seed, point in keys}.items():
+        for seed, mark in {} if few else {f"seed {seed}": marks[seed, point][1] for seed, point in keys}.items():
             axes[0, 0].plot([], [], mark, color="0.3", label=seed)
         base.legend_below(figure)
     return figure
-
-
-def _few(keys: Sequence[tuple]) -> bool:
-    """Whether each network and test point has its own entry in the legend; else the seeds alone have one."""
-    return len(keys) <= MOST_IN_LEGEND
 
 
 def _looks(keys: Sequence[tuple]) -> dict[tuple, tuple[str, str, str | None]]:
@@ -118,7 +113,7 @@ def _looks(keys: Sequence[tuple]) -> dict[tuple, tuple[str, str, str | None]]:
     for seed, point in keys:
         marker = base.MARKERS[0 if single else seeds.index(seed) % len(base.MARKERS)]
         label = f"seed {seed}" if single else f"test point {point:g}" + (f", seed {seed}" if len(seeds) > 1 else "")
-        found[seed, point] = shades[place[seed, point]], marker, label if _few(keys) else None
+        found[seed, point] = shades[place[seed, point]], marker, label if len(keys) <= MOST_IN_LEGEND else None
     return found
 
 

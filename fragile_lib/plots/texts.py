@@ -187,7 +187,7 @@ def averages(shown: Shown) -> str:
     average = {(True,): "Medians", (False,): "Means"}.get(tuple(median), "Means (of sizes: medians)")
     over, unit = words.counted(rows["seed"].nunique(), "seed"), "seed"
     if spec.unit != ("seed",):
-        network, unit = [c for c in ("run_id", "seed", "weight_decay") if c in rows.columns], "test point"
+        network, unit = ["run_id", "seed", "weight_decay"], "test point"
         points = rows.drop_duplicates([*network, "test_choice", "test_point"])
         counts = points.groupby([*network, "test_choice"]).size().groupby("test_choice")
         each = [f"{words.span(n, str)} test points {words.code(choice)}" for choice, n in counts]

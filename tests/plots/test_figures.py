@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import plot_tables
@@ -19,6 +17,10 @@ from fragile_lib.plots.words import number
 IRIS = {"fit": "descent", "estimator": "exact", "ground_truth": "warm_descent", "activation": "relu"}
 IRIS |= {"test_choice": "max_loss", "train_choice": "top_influence", "width": 5}
 SMALL = {"weight_decay": 0.001, "estimator": "exact", "train_choice": "top_influence", "test_choice": "max_loss"}
+MNIST, LENET, RESNET = {"dataset": "mnist"}, {"architecture": "lenet"}, {"architecture": "resnet18"}
+SCRATCH = {"estimator": "warm_minibatch", "ground_truth": "scratch_batches"}
+CONTROL, LONGER = {"ground_truth": "warm_descent_minus_control"}, {"ground_truth": "warm_minibatch_1"}
+TO_GROUPS = {"ground_truth": "pbrf", "train_choice": "random_groups"}
 DEEP = {"dataset": "mnist", "weight_decay": 0.001, "optimiser": "adam", "seed": 0, "estimator": "lissa_partition"}
 DEEP |= {"ground_truth": "warm_minibatch", "test_choice": "max_loss", "train_choice": "top_influence"}
 
@@ -37,10 +39,6 @@ def mark(name: str, table: pd.DataFrame, **key) -> pd.Series:
     return marks.iloc[0]
 
 
-def panel(figure, title: str):
-    return next(ax for ax in figure.axes if ax.get_title().replace("\n", " ") == title)
-
-
 def dots(ax) -> np.ndarray:
     """The heights of single units, those of stars and of empty collections left out."""
     faint = [c for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_offsets()) and max(c.get_sizes()) < 100]
@@ -56,21 +54,60 @@ def stars(ax) -> list[float]:
 # -- Iris --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_papers_protocol_is_shown_unless_the_call_says_otherwise():
-    table = plot_tables.iris(activations=("relu", "tanh"), widths=(8, 50))
-    for name, where, axis in (
-        ("iris_depth", {}, "depth"),
-        ("iris_depth_top_loss", {"train_choice": "top_loss"}, "depth"),
-        ("iris_depth_tanh", {"activation": "tanh"}, "depth"),
-        ("iris_width", {"width": 50, "depth": 1}, "width"),
-    ):
-        rows = rows_of(table, IRIS, weight_decay=0.005, **({"depth": 4} | where))
-        found = mark(name, table, weight_decay=0.005, **{axis: rows[axis].iloc[0]})
-        assert found["mean"] == pytest.approx(rows["spearman"].mean()) and found["n"] == 4
-    other = plots.figure("iris_depth", table, test_choice="p50_loss").alt
+# figure, what tells the mark, and the rows that it is the mean of, picked by hand
+PICKED = [
+    ("iris_depth", {"depth": 4}, {}),
+    ("iris_depth_top_loss", {"depth": 4}, {"train_choice": "top_loss"}),
+    ("iris_depth_tanh", {"depth": 4}, {"activation": "tanh"}),
+    ("iris_width", {"width": 50}, {"depth": 1}),
+    ("iris_test_points", {"depth": 4, "test_choice": "p50_loss", "weight_decay": None}, {}),
+    ("iris_norms", {"depth": 4, "statistic": "norm_ratio"}, {}),
+    ("iris_largest_eigenvalue", {"depth": 4, "statistic": "eig_max"}, {}),
+    ("iris_smallest_eigenvalue", {"depth": 4, "statistic": "eig_min"}, {}),
+    ("iris_gradient", {"depth": 4, "statistic": "grad_norm", "fit": "certified"}, {"ground_truth": "minimum"}),
+    ("iris_solvers", {"depth": 4, "statistic": "spearman", "estimator": "lissa_single"}, {}),
+    ("iris_finished_relu", {"depth": 4, "variant": "GGN", "fit": "descent"}, {"estimator": "exact_ggn"}),
+    ("iris_finished_relu", {"depth": 4, "variant": "Hessian, control subtracted"}, CONTROL),
+    ("iris_finished_relu", {"depth": 4, "variant": "Hessian", "fit": "certified"}, {"ground_truth": "minimum"}),
+    ("small_mnist_decay", {"ground_truth": "tilted_minimum", "train_choice": "top_influence", "weight_decay": 0.0}, {}),
+    ("small_mnist_solver_agreement", {"estimator": "kfac", "ground_truth": "pbrf"}, {}),
+    ("small_mnist_truths", {"estimator": "exact_ggn", "target": "PBRF, random groups"}, TO_GROUPS),
+    ("small_mnist_truths", {"estimator": "second_order", "target": "PBRF, random groups"}, TO_GROUPS),
+    ("networks_parameters", MNIST | {"weight_decay": 0.001, "architecture": "resnet50"}, {}),
+    ("networks_depth", {"dataset": "cifar10", "weight_decay": 0.0, "architecture": "lenet"}, {}),
+    ("networks_estimators", MNIST | {"architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"}, {}),
+    ("networks_optimisers", {"optimiser": "sgd"}, LENET),
+    ("networks_starts", {"seed": 2, "architecture": "small_cnn"}, {}),
+    ("networks_groups", MNIST | {"removed": "single_images"}, RESNET),
+    ("networks_groups", MNIST | {"removed": "random_groups"}, RESNET | {"train_choice": "random_groups"}),
+    ("networks_scratch", SCRATCH, LENET | {"train_choice": "scratch"}),
+    ("networks_longer", {"statistic": "spearman", "share": 1.0, "estimator": "ekfac"}, LENET | LONGER),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "where"), PICKED)
+def test_a_mark_is_the_mean_of_the_rows_that_it_is_said_to_be_of(name, key, where):
+    table, defaults = plot_tables.everything(), {"ir": IRIS, "sm": SMALL, "ne": DEEP}[name[:2]]
+    if defaults is IRIS:
+        key = {"weight_decay": 0.005} | key
+        defaults = IRIS if "width" not in key else {k: v for k, v in IRIS.items() if k != "width"}
+    key = {c: v for c, v in key.items() if v is not None}
+    column = key.get("statistic", "spearman")
+    picked = {c: v for c, v in key.items() if c not in ("statistic", "variant", "target", "removed", "share")}
+    rows = rows_of(table, defaults | {"weight_decay": defaults.get("weight_decay", 0.005)}, **picked, **where)
+    average = np.median if column in ("norm_ratio", "eig_max", "eig_min", "grad_norm") else np.mean
+    found, interval = mark(name, table, **key), bootstrap_interval(rows[column], average)
+    assert len(rows) > 1 and found["n"] == len(rows)
+    assert found["mean"] == pytest.approx(interval.mean)
+    assert [found["low"], found["high"]] == pytest.approx([interval.low, interval.high], abs=1e-2 * abs(interval.mean))
+
+
+def test_the_call_can_choose_other_rows():
+    table = plot_tables.iris()
     rows = rows_of(table, IRIS, weight_decay=0.005, depth=1, test_choice="p50_loss")
+    other = plots.figure("iris_depth", table, test_choice="p50_loss").alt
     assert f"Weight decay 0.005: depth 1 {number(rows['spearman'].mean())}" in other
-    assert plots.figure("iris_width", plot_tables.iris()).figure is None  # one width has no axis
+    assert plots.figure("iris_width", table).figure is None  # one width has no axis
 
 
 def test_every_seed_is_a_dot_and_flagged_ones_are_hollow():
@@ -139,42 +176,18 @@ def test_finished_training_has_a_panel_for_each_fit_and_decay_and_names_what_is_
     fits = ("gradient descent", "certified optimum")
     assert [ax.get_title() for ax in figure.axes] == [f"{f}, {d}" for f in fits for d in ("decay 0.005", "no decay")]
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
-    for fit, truth, estimator, variant in (
-        ("descent", "warm_descent_minus_control", "exact", "Hessian, control subtracted"),
-        ("descent", "warm_descent", "exact_ggn", "GGN"),
-        ("certified", "minimum", "exact", "Hessian"),
-    ):
-        rows = rows_of(table, IRIS, fit=fit, ground_truth=truth, estimator=estimator, weight_decay=0.005, depth=4)
-        found = mark("iris_finished_relu", table, fit=fit, variant=variant, weight_decay=0.005, depth=4)
-        assert found["mean"] == pytest.approx(rows["spearman"].mean())
     part = plots.figure("iris_finished_relu", table[(table["fit"] == "descent") & (table["estimator"] == "exact")])
     assert len(part.figure.axes) == 2
     assert "Not in the table: gradient descent: GGN, certified optimum: Hessian and" in part.caption
 
 
-@pytest.mark.parametrize(
-    ("name", "column", "scale"),
-    [
-        ("iris_norms", "norm_ratio", "log"),
-        ("iris_largest_eigenvalue", "eig_max", "log"),
-        ("iris_smallest_eigenvalue", "eig_min", "symlog"),
-        ("iris_gradient", "grad_norm", "log"),
-    ],
-)
-def test_sizes_are_medians_on_a_log_axis(name, column, scale):
-    table = plot_tables.iris(seeds=7)
-    picture = plots.figure(name, table, damping=2e-3)
-    values = rows_of(table, IRIS, weight_decay=0.005, depth=4)[column]
-    key = {"fit": "descent"} if name == "iris_gradient" else {}
-    found = mark(name, table, statistic=column, weight_decay=0.005, depth=4, **key)
-    interval = bootstrap_interval(values, np.median)
-    assert [found["mean"], found["low"], found["high"]] == pytest.approx(
-        [np.median(values), interval.low, interval.high]
-    )
-    assert picture.figure.axes[0].get_yscale() == scale and "edians" in picture.caption
-    if column == "norm_ratio":
-        lines = picture.figure.axes[0].get_lines()
-        assert any(np.allclose(line.get_ydata(), 1) for line in lines if len(line.get_ydata()))
+def test_sizes_have_a_log_axis_with_a_line_where_they_agree():
+    names = ("iris_norms", "iris_largest_eigenvalue", "iris_smallest_eigenvalue", "iris_gradient")
+    pictures = [plots.figure(name, plot_tables.iris(), damping=2e-3) for name in names]
+    assert [p.figure.axes[0].get_yscale() for p in pictures] == ["log", "log", "symlog", "log"]
+    assert all("edians" in p.caption for p in pictures)
+    heights = [line.get_ydata() for line in pictures[0].figure.axes[0].get_lines()]
+    assert any(len(y) and np.allclose(y, 1) for y in heights)
 
 
 def test_the_smallest_eigenvalue_counts_the_indefinite():
@@ -229,16 +242,11 @@ def test_points_are_in_the_order_of_loss_with_the_count_in_the_papers_range():
     assert "5,500 training examples, 2,616 parameters" in picture.caption
 
 
-def test_averages_are_over_test_points_of_all_seeds_and_a_truth_known_twice_counts_once():
+def test_a_truth_known_after_two_fits_counts_once():
     table = plot_tables.small_mnist()
-    values = rows_of(table, SMALL, ground_truth="tilted_minimum", weight_decay=0.0)["spearman"]
-    key = {"ground_truth": "tilted_minimum", "train_choice": "top_influence", "weight_decay": 0.0}
-    found = mark("small_mnist_decay", table, **key)
-    assert (found["n"], found["mean"]) == (16, pytest.approx(values.mean()))
     twice = table[table["ground_truth"] == "pbrf"].assign(fit="certified", spearman=-1.0)
-    assert (
-        plots.figure("small_mnist_decay", pd.concat([table, twice])).alt == plots.figure("small_mnist_decay", table).alt
-    )
+    both = [plots.figure("small_mnist_decay", t).alt for t in (table, pd.concat([table, twice]))]
+    assert both[0] == both[1]
 
 
 def test_a_truths_agreement_with_itself_stands_where_it_was_repeated_and_gives_its_root():
@@ -282,9 +290,6 @@ def test_solvers_are_in_the_order_of_their_residuals_with_what_they_cost():
     assert f"K-FAC {number(residual)}" in picture.alt and "TRAK 9.00" in picture.alt
     assert "not converged" in picture.caption  # LiSSA's mark is hollow
     assert "none" in [t.get_text() for t in picture.figure.axes[0].texts]  # TRAK has no residual
-    rows = rows_of(table, SMALL, estimator="kfac", ground_truth="pbrf")
-    found = mark("small_mnist_solver_agreement", table, estimator="kfac", ground_truth="pbrf")
-    assert found["mean"] == pytest.approx(rows["spearman"].mean())
     assert plots.figure("small_mnist_solvers", table[table["estimator"] == "exact"]).figure is None
 
 
@@ -294,10 +299,6 @@ def test_truths_have_a_line_for_each_kind_of_training_points_without_what_was_no
     # three truths but the control at two choices, the minimum, from scratch, three kinds of group
     assert len(picture.figure.axes[0].get_yticks()) == 3 * 2 + 1 + 1 + 3
     assert "minus control" not in picture.alt and "Not drawn" not in picture.caption
-    for estimator in ("exact_ggn", "second_order"):
-        rows = rows_of(table, SMALL, ground_truth="pbrf", train_choice="random_groups", estimator=estimator)
-        found = mark("small_mnist_truths", table, estimator=estimator, target="PBRF, random groups")
-        assert found["mean"] == pytest.approx(rows["spearman"].mean())
     few = rows_of(table, SMALL, ground_truth="pbrf").assign(spearman=-1.0, status="not_certified")
     more = plots.figure("small_mnist_truths", pd.concat([table, few]))
     assert more.alt == picture.alt and f"Not drawn: {len(few)} of" in more.caption
@@ -329,11 +330,6 @@ def test_sizes_have_every_mean_in_order_with_sizes_and_stars(name, column):
     labels = [t.get_text().split("\n") for t in upper.get_xticklabels()]
     assert [label[0] for label in labels] == [words.code(a) for a in order]
     assert labels[order.index("lenet")][1] == ("5" if name == "networks_depth" else "62k")
-    for dataset, decay in itertools.product(("mnist", "cifar10"), (0.001, 0.0)):
-        for a in order:
-            rows = rows_of(table, DEEP, dataset=dataset, weight_decay=decay, architecture=a)
-            found = mark(name, table, dataset=dataset, weight_decay=decay, architecture=a)
-            assert found["mean"] == pytest.approx(rows["spearman"].mean())
     assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 -0." in picture.alt
     assert stars(upper) == [0.13, 0.22, 0.51, 0.87]
     assert "500 training examples, VGG13, ResNet-18 and ResNet-50 at 0.125 of the published width" in picture.caption
@@ -387,13 +383,11 @@ def test_cifar100_has_a_column_and_a_range_of_its_own_where_it_was_run():
 def test_estimators_are_compared_on_influential_and_on_random_points():
     table = plot_tables.networks()
     picture = plots.figure("networks_estimators", table)
-    panel(picture.figure, "MNIST, of largest |influence|"), panel(picture.figure, "CIFAR-10, drawn at random")
+    titles = [f"{d}, {t}" for d in ("MNIST", "CIFAR-10") for t in ("of largest |influence|", "drawn at random")]
+    assert [ax.get_title().replace("\n", " ") for ax in picture.figure.axes] == titles
     marks = show_rows(table, plots.SPECS["networks_estimators"]).marks
     # of random points only those are repeated that are among the others, which are few
     assert marks.groupby("train_choice")["repeated"].count().to_dict() == {"random": 0, "top_influence": 40}
-    rows = rows_of(table, DEEP, architecture="vgg13", estimator="ekfac", train_choice="random")
-    key = {"dataset": "mnist", "architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"}
-    assert mark("networks_estimators", table, **key)["mean"] == pytest.approx(rows["spearman"].mean())
     means = rows_of(marks, {"train_choice": "top_influence", "estimator": "lissa_partition"})["mean"]
     head = "Training points of largest |influence|, LiSSA (fixed batches): mean"
     assert f"{head} {number(means.mean())} ± {number(means.std())}" in picture.caption and "10 marks" in picture.caption
@@ -422,14 +416,9 @@ def test_groups_stand_beside_single_images_and_scratch_beside_the_warm_start():
     table = plot_tables.networks()
     picture = plots.figure("networks_groups", table)
     assert [ax.get_title() for ax in picture.figure.axes] == ["MNIST", "CIFAR-10"]
-    for train, removed in (("top_influence", "single_images"), ("random_groups", "random_groups")):
-        rows = rows_of(table, DEEP, architecture="resnet18", train_choice=train)
-        found = mark("networks_groups", table, dataset="mnist", removed=removed)
-        assert found["mean"] == pytest.approx(rows["spearman"].mean())
     assert "10 groups of each kind" in picture.caption and "of 3 in the paper's range" in picture.caption
-    key = {"estimator": "warm_minibatch", "ground_truth": "scratch_batches"}
-    truths = rows_of(table, DEEP, architecture="lenet", train_choice="scratch", **key)["spearman"].mean()
-    assert mark("networks_scratch", table, **key)["mean"] == pytest.approx(truths) and truths < 0
+    scratch = plots.figure("networks_scratch", table).alt
+    assert "Warm-start minibatches: from scratch (other batches) -0." in scratch
 
 
 def test_longer_retraining_shows_networks_that_went_on_longer_at_all_lengths():
@@ -438,9 +427,6 @@ def test_longer_retraining_shows_networks_that_went_on_longer_at_all_lengths():
     axes = picture.figure.axes
     assert [ax.get_title() for ax in axes] == ["LeNet"] * 2
     assert [[t.get_text() for t in ax.get_xticklabels()] for ax in axes] == [["6%", "25%", "100%"]] * 2
-    rows = rows_of(table, DEEP, architecture="lenet", ground_truth="warm_minibatch_1", estimator="ekfac")
-    found = mark("networks_longer", table, statistic="spearman", share=1.0, estimator="ekfac")
-    assert found["mean"] == pytest.approx(rows["spearman"].mean())
     assert "gradient product" not in picture.alt.split("Slope of truth on estimate, ")[1].split("Truth with")[0]
     short = table[~table["ground_truth"].str.match(r"warm_minibatch_[\d.]+$")]
     assert plots.figure("networks_longer", short).figure is None
