@@ -23,7 +23,7 @@ endif
 STUDY := $(RUN) -m fragile_lib.study
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
-.PHONY: help study test test-unit test-notebooks lab bench reports lint format clean active
+.PHONY: help study test test-unit test-notebooks lab bench check-records mutations reports lint format clean active
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -51,6 +51,12 @@ test-notebooks: $(READY) ## run every notebook as it opens
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
+
+check-records: $(READY) ## run a selection of committed runs again and compare every number (about 25 minutes)
+	$(RUN) tests/check_records.py
+
+mutations: $(READY) ## break the science in thirty ways; each must be caught by its test (some minutes)
+	$(RUN) tests/mutations.py
 
 bench: $(READY) ## time the hot paths against plain loops and print the ratios
 	$(RUN) tests/benchmarks/run.py

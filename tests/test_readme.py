@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import torch
-
 from fragile_lib.influence import influence
+
 from fragile_lib.solvers import ExactSolver
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

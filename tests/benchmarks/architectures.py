@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from deep_case import DAMPING, DECAY, SINGLE, SLOPES, Case, Sizes, gradient_of, in_turn, yes
+from fragile_lib.deep.network import Network
 from small_mnist import DisagreementError, agree
 from switches import compilation, half_precision, memory_formats
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
-from fragile_lib.deep.network import Network
 from fragile_lib.minimise.modules import Schedule, copied, go_on_without, losses_of
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel

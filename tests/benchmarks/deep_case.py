@@ -8,12 +8,12 @@ from functools import cached_property, partial
 
 import torch
 from clock import best
+from fragile_lib.deep.network import Network, prepare
 from small_mnist import Timed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
-from fragile_lib.deep.network import Network, prepare
 from fragile_lib.minimise.modules import Schedule, make_optimiser
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel

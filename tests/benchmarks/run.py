@@ -19,10 +19,10 @@ import deep_case
 import small_mnist
 import torch
 from clock import best, matrix_product_rate
+from fragile_lib.influence import influence, leave_one_out
 from threadpoolctl import threadpool_limits
 
 from fragile_lib.data.sets import Data, image_subset, iris_splits, koh_liang_mnist
-from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.kernels.mlp import compile_all
 from fragile_lib.models.mlp import MLP
 from fragile_lib.models.small_cnn import SmallCNN

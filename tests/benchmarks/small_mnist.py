@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from clock import best, matrix_product_rate
+from fragile_lib.examination import choose_test_points
+from fragile_lib.influence import Estimate, influence, leave_one_out
+from fragile_lib.minimise.minibatch import Protocol, batches, train
+from fragile_lib.prepared import Prepared, prepare
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.func import grad
 from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
-from fragile_lib.examination import choose_test_points
-from fragile_lib.influence import Estimate, influence, leave_one_out
-from fragile_lib.minimise.minibatch import Protocol, batches, train
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.conv import ConvObjective
-from fragile_lib.prepared import Prepared, prepare
 from fragile_lib.solvers import BlockCGSolver, ExactSolver
 from fragile_lib.truths import LEFT_OUT, left_out
 

@@ -13,12 +13,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from deep_case import TRAINING, Case, gradient_of, in_turn, training_step, yes
+from fragile_lib.deep.estimators import make_solver, test_gradients
+from fragile_lib.examination import choose_test_points, choose_training_points
 from scipy.stats import spearmanr
 from small_mnist import Timed, agree
 from torch import Tensor
 
-from fragile_lib.deep.estimators import make_solver, test_gradients
-from fragile_lib.examination import choose_test_points, choose_training_points
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.streamed import StreamedObjective
 

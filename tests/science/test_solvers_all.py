@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fragile_lib.influence import influence, leave_one_out
 from helpers import Regression
 from planted import (
     SPECTRA,
@@ -18,7 +19,6 @@ from planted import (
 
 from fragile_lib import solvers
 from fragile_lib.data.sets import Data
-from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.solvers import (
     ArnoldiSolver,
     BlockCGSolver,

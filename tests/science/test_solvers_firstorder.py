@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from fragile_lib.influence import influence, leave_one_out
 from helpers import Linear, Regression, iris_subset
 from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
 
 from fragile_lib.data.sets import Data
-from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.conv import ConvObjective

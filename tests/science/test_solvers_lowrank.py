@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from fragile_lib.influence import influence, leave_one_out
 from helpers import rotated
 from planted import Planted, dense, linear_problem, mlp_problem, right_hand_sides
 
-from fragile_lib.influence import influence, leave_one_out
 from fragile_lib.solvers import ArnoldiSolver, ExactSolver, NystroemSolver
 from fragile_lib.tools.errors import InputError
 

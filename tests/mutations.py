@@ -1,0 +1,152 @@
+"""Named mutations of the science, each with a test that must fail under it: `python tests/mutations.py [NAME ...]`.
+
+A mutation replaces one piece of text in one file of a copy of the package; the test then runs on that copy. A mutation
+that no longer finds its text, or whose test still passes, is an error. `test_mutations.py` runs a few of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SCIENCE = "tests/science"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One replacement in a file of the package, and the test (a pytest node) that must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def _of(file: str, *rows: tuple[str, str, str, str]) -> list[Mutation]:
+    return [Mutation(name, file, old, new, test) for name, old, new, test in rows]
+
+
+INFLUENCE, CHOICES = f"{SCIENCE}/test_influence.py", f"{SCIENCE}/test_choices.py"
+ROWS, RESCALED = f"{SCIENCE}/test_rows.py", f"{SCIENCE}/test_rescaled.py"
+TRUTHS, STACK, MODULES = f"{SCIENCE}/test_truths.py", f"{SCIENCE}/test_stack.py", f"{SCIENCE}/test_modules.py"
+PROXIMAL, DENSE, AGREE = f"{SCIENCE}/test_proximal.py", f"{SCIENCE}/test_dense.py", "tests/test_evaluation.py"
+
+MUTATIONS = [
+    *_of(
+        "choices.py",
+        ("removal adds its weight", "= -1.0 / self.n", "= 1.0 / self.n", f"{CHOICES}::test_a_removal_takes_one_nth_from_its_members_and_nothing_from_the_others"),
+        ("removal takes one of n - 1", "= -1.0 / self.n", "= -1.0 / (self.n - 1)", f"{CHOICES}::test_a_removal_takes_one_nth_from_its_members_and_nothing_from_the_others"),
+        ("top-k by signed score", "np.nan_to_num(losses if choice == \"top_loss\" else np.abs(scores), nan=-1.0)", "np.nan_to_num(losses if choice == \"top_loss\" else scores, nan=-1.0)", f"{CHOICES}::test_training_points_are_ranked_by_absolute_influence_and_come_sorted"),
+        ("one too few is chosen", "(-key).argsort(kind=\"stable\")[:count]", "(-key).argsort(kind=\"stable\")[1 : count + 1]", f"{CHOICES}::test_training_points_are_ranked_by_absolute_influence_and_come_sorted"),
+        ("median of losses is the upper one", "(len(order) - count) // 2", "(len(order) - count + 1) // 2", f"{CHOICES}::test_one_point_of_a_choice"),
+        ("control is not subtracted from repetitions", "repeats = repeats - self.repeat_controls[:, None]", "pass", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
+        ("control is added", "changes=self.changes - self.control", "changes=self.changes + self.control", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
+    ),
+    *_of(
+        "estimates/influence.py",
+        ("influence has the wrong sign", "removals.sums(slopes / network.train.n)", "removals.sums(-slopes / network.train.n)", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+        ("influence is not divided by n", "removals.sums(slopes / network.train.n)", "removals.sums(slopes)", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+        ("parameters move towards the example", "return -solver(removals.changes()", "return solver(removals.changes()", f"{INFLUENCE}::test_the_parameter_change_tells_the_same_as_the_influence"),
+    ),
+    *_of(
+        "estimates/rescaled.py",
+        ("leverage is added", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) + b @ solved.mT / network.train.n", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
+        ("leverage is not divided by n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
+        ("the removal's own curvature stays", "left = solver.matrix - own / n", "left = solver.matrix.clone()", f"{RESCALED}::test_the_newton_step_takes_the_removal_as_a_whole"),
+    ),
+    *_of(
+        "estimates/second_order.py",
+        ("second order has the first order's sign", "(first - solve(torch.stack(curved)))", "(first + solve(torch.stack(curved)))", f"{RESCALED}::test_second_order_is_the_formula"),
+    ),
+    *_of(
+        "objectives/base.py",
+        ("biases decay too", "self.decay = (weight_decay * model.is_weight)", "self.decay = (weight_decay * torch.ones_like(model.is_weight))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+        ("test losses have an L2 term", "return type(self)(self.model, data, 0.0, str(self.device))", "return type(self)(self.model, data, self.weight_decay, str(self.device))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+    ),
+    *_of(
+        "objectives/proximal.py",
+        ("tilt has the wrong sign", "return gradient - self.slope + self.damping", "return gradient + self.slope + self.damping", f"{PROXIMAL}::test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one"),
+        ("proximity is not damped", "objective.decay + damping", "objective.decay + 0 * damping", f"{PROXIMAL}::test_damped_gauss_newton_influence_predicts_the_response_with_slope_one"),
+    ),
+    *_of(
+        "agreement.py",
+        ("ratio of norms is a mean", "ratio = float(np.median(ratios))", "ratio = float(np.mean(ratios))", AGREE),
+        ("slope is that of the estimate on the truth", "(e @ t) / (e @ e)", "(e @ t) / (t @ t)", AGREE),
+        ("Spearman without ranks", "spearman = _pearson(stats.rankdata(estimate), stats.rankdata(truth))", "spearman = _pearson(estimate, truth)", AGREE),
+        ("reliability is not extended", "return max(-1.0, factor * r / denominator)", "return max(-1.0, r / denominator)", AGREE),
+    ),
+    *_of(
+        "rows.py",
+        ("correlations are not corrected by a root", "r / reliability**0.5", "r / reliability", f"{ROWS}::test_the_mean_of_many_repetitions_is_more_reliable_than_one_and_the_correction_removes_the_noise"),
+        ("rows of few left-out networks are ok", "REACHED_SHARE = 0.8", "REACHED_SHARE = 0.1", f"{ROWS}::test_a_row_needs_four_fifths_of_its_left_out_networks"),
+        ("another point's truth", "true, estimated = truth.on(removals)[:, j], estimate.on(removals)[:, j]", "true, estimated = truth.on(removals)[:, 0], estimate.on(removals)[:, j]", f"{ROWS}::test_each_test_point_is_compared_on_its_own_training_points"),
+    ),
+    *_of(
+        "truths/stacked.py",
+        ("the control is the network", "np.where(kept[:, None], lost[1:], np.nan)", "np.where(kept[:, None], lost[1:] - lost[0], np.nan)", f"{TRUTHS}::test_warm_truths_are_the_left_out_descents_one_by_one"),
+        ("what did not converge counts", "norms <= tolerance", "norms >= 0", f"{TRUTHS}::test_left_out_networks_above_the_stated_gradient_norm_are_not_there"),
+    ),
+    *_of(
+        "truths/retrained.py",
+        ("repetitions have the same batches", "schedule.seed + AGAIN * r", "schedule.seed", f"{DENSE}::test_the_mean_of_repetitions_has_controls_of_its_own"),
+    ),
+    *_of(
+        "minimise/stack.py",
+        ("a masked batch is renormalised", "(weights * (objective.n / schedule.batch))", "(weights * (objective.n / schedule.batch) * 1.05)", f"{STACK}::test_every_member_of_a_stack_is_what_torch_optim_makes_of_it_alone"),
+        ("Adam's second moment is not corrected", "/ sqrt(1 - beta_square**count)", "/ 1.0", f"{STACK}::test_every_member_of_a_stack_is_what_torch_optim_makes_of_it_alone"),
+    ),
+    *_of(
+        "minimise/modules.py",
+        ("a removal shrinks its batch", "reduction=\"sum\") / len(rows)).backward()", "reduction=\"sum\") / len(kept)).backward()", f"{MODULES}::test_branching_off_the_control_gives_the_numbers_of_full_runs"),
+        ("biases of modules decay", "if p.dim() <= 1], \"weight_decay\": 0.0", "if p.dim() <= 1], \"weight_decay\": weight_decay", f"{MODULES}::test_a_batch_of_which_nothing_is_left_still_decays"),
+    ),
+    *_of(
+        "minimise/schedule.py",
+        ("what is first used later joins sooner", "first[waiting[holds[np.ix_(waiting, rows)].any(axis=1)]] = step", "first[waiting[holds[np.ix_(waiting, rows)].any(axis=1)]] = step + 1", f"{STACK}::test_the_first_use_of_a_removal_is_the_first_batch_that_holds_a_member"),
+    ),
+]  # fmt: skip
+
+
+def caught(mutation: Mutation) -> bool:
+    """Whether the mutation's test fails on a copy of the package that has it.
+
+    Raises:
+        ValueError: its text is not there exactly once or more, or the test could not be run.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        package = Path(place) / "fragile_lib"
+        shutil.copytree(ROOT / "fragile_lib", package)  # dates are kept, and with them numba's compiled kernels
+        path = package / mutation.file
+        text = path.read_text()
+        if mutation.old not in text:
+            raise ValueError(f"{mutation.name}: {mutation.old!r} is not in {mutation.file}")
+        path.write_text(text.replace(mutation.old, mutation.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutation.test]
+        environment = os.environ | {"PYTHONPATH": place, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        if done.returncode not in (0, 1):
+            raise ValueError(f"{mutation.name}: {mutation.test} could not be run: {done.stdout[-500:]}")
+        return done.returncode == 1
+
+
+def main(names: list[str]) -> int:
+    """Run the named mutations, or all; 1 where one is alive."""
+    alive = []
+    for mutation in [m for m in MUTATIONS if not names or m.name in names]:
+        found = caught(mutation)
+        print(f"{'caught' if found else 'ALIVE '}  {mutation.file}: {mutation.name}", flush=True)
+        alive += [] if found else [mutation.name]
+    return int(bool(alive))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
