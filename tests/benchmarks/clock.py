@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -106,18 +107,17 @@ def matrix_product_rate(kind: type = np.float64) -> float:
 
 
 @contextmanager
-def compiled(function: Callable, *arguments: Tensor, backend: str = "inductor") -> Iterator[Callable | None]:
-    """Within: the function by torch.compile, called once and its compilation told of; None where it does not work."""
+def compiled(function: Callable, once: Callable[[Callable], Any]) -> Iterator[tuple[Callable | None, float]]:
+    """Within: the function by torch.compile, and the seconds of calling it `once`; None where it does not work."""
     with TemporaryDirectory() as empty, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=empty):  # no earlier run's work
+        fast, seconds = torch.compile(function), 0.0
         try:
-            fast = torch.compile(function, backend=backend)
-            seconds = _once(lambda: fast(*arguments))[1]
+            seconds = _once(partial(once, fast))[1]
+            print(f"torch.compile: {said(seconds)} for the first call")
         except (RuntimeError, OSError) as error:
             print(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}")
-            yield None
-        else:
-            print(f"torch.compile: {said(seconds)} for the first call")
-            yield fast
+            fast = None
+        yield fast, seconds
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def retraining(depth: int, data: Data, peak: float) -> None:
         ),
         "vmap of torch.func": Way(lambda: by_vmap(step)),
     }
-    with compiled(step, theta, still) as fast:
+    with compiled(step, lambda fast: fast(theta, still)) as (fast, _):
         if fast is not None:
             ways["vmap of torch.func, compiled"] = Way(lambda: by_vmap(fast))
         ours = compare(f"leave-one-out retraining, depth {depth}, {len(theta)} networks, {STEPS} steps", ways)
@@ -143,7 +143,8 @@ def hessians(depth: int, network: Network) -> None:
         "own kernel, a product a column": Way(lambda: Objective.matrices(fused, theta, weights, place), repeats=20),
         "torch.func, a product a column under vmap": Way(lambda: plain.matrices(theta, weights, place)),
     }
-    with compiled(jacrev(jacrev(mean_loss(network))), network.theta) as fast:  # what compiles soonest
+    twice = jacrev(jacrev(mean_loss(network)))  # forward mode takes far longer to compile
+    with compiled(twice, lambda fast: fast(network.theta)) as (fast, _):
         if fast is not None:
             ways["torch.func.jacrev of jacrev, compiled"] = Way(lambda: fast(network.theta)[None])
         compare(f"dense Hessian, depth {depth}, {theta.shape[1]} parameters", ways)
