@@ -14,7 +14,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
+
+from fragile_lib.minimise.modules import make_optimiser
+from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.objectives.base import Objective
 
 EXACT = 1e-9  # relative difference of the same formula in float64
 
@@ -53,14 +59,16 @@ def in_turn(ways: dict[str, Way]) -> dict[str, Timed]:
     With several threads all but the first way are also called on one, and the faster counts: torch's threads wait for
     each other where something else runs.
     """
+    threads, first = torch.get_num_threads(), next(iter(ways))
     values, seconds = {}, {name: [] for name in ways}
     for turn in range(max(way.repeats for way in ways.values())):
-        for place, (name, way) in enumerate(ways.items()):
-            for count in {torch.get_num_threads(), 1 if place else torch.get_num_threads()}:
+        for name, way in ways.items():
+            for count in {threads} if name == first else {threads, 1}:
                 if turn < way.repeats:
-                    with threads(count):
-                        values[name], spent = _once(way.run)
+                    torch.set_num_threads(count)
+                    values[name], spent = _once(way.run)
                     seconds[name].append(spent / way.share)
+    torch.set_num_threads(threads)
     return {name: Timed(values[name], min(seconds[name])) for name in ways}
 
 
@@ -100,6 +108,24 @@ def said(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def by_optimiser(module: nn.Module, x: Tensor, y: Tensor, weights: Tensor, schedule: Schedule, decay: float) -> Tensor:
+    """One network trained on J(.; weights) by torch.optim and torch.nn, as anyone would write it: (P,)."""
+    optimiser = make_optimiser(module, schedule, decay)
+    for rows in schedule.rows(len(y)):
+        optimiser.zero_grad()
+        lost = cross_entropy(module(x[rows]), y[rows], reduction="none")
+        (len(y) / len(rows) * weights[rows].to(x) @ lost).backward()
+        optimiser.step()
+    return parameters_to_vector(module.parameters()).detach()
+
+
+def gradients_by_loop(objective: Objective, theta: Tensor, count: int) -> Tensor:
+    """Gradients of the first losses, one after the other by autograd: (count, P)."""
+    t, (x,), (y,) = theta.clone().requires_grad_(), objective.data.x, objective.data.y
+    losses = (cross_entropy(objective.model(t, x[i : i + 1]), y[i : i + 1]) for i in range(count))
+    return torch.stack([torch.autograd.grad(loss, t)[0] for loss in losses])
+
+
 def matrix_product_rate(kind: type = np.float64) -> float:
     """Floating-point operations a second of a large matrix product of this type: the machine's practical peak."""
     a = np.random.default_rng(0).normal(size=(1000, 1000)).astype(kind)
@@ -118,17 +144,6 @@ def compiled(function: Callable, once: Callable[[Callable], Any]) -> Iterator[tu
             print(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}")
             fast = None
         yield fast, seconds
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within: torch works on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _once(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
-from clock import Way, compare, compiled, in_turn, matrix_product_rate, said
+from clock import Way, by_optimiser, compare, compiled, gradients_by_loop, matrix_product_rate, said
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import hessian, jacrev
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.choices import Points, Removals
+from fragile_lib.choices import Points, Removals, choose_points
 from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.estimates import ESTIMATORS, influence
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
 from fragile_lib.network.modules import own
 from fragile_lib.network.stack import descended
 from fragile_lib.objectives.base import Objective, make_objective
+from fragile_lib.solvers import Solver
 
 SEEDS, LEFT_OUT, STEPS, TRAINING = 10, 25, 200, 2000
 RATE, MOMENTUM, DECAY, DAMPING = 1e-3, 0.9, 0.005, 1e-3
@@ -35,21 +38,6 @@ def as_module(model: MLP, theta: Tensor) -> torch.nn.Sequential:
     return network
 
 
-def by_optimiser(model: MLP, theta: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """One network by torch.optim.SGD, as anyone would write it: (P,) after `STEPS`."""
-    network = as_module(model, theta)
-    groups = [
-        {"params": [p for p in network.parameters() if p.dim() > 1], "weight_decay": DECAY},
-        {"params": [p for p in network.parameters() if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM)
-    for _ in range(STEPS):
-        optimiser.zero_grad()
-        (weights * cross_entropy(network(x), y, reduction="none")).sum().backward()
-        optimiser.step()
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
-
-
 def retraining(depth: int, data: Data, peak: float) -> None:
     """Left-out networks of all seeds: the stack against a loop of torch.optim, and against one vmap of torch.func."""
     model = MLP(depth, 5)
@@ -57,31 +45,30 @@ def retraining(depth: int, data: Data, peak: float) -> None:
     dataset = torch.arange(SEEDS).repeat_interleave(LEFT_OUT)
     theta = torch.stack([model.init(s) for s in range(SEEDS)])[dataset]
     weights = fused.uniform(len(theta)) + Removals.single(list(range(LEFT_OUT)) * SEEDS, fused.n).changes()
-    x, y, still = data.x[dataset], data.y[dataset], torch.zeros_like(theta)
+    still, fit = torch.zeros_like(theta), (weights, dataset, RATE, MOMENTUM)
+    schedule = Schedule(STEPS, fused.n, RATE, drops=(), optimiser="sgd", momentum=MOMENTUM)
 
-    def loss(t: Tensor, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return (w * cross_entropy(model(t, x), y, reduction="none")).sum()
+    def alone() -> Tensor:
+        x, y = data.x[dataset[-1]], data.y[dataset[-1]]
+        return by_optimiser(as_module(model, theta[-1]), x, y, weights[-1], schedule, DECAY)[None]
 
-    def step(t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        velocity = MOMENTUM * velocity + vmap(grad(loss))(t, weights, x, y) + plain.decay * t
-        return t - RATE * velocity, velocity
+    def one_step(t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        return plain.descend(t, velocity, *fit, 1)
 
-    def by_vmap(one_step: Callable) -> Tensor:
+    def by_steps(step: Callable) -> Tensor:
         state = theta, still
         for _ in range(STEPS):
-            state = one_step(*state)
+            state = step(*state)
         return state[0]
 
     ways = {
-        "the stack": Way(lambda: fused.descend(theta, still, weights, dataset, RATE, MOMENTUM, STEPS)[0]),
-        "loop of torch.optim": Way(
-            lambda: by_optimiser(model, theta[-1], weights[-1], x[-1], y[-1])[None], 1 / len(theta), lambda all_: all_[-1:]
-        ),
-        "vmap of torch.func": Way(lambda: by_vmap(step)),
+        "the stack": Way(lambda: fused.descend(theta, still, *fit, STEPS)[0]),
+        "loop of torch.optim": Way(alone, 1 / len(theta), lambda found: found[-1:]),
+        "vmap of torch.func": Way(lambda: plain.descend(theta, still, *fit, STEPS)[0]),
     }
-    with compiled(step, lambda fast: fast(theta, still)) as (fast, _):
+    with compiled(one_step, lambda fast: fast(theta, still)) as (fast, _):
         if fast is not None:
-            ways["vmap of torch.func, compiled"] = Way(lambda: by_vmap(fast))
+            ways["vmap of torch.func, compiled"] = Way(lambda: by_steps(fast))
         ours = compare(f"leave-one-out retraining, depth {depth}, {len(theta)} networks, {STEPS} steps", ways)
     arithmetic = len(theta) * fused.n * sum(6 * i * o for i, o in model.shapes)
     rate = STEPS * arithmetic / ours["the stack"].seconds
@@ -97,21 +84,16 @@ def trained(depth: int, train_data: Data, test_data: Data) -> Network:
 def estimates(depth: int, network: Network) -> None:
     """All pairs' exact estimates of one network, from nothing, against torch's Hessian and gradients."""
     train, test, theta = network.train, network.test, network.theta
-    points = every_point(network)
+    points = Points(np.arange(test.n), ["all"] * test.n)
     plain = Objective(train.model, train.data, DECAY)
 
     def scores(curvature: Tensor, of_train: Tensor, of_test: Tensor) -> Tensor:
         damped = curvature + DAMPING * torch.eye(len(theta))
         return of_train @ torch.linalg.inv(damped) @ of_test.T / train.n
 
-    def by_loop(data: Data) -> Tensor:
-        t = theta.clone().requires_grad_()
-        losses = (cross_entropy(train.model(t, x[None]), y[None]) for x, y in zip(data.x[0], data.y[0], strict=True))
-        return torch.stack([torch.autograd.grad(loss, t)[0] for loss in losses])
-
     def by_loops() -> Tensor:
         curvature = torch.autograd.functional.hessian(mean_loss(network), theta)
-        return scores(curvature, by_loop(train.data), by_loop(test.data))
+        return scores(curvature, *(gradients_by_loop(o, theta, o.n) for o in (train, test)))
 
     def by_vmap() -> Tensor:
         gradients = (o.example_gradients(theta[None])[0] for o in (plain, plain.on(test.data)))
@@ -152,27 +134,21 @@ def hessians(depth: int, network: Network) -> None:
 
 def fixed_cost(network: Network) -> None:
     """What `influence` adds to the arithmetic of one test point: for the network, and for it as an own module."""
-    module = as_module(network.train.model, network.theta)
-    mine = own(module, network.train.model.n_classes, network.train.data, network.test.data, DECAY, DAMPING, device="cpu")
-    points = every_point(network).some([0])
+    model, data = network.train.model, (network.train.data, network.test.data)
+    mine = own(as_module(model, network.theta), model.n_classes, *data, DECAY, DAMPING, device="cpu")
     for name, one in (("multilayer perceptron", network), ("own module", mine)):
-        solver = one.hessian
-
-        def arithmetic(one: Network = one, solver: object = solver) -> Tensor:
-            return one.slopes(solver(one.test_gradients(points)).x) / one.train.n
-
-        ways = {
-            "whole": Way(lambda one=one, solver=solver: influence(one, points, solver).changes, repeats=20),
-            "arithmetic": Way(arithmetic, repeats=20),
-        }
-        found = compare(f"influence on one test point, {name} of {len(one.theta)} parameters", ways)
-        fixed = found["whole"].seconds - found["arithmetic"].seconds
-        print(f"  fixed: {said(fixed)} (at most {said(FIXED)}: {'yes' if fixed <= FIXED else 'no'})")
+        compare_fixed(name, one, one.hessian, choose_points(one.test_losses(), {"max_loss": 1}))
 
 
-def every_point(network: Network) -> Points:
-    """All test points."""
-    return Points(torch.arange(network.test.n).numpy(), ["all"] * network.test.n)
+def compare_fixed(name: str, one: Network, solver: Solver, point: Points) -> None:
+    """For one network, its solver made before."""
+    ways = {
+        "whole": Way(lambda: influence(one, point, solver).changes, repeats=20),
+        "arithmetic": Way(lambda: one.slopes(solver(one.test_gradients(point)).x) / one.train.n, repeats=20),
+    }
+    found = compare(f"influence on one test point, {name} of {len(one.theta)} parameters", ways)
+    fixed = found["whole"].seconds - found["arithmetic"].seconds
+    print(f"  fixed: {said(fixed)} (at most {said(FIXED)}: {'yes' if fixed <= FIXED else 'no'})")
 
 
 def report() -> None:

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clock import Timed, Way, agree, compare, in_turn, matrix_product_rate, said
+from clock import Timed, Way, agree, by_optimiser, compare, gradients_by_loop, in_turn, matrix_product_rate, said
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.func import jacrev, vmap
-from torch.nn.functional import cross_entropy
 
 from fragile_lib.choices import Chosen, Points, Removals, choose_points
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import ESTIMATORS
-from fragile_lib.minimise.modules import make_optimiser
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.minimise.stack import train
 from fragile_lib.models.small_cnn import SmallCNN
@@ -149,7 +147,7 @@ def hessians(case: Case) -> None:
 
 
 def gauss_newton(case: Case) -> Timed:
-    """The dense Gauss-Newton matrix against Jacobians, and a product for every column by torch.func; the latter's time."""
+    """The dense Gauss-Newton matrix against Jacobians, and torch.func's product for every column, which is returned."""
     objective, n_params = case.network.train, len(case.network.theta)
     v = torch.from_numpy(np.random.default_rng(0).standard_normal((1, n_params)))
     found = compare(
@@ -195,44 +193,29 @@ def scores(case: Case, product_seconds: float) -> None:
     scores_by_loop(case, found["dense matrix and its eigenvectors"], product_seconds)
 
 
-def scores_by_loop(case: Case, ours: Timed, product_seconds: float) -> None:
+def scores_by_loop(case: Case, ours: Timed, product: float) -> None:
     """The same by a loop of gradients and a run of scipy's CG for each test point, from parts of it.
 
     A gradient each for all training and test points, timed on a few; for each test point as many iterations of CG as
-    it takes for the first one with the library's product of the same matrix, each as long as torch.func's product.
+    it takes for the first one with the library's product of the same matrix, each as long as torch.func's `product`.
     """
-    network, sizes = case.network, case.sizes
-    one = in_turn({"": Way(lambda: None), "loop": Way(lambda: gradients_in_a_loop(network.train, network.theta, sizes.examples))})
-    of_train, n, m = one["loop"].value, network.train.n, sizes.points
-    x, iterations = conjugate_gradients(case, gradients_in_a_loop(network.test, network.theta, 1)[0])
-    gap = agree("scores by a loop", of_train @ x / n, ours.value[: len(of_train), 0], SOLVED)
-    seconds = one["loop"].seconds / len(of_train) * (n + m) + m * iterations * product_seconds
-    print(
-        f"  loop of torch.func and scipy's CG: {said(seconds)} ({len(of_train)} gradients timed, {iterations} iterations "
-        f"of {said(product_seconds)}, scaled up), {seconds / ours.seconds:.3g} times as long; relative difference {gap:.0e}"
-    )
-
-
-def gradients_in_a_loop(objective: Objective, theta: Tensor, count: int) -> Tensor:
-    """Gradients of the first losses, one after the other by autograd: (count, P)."""
-    t, (x,), (y,) = theta.clone().requires_grad_(), objective.data.x, objective.data.y
-    losses = (cross_entropy(objective.model(t, x[i : i + 1]), y[i : i + 1]) for i in range(count))
-    return torch.stack([torch.autograd.grad(loss, t)[0] for loss in losses])
-
-
-def conjugate_gradients(case: Case, v: Tensor) -> tuple[Tensor, int]:
-    """(x, products) of (Gauss-Newton + damping) x = v (P,) by scipy with the library's products."""
-    theta, weights = case.one
-    products = 0
+    network, sizes, m, vectors = case.network, case.sizes, case.sizes.points, []
+    few = in_turn({"": Way(lambda: gradients_by_loop(network.train, network.theta, sizes.examples))})[""]
+    (v,) = gradients_by_loop(network.test, network.theta, 1)
 
     def damped(u: np.ndarray) -> np.ndarray:
-        nonlocal products
-        products, u = products + 1, torch.from_numpy(u)
-        product = case.network.train.products(theta, u.view(1, 1, -1), weights, gauss_newton=True)[0, 0]
-        return (product + DAMPING * u.flatten()).numpy()
+        u = torch.from_numpy(u).view(1, 1, -1)
+        vectors.append(u)
+        return (network.train.products(case.one[0], u, case.one[1], gauss_newton=True) + DAMPING * u).numpy()
 
     x, _ = cg(LinearOperator((len(v), len(v)), matvec=damped, dtype=np.float64), v.numpy(), rtol=TOLERANCE)
-    return torch.from_numpy(x), products
+    theirs = few.value @ torch.from_numpy(x) / network.train.n
+    gap = agree("scores by a loop", theirs, ours.value[: len(theirs), 0], SOLVED)
+    seconds = few.seconds / len(theirs) * (network.train.n + m) + m * len(vectors) * product
+    print(
+        f"  loop of torch.func and scipy's CG: {said(seconds)} (scaled up from {len(theirs)} gradients and "
+        f"{len(vectors)} products), {seconds / ours.seconds:.3g} times as long; relative difference {gap:.0e}"
+    )
 
 
 def left_out_gradients(case: Case) -> None:
@@ -287,32 +270,21 @@ def minibatches(case: Case) -> None:
     def moved(objective: Objective, count: int) -> Tensor:
         return train(objective, start[:count], weights[:count], schedule).theta - start[:count]
 
-    few = sizes.together
+    def alone() -> Tensor:
+        found = by_optimiser(model.module(start[1]), data.x[0], data.y[0], weights[1], schedule, DECAY)
+        return (found - start[1])[None]
+
+    every, few = len(weights), sizes.together
     ways = {
-        "the stack": Way(lambda: moved(single, len(weights))),
-        "loop of torch.optim.Adam": Way(
-            lambda: by_optimiser(case, data, start[1], weights[1])[None] - start[1:2],
-            1 / len(weights), lambda theta: theta[1:2], SINGLE,
-        ),
+        "the stack": Way(lambda: moved(single, every)),
+        "loop of torch.optim.Adam": Way(alone, 1 / every, lambda found: found[1:2], SINGLE),
         f"vmap of torch.func, {few} networks": Way(
-            lambda: moved(plain, few), few / len(weights), lambda theta: theta[:few], SINGLE
+            lambda: moved(plain, few), few / every, lambda found: found[:few], SINGLE
         ),
     }
-    what = f"minibatch training, {len(weights)} networks, {sizes.steps} batches of {schedule.batch}, float32"
+    what = f"minibatch training, {every} networks, {sizes.steps} batches of {schedule.batch}, float32"
     ours = compare(what, ways)["the stack"]
     print(f"  {sizes.steps / ours.seconds:.2f} steps a second")
-
-
-def by_optimiser(case: Case, data: Data, theta: Tensor, weights: Tensor) -> Tensor:
-    """One network by torch.optim.Adam and torch.nn, as anyone would write it, on the same batches: (P,)."""
-    network, schedule = case.network.train.model.module(theta), case.schedule(case.sizes.steps)
-    optimiser, (x,), (y,) = make_optimiser(network, schedule, DECAY), data.x, data.y
-    for rows in schedule.rows(len(y)):
-        optimiser.zero_grad()
-        lost = cross_entropy(network(x[rows]), y[rows], reduction="none")
-        ((weights[rows] > 0).float() @ lost / schedule.batch).backward()
-        optimiser.step()
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 def gradient_flops(model: SmallCNN) -> int:
