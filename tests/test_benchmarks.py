@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fragile_lib.data.sets import image_subset, iris_splits, mnist_digits
 from fragile_lib.models.small_cnn import SmallCNN
@@ -90,8 +92,14 @@ def architectures(benchmark, monkeypatch):
     module = benchmark("architectures")
     # The memory of a process that ran other tests says nothing.
     monkeypatch.setattr(module, "in_fresh_process", lambda run, *arguments: 0 * run(*arguments))
+    return module, tiny_case(module)
+
+
+@cache
+def tiny_case(module):
+    """Its network is trained once for all tests."""
     sizes = module.SMALL
-    return module, module.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
+    return module.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
 
 
 def test_all_ways_on_architectures_agree(architectures, capsys):
@@ -112,11 +120,22 @@ def test_ways_that_differ_end_the_run(architectures, monkeypatch, name, part):
         getattr(module, part)(tiny)
 
 
-def test_memory_may_grow_by_the_images_alone(architectures, monkeypatch):
+def test_memory_may_grow_by_images_and_one_chunk(architectures, monkeypatch):
     module, tiny = architectures
-    monkeypatch.setattr(module, "in_fresh_process", lambda run, x, *_: x.nbytes / 1e6 + len(x))
-    with pytest.raises(module.DisagreementError, match="grows by more than the images"):
-        module.memory(tiny)
+    monkeypatch.setattr(module, "activations", lambda *_: 5.0)
+    for each, passes in ((1e-6, True), (1.0, False)):
+        monkeypatch.setattr(module, "in_fresh_process", lambda run, x, *_, each=each: x.nbytes / 1e6 + each * len(x))
+        if passes:
+            module.memory(tiny)
+        else:
+            with pytest.raises(module.DisagreementError, match="grows by more than the images"):
+                module.memory(tiny)
+
+
+def test_activations_are_what_a_backward_pass_needs(architectures):
+    """The convolution keeps its input, the ReLU its output."""
+    network, images = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()), torch.zeros(2, 1, 6, 6)
+    assert architectures[0].activations(network, images) == images.nbytes / 1e6 * (1 + 3 * 16 / 36)
 
 
 def test_rankings_are_compared_at_the_worst_test_point(architectures):

@@ -19,6 +19,7 @@ import torch
 from clock import DisagreementError, Way, compare, compiled
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
@@ -40,7 +41,7 @@ DECAY, DAMPING, RATE = 1e-3, 1e-2, 1e-3  # those of the study
 # Relative differences allowed in float32: of slopes and products, of gradients in training mode, where dividing by the
 # batch's own deviations enlarges rounding, and where GPUs round the factors of convolutions to TF32, with its 10 bits.
 SINGLE, TRAINING, TF32, HALF = 1e-3, 2e-2, 2e-2, 1.0
-DIRECTIONS, VECTORS, STEPS, CHUNK = (1, 8), 6, 6, 25
+DIRECTIONS, VECTORS, STEPS = (1, 8), 6, 6
 SAME_RANKING = 0.999  # Spearman; and the same images on top
 
 
@@ -61,10 +62,11 @@ class Sizes:
     removals: int = 12
     top: int = 40  # images that no rounding may exchange
     watched: int = 100  # images of the estimate whose memory is watched; and four times as many
+    chunk: int = 25
     curving: tuple[str, ...] = ("resnet18", "resnet50")  # networks of the products
 
 
-SMALL = Sizes("mnist", "digits", 40, 20, 10, 10, 1 / 32, 1 / 16, 8, 6, 3, 5, 10, ("resnet18",))
+SMALL = Sizes("mnist", "digits", 40, 20, 10, 10, 1 / 32, 1 / 16, 8, 6, 3, 5, 10, 10, ("resnet18",))
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,8 @@ def half_precision(case: Case) -> None:
     spearman, common = worst_ranking(*(timed.value for timed in found.values()), top)
     same = spearman >= SAME_RANKING and common == top
     print(
-        f"  at the worst of {len(v)} test points: Spearman {spearman:.5f}, {common:g} of the {top} top images the same; "
-        f"changes no ranking (Spearman >= {SAME_RANKING}, the same {top} on top): {'yes' if same else 'no'}"
+        f"  at the worst of {len(v)} points: Spearman {spearman:.5f}, {common:g} of the {top} top images the same\n"
+        f"  changes no ranking (Spearman >= {SAME_RANKING}, the same {top} on top): {'yes' if same else 'no'}"
     )
     wide = case.frozen("resnet18", case.sizes.wide, case.sizes.forward)
     theta = wide.model.theta
@@ -307,15 +309,17 @@ def memory(case: Case) -> None:
     """Peak memory of an estimate of n and of 4n images, each in a process of its own; always on the CPU.
 
     Raises:
-        DisagreementError: it grows by more than the images.
+        DisagreementError: it grows by more than the images and one chunk's activations.
     """
-    (x, y), few = (part.cpu().numpy() for part in case.batch(4 * case.sizes.watched)), case.sizes.watched
-    less, more = (in_fresh_process(peak_rise, x[:n], y[:n], case.sizes.narrow) for n in (few, 4 * few))
+    sizes, few = case.sizes, case.sizes.watched
+    x, y = (part.cpu() for part in case.batch(4 * few))
+    less, more = (in_fresh_process(peak_rise, x[:n].numpy(), y[:n].numpy(), sizes) for n in (few, 4 * few))
     images = (x[few:].nbytes + y[few:].nbytes) / 1e6
-    print(f"peak memory of an estimate, narrow ResNet-18, {few} images: {less:.0f} MB")
-    print(f"  four times as many: {more - less:.1f} MB more, of images {images:.1f} MB")
-    if more - less > images:
-        raise DisagreementError("memory of an estimate: it grows by more than the images")
+    held = activations(case.module("resnet18", sizes.narrow).cpu(), x[: sizes.chunk])
+    print(f"peak memory of an estimate, narrow ResNet-18, {few} images: {less:.0f} MB; four times as many:")
+    print(f"  {more - less:.1f} MB more, of images {images:.1f} MB; one chunk's activations are {held:.1f} MB")
+    if more - less > images + held:
+        raise DisagreementError("memory of an estimate: it grows by more than the images and one chunk's activations")
 
 
 def in_fresh_process(run: Callable[..., float], *arguments: object) -> float:
@@ -324,16 +328,32 @@ def in_fresh_process(run: Callable[..., float], *arguments: object) -> float:
         return fresh.submit(run, *arguments).result()
 
 
-def peak_rise(x: np.ndarray, y: np.ndarray, width: float) -> float:
+def peak_rise(x: np.ndarray, y: np.ndarray, sizes: Sizes) -> float:
     """Megabytes by which the process rises while images x (n, C, H, W) are taken in and scored for one of them."""
     torch.set_num_threads(1)
-    module = build("resnet18", x.shape[1], x.shape[-1], 10, width)
+    module = build("resnet18", x.shape[1], x.shape[-1], 10, sizes.narrow)
     module = frozen_statistics(module, torch.from_numpy(x[:2].copy()), 2)
     with Peak() as peak:
         data = Data(torch.from_numpy(x.copy())[None], torch.from_numpy(y.copy())[None])
-        network = own(module, 10, data, Data(data.x[:, :1], data.y[:, :1]), DECAY, DAMPING, chunk=CHUNK, device="cpu")
+        first = Data(data.x[:, :1], data.y[:, :1])
+        network = own(module, 10, data, first, DECAY, DAMPING, chunk=sizes.chunk, device="cpu")
         ESTIMATORS["cg_ggn"](network, Points(np.array([0]), ["first"]), tolerance=1e-2, max_iterations=2)
     return peak.mb
+
+
+def activations(module: nn.Module, x: Tensor) -> float:
+    """Megabytes that a forward pass on images x keeps for the backward pass, parameters left out."""
+    kept, parameters = {}, {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = module(x)
+    del out  # held until here, so that no storage came twice
+    return sum(size for place, size in kept.items() if place not in parameters) / 1e6
 
 
 def report(case: Case) -> None:

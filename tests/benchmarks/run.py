@@ -29,13 +29,13 @@ from fragile_lib.objectives.base import resolve_device
 
 
 def on_iris(small: bool) -> None:
-    """The part on Iris, on one core; it is small as it is."""
+    """Time the part on Iris; it is small as it is."""
     mlp.compile_all()
     iris.report()
 
 
 def on_small_mnist(small: bool) -> None:
-    """The part on small MNIST, on all cores."""
+    """Time the part on small MNIST."""
     conv.compile_all()
     images = koh_liang_mnist()
     small_mnist.report(small_mnist.trained(*images, SmallCNN(), small_mnist.SMALL if small else small_mnist.Sizes()))
@@ -45,14 +45,14 @@ def on_small_mnist(small: bool) -> None:
 
 
 def on_architectures(small: bool) -> None:
-    """The part on the networks of the study over architectures, on one core or the GPU."""
+    """Time the part on the networks of the study over architectures."""
     sizes = architectures.SMALL if small else architectures.Sizes()
     images = image_subset(sizes.dataset, sizes.source, sizes.images, sizes.tests)
     architectures.report(architectures.placed(*images, sizes, resolve_device("auto")))
 
 
 def main() -> None:
-    """Time all parts, or the one that the command line names."""
+    """Time all parts, or the one that the command line names, each on its number of cores."""
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = {"iris": (on_iris, 1), "small_mnist": (on_small_mnist, every), "architectures": (on_architectures, 1)}
     parser = ArgumentParser(description="Time the hot paths against what torch offers and print the ratios.")

@@ -62,15 +62,15 @@ class Case:
         """The network as a stack (1, P) with the default weights (1, n)."""
         return self.network.theta[None], self.network.train.uniform(1)
 
-    @property
-    def left_out(self) -> Removals:
-        """`points` training examples of the first batch, one by one."""
-        first = next(self.schedule(1).rows(self.network.train.n))
-        return Removals.single(first[: self.sizes.points], self.network.train.n)
-
     def schedule(self, steps: int) -> Schedule:
         """Adam at a constant rate."""
-        return Schedule(steps, min(self.sizes.batch, self.sizes.images), 1e-3, drops=())
+        return Schedule(steps, self.sizes.batch, 1e-3, drops=())
+
+    @property
+    def left_out(self) -> Tensor:
+        """(points, n) weights, each without one training example of the first batch."""
+        (first,), n = self.schedule(1).rows(self.network.train.n), self.network.train.n
+        return self.one[1] + Removals.single(first[: self.sizes.points], n).changes()
 
     def in_chunks(self, run: Callable[[Objective, Tensor], Tensor], weights: Tensor) -> list[Tensor]:
         """`run` on some images after the other: their losses by torch.func, without L2, and their weights."""
@@ -90,9 +90,8 @@ class Case:
     def plain_gradients(self, weights: Tensor) -> Tensor:
         """Gradients of J under each row of weights (E, n), by torch.func, one vmap over networks: (E, P)."""
         theta = self.network.theta.expand(len(weights), -1)
-        return sum(self.in_chunks(lambda part, some: part.gradient(theta, some), weights)) + (
-            self.network.train.decay * theta
-        )
+        parts = self.in_chunks(lambda part, some: part.gradient(theta, some), weights)
+        return sum(parts) + self.network.train.decay * theta
 
     def jacobian_gauss_newton(self) -> Tensor:
         """The dense Gauss-Newton matrix from per-example Jacobians of the logits, by vmap(jacrev): (P, P)."""
@@ -220,7 +219,7 @@ def scores_by_loop(case: Case, ours: Timed, product: float) -> None:
 
 def left_out_gradients(case: Case) -> None:
     """Gradients of left-out networks, each under its own weights on all images: a chord iteration of their optima."""
-    objective, weights = case.network.train, case.one[1] + case.left_out.changes()
+    objective, weights = case.network.train, case.left_out
     theta, few = case.network.theta.repeat(len(weights), 1), case.sizes.together
     compare(
         f"gradients of {len(weights)} left-out networks on all {objective.n} images",
@@ -264,7 +263,7 @@ def minibatches(case: Case) -> None:
     network, sizes, data = case.network, case.sizes, case.network.train.data
     data, model, schedule = Data(data.x.float(), data.y), network.train.model, case.schedule(sizes.steps)
     single, plain = cnn_objective(model, data, DECAY, "cpu"), Objective(model, data, DECAY)
-    weights = torch.cat([case.one[1], case.one[1] + case.left_out.changes()])
+    weights = torch.cat([case.one[1], case.left_out])
     start = network.theta.float().repeat(len(weights), 1)
 
     def moved(objective: Objective, count: int) -> Tensor:
