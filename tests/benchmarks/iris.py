@@ -158,7 +158,7 @@ def report() -> None:
     networks = {
         depth: trained(depth, *(Data(data.x[:1], data.y[:1]) for data in (train_data, test_data))) for depth in (1, 8)
     }
-    fixed_cost(networks[8])  # before anything is compiled: the compiler's threads stay
+    fixed_cost(networks[8])
     for depth, network in networks.items():
         retraining(depth, train_data, peak)
         estimates(depth, network)
