@@ -1,97 +1,84 @@
-"""That the benchmarks run, and that both ways of each give the same numbers at a tiny size. Nothing is timed."""
+"""That the benchmarks run, print their ratios, and that all ways of each give the same numbers at a tiny size."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fragile_lib.data.sets import Data, image_subset, iris_splits, mnist_digits
+from fragile_lib.data.sets import image_subset, iris_splits, mnist_digits
 from fragile_lib.models.small_cnn import SmallCNN
-
-
-def at_once(run, repeats=1):
-    """In the place of `clock.best`: call it once, and a second is what it took."""
-    run()
-    return 1.0
+from fragile_lib.network.dense import prepare
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """A benchmark's module by name, its clock stopped."""
+    """A benchmark's module by name; all is called once, whatever is timed takes a second, and nothing is compiled."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
-
-    def load(name):
-        module = importlib.import_module(name)
-        monkeypatch.setattr(module, "best", at_once)
-        monkeypatch.setattr(module, "matrix_product_rate", lambda *_: 1e9, raising=False)
-        return module
-
-    usual = torch.get_default_dtype()
+    clock, usual = importlib.import_module("clock"), torch.get_default_dtype()
+    monkeypatch.setattr(clock, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(clock.Way, "repeats", property(lambda _: 1, lambda *_: None))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     torch.set_default_dtype(torch.float64)
-    yield load
+    yield importlib.import_module
     torch.set_default_dtype(usual)
 
 
+def ratios(capsys, count):
+    """(text, relative differences): as many as there are alternatives, and a ratio with each."""
+    out = capsys.readouterr().out
+    gaps = re.findall(r"times as long; relative difference (\S+)", out)
+    assert len(gaps) == count
+    return out, [float(gap) for gap in gaps]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
-def test_both_ways_on_iris_agree(benchmark, monkeypatch, capsys, depth):
-    run = benchmark("run")
-    monkeypatch.setattr(run, "SEEDS", 2)
-    monkeypatch.setattr(run, "STEPS", 20)
+def test_all_ways_on_iris_agree(benchmark, monkeypatch, capsys, depth):
+    iris = benchmark("iris")
+    for name, value in {"SEEDS": 2, "STEPS": 20, "TRAINING": 200}.items():
+        monkeypatch.setattr(iris, name, value)
     train_data, test_data = iris_splits([0, 1])
-    one = Data(train_data.x[:1], train_data.y[:1])
-    run.retraining(depth, train_data, 1e9)
-    run.estimates(depth, one, Data(test_data.x[:1], test_data.y[:1]))
-    run.hessians(depth, one)
-    gaps = re.findall(r"difference[a-z0-9 ]* (\d\S*e\S+)", capsys.readouterr().out)
-    assert len(gaps) == 3
-    assert all(float(gap) < 1e-9 for gap in gaps)
+    iris.retraining(depth, train_data, 1e9)
+    network = iris.trained(depth, *(type(data)(data.x[:1], data.y[:1]) for data in (train_data, test_data)))
+    for part in (iris.estimates, iris.hessians):
+        part(depth, network)
+    iris.fixed_cost(network)
+    out, gaps = ratios(capsys, 3 + 2 + 3 + 2)
+    assert max(gaps) < 1e-9
+    assert "loop of torch.optim: 50 s (scaled up from 1 / 50), 50 times as long" in out
+    assert out.count("fixed: 0 ms (at most 20 ms: yes)") == 2
 
 
 @pytest.fixture
-def case(benchmark, monkeypatch):
+def small_mnist(benchmark):
     """The benchmark on small MNIST, and a tiny network with few images for it."""
     module = benchmark("small_mnist")
-    monkeypatch.setattr(module, "CHUNK", 8)
-    monkeypatch.setattr(module, "BATCH", 6)
-    sizes = module.Sizes(images=20, points=3, training=3, examples=2, iterations=2, steps=2)
+    sizes = module.Sizes(images=20, points=3, training=3, examples=2, together=2, steps=2, batch=8)
     return module, module.trained(*mnist_digits(20, 10), SmallCNN(2, 10, 28), sizes)
 
 
-def test_both_ways_on_small_mnist_agree(case, capsys):
-    module, tiny = case
+def test_all_ways_on_small_mnist_agree(small_mnist, capsys):
+    module, tiny = small_mnist
     module.report(tiny)
-    gaps = re.findall(r"relative difference (\S+)", capsys.readouterr().out)
-    assert len(gaps) == 5
-    assert all(float(gap) < 1e-2 for gap in gaps)
+    out, gaps = ratios(capsys, 3 + 2 + 3 + 2 + 2)
+    assert max(gaps) < 1e-2
+    assert sum(gap < 1e-9 for gap in gaps) >= 8
+    assert out.count("of a large matrix product's") == 2
 
 
 def test_left_out_optima_are_counted(benchmark, capsys):
     module = benchmark("small_mnist")
-    images = mnist_digits(60, 20)
-    prepared = module.prepare(SmallCNN(2), *images, 0.02, 0.01, module.Protocol(100, 20, 1e-2), 1, minimum_rounds=8)
-    module.left_out_optima(prepared, 10)
+    schedule = module.Schedule(100, 20, 1e-2)
+    network = prepare(SmallCNN(2), *mnist_digits(60, 20), 0.02, 0.01, schedule, 1, minimum_rounds=8, device="cpu")
+    module.left_out_optima(network, 10)
     newton, both = (int(n) for n in re.findall(r"(\d+) certified", capsys.readouterr().out))
     assert newton < both <= 10
-
-
-def test_ways_that_differ_end_the_run(case, monkeypatch):
-    module, tiny = case
-    right = module.Case.plain_product
-    monkeypatch.setattr(module.Case, "plain_product", lambda *arguments: 1.001 * right(*arguments))
-    with pytest.raises(module.DisagreementError, match="dense Hessian: relative difference 1.0e-03"):
-        module.hessians(tiny)
-
-
-def test_a_chord_iteration_is_timed_on_any_objective(case, capsys):
-    module, tiny = case
-    module.chord_iterations(tiny, tiny.train)
-    assert "torch.func" not in capsys.readouterr().out
 
 
 def test_operations_are_counted_from_the_stages(benchmark):
@@ -100,74 +87,70 @@ def test_operations_are_counted_from_the_stages(benchmark):
     assert benchmark("small_mnist").gradient_flops(model) == 2 * (3 * sum(forward) - forward[0])
 
 
-# -- the large networks ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def large(benchmark, monkeypatch):
-    """The benchmark on large networks and torch's switches on them, and tiny networks with few images for both."""
-    shared = benchmark("deep_case")
-    sizes = replace(shared.SMALL, training=4, forward=3, reverse=2, removals=2, curved=2, backend="eager")
-    case = shared.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
-    module, switches = (importlib.import_module(name) for name in ("architectures", "switches"))
+def architectures(benchmark, monkeypatch):
+    """The benchmark on large networks, and tiny networks with few images for it."""
+    module = benchmark("architectures")
     # The memory of a process that ran other tests says nothing.
     monkeypatch.setattr(module, "in_fresh_process", lambda run, *arguments: 0 * run(*arguments))
-    return module, switches, case
+    return module, tiny_case(module)
 
 
-def test_both_ways_on_large_networks_agree(large, capsys):
-    module, _, tiny = large
+@cache
+def tiny_case(module):
+    """Its network is trained once for all tests."""
+    sizes = module.SMALL
+    return module.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
+
+
+def test_all_ways_on_architectures_agree(architectures, capsys):
+    module, tiny = architectures
     module.report(tiny)
-    out = capsys.readouterr().out
-    gaps = [float(gap) for gap in re.findall(r"relative difference (\S+)", out)]
-    assert len(gaps) == 12
-    assert max(gaps) < 1e-3
-    assert "control: 1.0 s\n  full runs: 1.0 s: 1.00 times faster; relative difference 0e+00" in out
-    assert "the same 5 on top): " in out and "one chunk's activations are 2." in out
+    out, gaps = ratios(capsys, 4 + 2 + 1 + 4 + 2 + 1)
+    assert max(gaps[:7]) < 1e-3
+    assert "  full runs: 1 s, 1 times as long; relative difference 0e+00" in out
+    assert "the same 5 on top): " in out and "0.0 MB more, of images " in out
 
 
-@pytest.mark.parametrize("name, part", [("slopes_by_loop", "scores"), ("plain_hessian", "products")])
-def test_large_networks_that_differ_end_the_run(large, monkeypatch, name, part):
-    module, _, tiny = large
+@pytest.mark.parametrize("name, part", [("slopes_by_loop", "scores"), ("full_run", "retraining")])
+def test_ways_that_differ_end_the_run(architectures, monkeypatch, name, part):
+    module, tiny = architectures
     right = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *arguments: 1.002 * right(*arguments))
     with pytest.raises(module.DisagreementError, match="relative difference 2.0e-03"):
         getattr(module, part)(tiny)
 
 
-def test_retraining_must_agree_in_every_bit(large, monkeypatch):
-    module, _, tiny = large
-    right = module.full_run
-    monkeypatch.setattr(module, "full_run", lambda *arguments: (1 + 1e-12) * right(*arguments))
-    with pytest.raises(module.DisagreementError, match="retraining"):
-        module.retraining(tiny)
+def test_memory_may_grow_by_images_and_one_chunk(architectures, monkeypatch):
+    module, tiny = architectures
+    monkeypatch.setattr(module, "activations", lambda *_: 5.0)
+    for each, passes in ((1e-6, True), (1.0, False)):
+        monkeypatch.setattr(module, "in_fresh_process", lambda run, x, *_, each=each: x.nbytes / 1e6 + each * len(x))
+        if passes:
+            module.memory(tiny)
+        else:
+            with pytest.raises(module.DisagreementError, match="grows by more than the images"):
+                module.memory(tiny)
 
 
-def test_memory_may_grow_by_images_and_one_chunk(large):
-    module = large[0]
-    assert module.check_growth(9.0, 4.0, 5.0).startswith("9.0 MB more for 4.0 MB")
-    with pytest.raises(module.DisagreementError, match="9.1 MB more"):
-        module.check_growth(9.1, 4.0, 5.0)
-
-
-def test_activations_are_what_a_backward_pass_needs(large):
+def test_activations_are_what_a_backward_pass_needs(architectures):
     """The convolution keeps its input, the ReLU its output."""
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
-    images = torch.zeros(2, 1, 6, 6)
-    assert large[0].activations(network.to(images), images) == images.nbytes / 1e6 * (1 + 3 * 16 / 36)
+    network, images = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()), torch.zeros(2, 1, 6, 6)
+    assert architectures[0].activations(network, images) == images.nbytes / 1e6 * (1 + 3 * 16 / 36)
 
 
-def test_rankings_are_compared_at_the_worst_test_point(large):
+def test_rankings_are_compared_at_the_worst_test_point(architectures):
     single = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.5], [4.0, -3.0, 2.0, 1.0, 0.5]])
     half = torch.tensor([[4.0, -3.3, 2.0, 1.0, 0.5], [0.5, -3.0, 2.0, 1.0, 4.0]])
-    assert large[1].compare_rankings(single, half, 3) == pytest.approx((0.1, 2, 0.875))
-    assert large[1].compare_rankings(single[:1], half[:1], 3) == pytest.approx((1.0, 3, 0.1))
+    worst = architectures[0].worst_ranking
+    assert worst(single, half, 3) == pytest.approx((0.1, 2))
+    assert worst(single[:1], half[:1], 3) == pytest.approx((1.0, 3))
 
 
-def test_where_nothing_compiles_it_is_said(large, monkeypatch, capsys):
-    def refuse(*_, **__):
+def test_where_nothing_compiles_it_is_said(architectures, monkeypatch, capsys):
+    def refuse(*_):
         raise RuntimeError("no C++ compiler\nmore of it")
 
-    monkeypatch.setattr(torch, "compile", refuse)
-    large[1].compilation(large[2])
-    assert capsys.readouterr().out == "torch.compile: skipped, it does not work here (no C++ compiler)\n"
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    architectures[0].compilation(architectures[1])
+    assert capsys.readouterr().out == "torch.compile does not work here: no C++ compiler\n"

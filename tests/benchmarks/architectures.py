@@ -1,42 +1,127 @@
-"""Networks of the study over architectures: the hot paths against the obvious alternative, both timed in this run.
+"""Networks of the study over architectures: the hot paths against torch.func, torch.autograd and torch's own switches.
 
-Full width is torchvision's; narrow networks, an eighth of it, are those of the study of record. The alternatives are
-torch.func and torch.autograd without this library, and torch's own switches: memory format, bfloat16, torch.compile.
-All run on one core, or on the GPU where there is one. The ways of a comparison take turns, so that other work on the
-machine meets them alike, and the fastest of each counts. Every ratio comes with a check that both ways give the same
-numbers; a check that fails ends the run. bfloat16 gives other numbers: there the check is a rule, printed with what it
-says.
+Full width is torchvision's; narrow networks, an eighth of it, are those of the study of record. All run on one core, or
+on the GPU where there is one. bfloat16 gives other numbers: what it does to rankings is printed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import islice
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import ceil
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import torch
-from deep_case import DAMPING, DECAY, SINGLE, SLOPES, Case, Sizes, gradient_of, in_turn, yes
-from fragile_lib.deep.network import Network
-from small_mnist import DisagreementError, agree
-from switches import compilation, half_precision, memory_formats
+from clock import DisagreementError, Way, compare, compiled
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from fragile_lib.choices import Points, choose_points, choose_training
 from fragile_lib.data.sets import Data
-from fragile_lib.minimise.modules import Schedule, copied, go_on_without, losses_of
+from fragile_lib.estimates import ESTIMATORS
+from fragile_lib.estimates.by_name import SOLVERS
+from fragile_lib.minimise.modules import copied, losses_of, one_step
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.objectives.streamed import StreamedObjective, gauss_newton_product, hessian_product
-from fragile_lib.solvers import BlockCGSolver
+from fragile_lib.network import Network
+from fragile_lib.network.modules import own, prepare
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.measure import Peak
 
-TIMES_FASTER = 3  # what forward mode is asked for, against vmap(grad)
+DECAY, DAMPING, RATE = 1e-3, 1e-2, 1e-3  # those of the study
+# Relative differences allowed in float32: of slopes and products, of gradients in training mode, where dividing by the
+# batch's own deviations enlarges rounding, and where GPUs round the factors of convolutions to TF32, with its 10 bits.
+SINGLE, TRAINING, TF32, HALF = 1e-3, 2e-2, 2e-2, 1.0
+DIRECTIONS, VECTORS, STEPS = (1, 8), 6, 6
+SAME_RANKING = 0.999  # Spearman; and the same images on top
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is timed, of which images."""
+
+    dataset: str = "cifar10"
+    source: str = "full"
+    images: int = 500  # of the trained network; test images:
+    tests: int = 100
+    training: int = 100  # its steps, of images:
+    batch: int = 50
+    narrow: float = 0.125  # width
+    wide: float = 1.0
+    forward: int = 40  # images scored by forward mode; by reverse mode, multiplied with, and in a step at full width:
+    reverse: int = 10
+    removals: int = 12
+    top: int = 40  # images that no rounding may exchange
+    watched: int = 100  # images of the estimate whose memory is watched; and four times as many
+    chunk: int = 25
+    curving: tuple[str, ...] = ("resnet18", "resnet50")  # networks of the products
+
+
+SMALL = Sizes("mnist", "digits", 40, 20, 10, 10, 1 / 32, 1 / 16, 8, 6, 3, 5, 10, 10, ("resnet18",))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Training and test images (1, n, C, H, W) in float32 on a device, channels last."""
+
+    train: Data
+    test: Data
+    sizes: Sizes
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything but the watched memory is."""
+        return self.train.x.device
+
+    def allowed(self, limit: float) -> float:
+        """The relative difference allowed here, of one allowed on a CPU."""
+        return limit if self.device.type == "cpu" else max(limit, TF32)
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first training images and labels."""
+        return self.train.x[0, :count], self.train.y[0, :count]
+
+    def module(self, architecture: str, width: float, stem: str = "small") -> nn.Module:
+        """A network as it starts, in training mode, channels last."""
+        module = build(architecture, self.train.x.shape[2], self.train.x.shape[-1], 10, width, stem=stem)
+        return module.to(device=self.device, memory_format=torch.channels_last)
+
+    def frozen(self, architecture: str, width: float, count: int) -> StreamedObjective:
+        """J of a network as it starts on the first images, batch statistics frozen on them."""
+        x, y = self.batch(count)
+        model = ModuleModel(frozen_statistics(self.module(architecture, width), x, count), 10)
+        return StreamedObjective(model, Data(x[None], y[None]), DECAY, str(self.device))
+
+    @cached_property
+    def network(self) -> Network:
+        """A narrow ResNet-18 with the stem of the study, trained."""
+        schedule = Schedule(self.sizes.training, self.sizes.batch, RATE)
+        module, device = self.module("resnet18", self.sizes.narrow, "strided"), str(self.device)
+        return prepare(module, 10, self.train, self.test, DECAY, DAMPING, schedule, "batch", device=device)
+
+
+def placed(train_data: Data, test_data: Data, sizes: Sizes, device: str) -> Case:
+    """The case on a device, its images with channels last, as `network.modules` has them."""
+    found = []
+    for data in (train_data, test_data):
+        x = data.x[0].to(device=device, dtype=torch.float32, memory_format=torch.channels_last)
+        found.append(Data(x[None], data.y.to(device)))
+    return Case(*found, sizes)
+
+
+def gradient_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient (P,) of the mean loss."""
+    found = torch.autograd.grad(cross_entropy(module(x), y), list(module.parameters()))
+    return torch.cat([g.flatten() for g in found])
 
 
 # -- scores, products, retraining --------------------------------------------------------------------------------------
@@ -44,37 +129,29 @@ TIMES_FASTER = 3  # what forward mode is asked for, against vmap(grad)
 
 def scores(case: Case) -> None:
     """Scores of training images along test gradients by ResNet-18 at full width: forward mode against gradients."""
-    sizes = case.sizes
-    objective = case.frozen("resnet18", sizes.wide, sizes.forward)
-    theta = objective.model.theta
-    few, module = case.batch(sizes.reverse), objective.model.module(theta)
+    sizes, objective = case.sizes, case.frozen("resnet18", case.sizes.wide, case.sizes.forward)
+    theta, few = objective.model.theta, case.batch(sizes.reverse)
+    module = objective.model.module(theta)
     tests = zip(case.test.x[0].split(1), case.test.y[0].split(1), strict=True)
-    along = torch.stack([gradient_of(module, *test) for test in islice(tests, max(sizes.directions))])
-    print(f"scores of training images, ResNet-18, {len(theta) / 1e6:.1f} million parameters, images/s")
-    for count in sizes.directions:
-        v, some = along[:count], sizes.forward if count == 1 else sizes.reverse
-        scored = objective.on(Data(case.train.x[:, :some], case.train.y[:, :some]))
+    along = torch.stack([gradient_of(module, *test) for test, _ in zip(tests, range(max(DIRECTIONS)), strict=False)])
+    rest = {
+        "share": sizes.reverse / sizes.forward,
+        "part": lambda slopes: slopes[:, : sizes.reverse],
+        "limit": case.allowed(SINGLE),
+        "repeats": 2,
+    }
+    for count in DIRECTIONS:
+        v = along[:count]
         ways = {
-            "forward mode": lambda v=v, scored=scored: scored.directional(theta[None], v[None])[0],
-            "vmap(grad)": lambda v=v: slopes_by_vmap(module, v, *few),
-            "loop of autograd.grad": lambda v=v: slopes_by_loop(module, v, *few),
+            "forward mode": Way(partial(lambda v: objective.directional(theta[None], v[None])[0], v), repeats=2),
+            "vmap(grad)": Way(partial(slopes_by_vmap, module, v, *few), **rest),
+            "loop of autograd.grad": Way(partial(slopes_by_loop, module, v, *few), **rest),
         }
-        found = in_turn(case, ways)
-        ours = found.pop("forward mode")
-        rate = some / ours.seconds
-        print(f"  {count} at once: forward mode {rate:.1f} ({some} images timed)")
-        for name, theirs in found.items():
-            limit = case.allowed(SLOPES if count == 1 else SINGLE)
-            gap = agree(name, ours.value[:, : sizes.reverse], theirs.value, limit)
-            faster = rate / (sizes.reverse / theirs.seconds)
-            asked = f" (at least {TIMES_FASTER}: {yes(faster >= TIMES_FASTER)})" if name == "vmap(grad)" else ""
-            print(
-                f"    {name} {sizes.reverse / theirs.seconds:.1f} ({sizes.reverse} timed): {faster:.1f} times faster"
-                f"{asked}; {gap}"
-            )
+        what = f"scores of {sizes.forward} images along {count}, ResNet-18, {len(theta) / 1e6:.1f} million parameters"
+        compare(what, ways)
 
 
-def slopes_by_vmap(module: nn.Module, v: Tensor, x: Tensor, y: Tensor, chunk: int = 5) -> Tensor:
+def slopes_by_vmap(module: nn.Module, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """v_k . grad loss_i by the gradients of a few examples at once: (K, n).
 
     By parameters as they are: slices of one flat vector would have every backward pass write it once for each of them.
@@ -83,105 +160,146 @@ def slopes_by_vmap(module: nn.Module, v: Tensor, x: Tensor, y: Tensor, chunk: in
     def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(functional_call(module, values, (image[None],)), label[None])
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     values = {name: p.detach() for name, p in module.named_parameters()}
-    found = []
-    for part in zip(x.split(chunk), y.split(chunk), strict=True):
-        gradient = torch.cat([g.flatten(1) for g in gradients(values, *part).values()], dim=1)
-        found.append(v @ gradient.T)
-    return torch.cat(found, dim=1)
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=5)(values, x, y)
+    return v @ torch.cat([g.flatten(1) for g in gradients.values()], dim=1).T
 
 
 def slopes_by_loop(module: nn.Module, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """v_k . grad loss_i by one gradient after the other: (K, n)."""
-    found = []
-    for i in range(len(x)):
-        loss = cross_entropy(module(x[i : i + 1]), y[i : i + 1])
-        gradient = torch.autograd.grad(loss, list(module.parameters()))
-        found.append(v @ torch.cat([g.flatten() for g in gradient]))
-    return torch.stack(found, dim=1)
+    return torch.stack([v @ gradient_of(module, *one) for one in zip(x.split(1), y.split(1), strict=True)], dim=1)
 
 
 def products(case: Case) -> None:
     """Curvature times several vectors: the library's two passes against one vmap of torch.func's product."""
-    sizes = case.sizes
-    for architecture in sizes.curving:
-        objective = case.frozen(architecture, sizes.narrow, sizes.curved)
-        model, theta, (x, y) = objective.model, objective.model.theta, case.batch(sizes.curved)
-        v = torch.from_numpy(np.random.default_rng(0).standard_normal((sizes.vectors, len(theta)))).to(theta)
-        weights = objective.uniform(1)[0]
-        for name, own, plain in (
-            ("Gauss-Newton", gauss_newton_product, plain_gauss_newton),
-            ("Hessian", hessian_product, plain_hessian),
-        ):
-            arguments = model, theta, v, weights, x, y
-            found = in_turn(case, {"own": partial(own, *arguments), "plain": partial(plain, *arguments)})
-            ours, theirs = found["own"], found["plain"]
-            gap = agree(f"{name} products", ours.value, theirs.value, case.allowed(SINGLE))
-            print(
-                f"{name} products, {architecture} at width {sizes.narrow:g}, {sizes.vectors} vectors, {sizes.curved} "
-                f"images: {1e3 * ours.seconds:.0f} ms\n  one vmap of torch.func: {1e3 * theirs.seconds:.0f} ms: "
-                f"{theirs.seconds / ours.seconds:.1f} times faster; {gap}"
+    count, width = 2 * case.sizes.reverse, case.sizes.narrow
+    for architecture in case.sizes.curving:
+        streamed = case.frozen(architecture, width, count)
+        plain = Objective(streamed.model, streamed.data, DECAY, str(case.device))
+        theta, weights = streamed.model.theta[None], streamed.uniform(1)
+        v = torch.from_numpy(np.random.default_rng(0).standard_normal((1, VECTORS, theta.shape[1]))).to(theta)
+        for name, gauss_newton in (("Gauss-Newton", True), ("Hessian", False)):
+            options = {"weights": weights, "gauss_newton": gauss_newton}
+            compare(
+                f"{name} products, {architecture} at width {width:g}, {VECTORS} vectors, {count} images",
+                {
+                    "own": Way(partial(streamed.products, theta, v, **options)),
+                    "one vmap of torch.func": Way(
+                        partial(plain.products, theta, v, **options), limit=case.allowed(SINGLE)
+                    ),
+                },
             )
-
-
-def plain_gauss_newton(model: ModuleModel, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum_i w_i J_i^T (diag(p) - p p^T) J_i v_k by torch.func: (K, P)."""
-
-    def logits(t: Tensor) -> Tensor:
-        return model(t, x)
-
-    def product(u: Tensor) -> Tensor:
-        out, tangent = jvp(logits, (theta,), (u,))
-        p = out.softmax(1)
-        return vjp(logits, theta)[1](weights[:, None] * p * (tangent - (p * tangent).sum(1, keepdim=True)))[0]
-
-    return vmap(product)(v)
-
-
-def plain_hessian(model: ModuleModel, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum_i w_i hess loss_i v_k by torch.func, forward over reverse: (K, P)."""
-
-    def loss(t: Tensor) -> Tensor:
-        return (weights * cross_entropy(model(t, x), y, reduction="none")).sum()
-
-    return vmap(lambda u: jvp(grad(loss), (theta,), (u,))[1])(v)
 
 
 def retraining(case: Case) -> None:
     """Leave-one-out retraining that branches off the control, against a full run of each removal and of the control."""
-    network, removals = case.network, list(np.arange(case.sizes.removals)[:, None])
-    schedule = network.schedule.continued(case.sizes.fraction, 0)
-    test = network.test.data.x[0], network.test.data.y[0]
-    arguments = network.trained, network.train_images, test, schedule, DECAY, removals
-    nobody = np.array([], dtype=int)
-    ways = {
-        "branches": lambda: go_on_without(*arguments),
-        "full runs": lambda: np.stack([full_run(network, schedule, removal) for removal in (nobody, *removals)]),
-    }
-    found = in_turn(case, ways)
-    ours, theirs = found["branches"], found["full runs"]
-    changes = torch.from_numpy(np.concatenate([ours.value.control[None], ours.value.removed]))
-    gap = agree("retraining", changes, torch.from_numpy(theirs.value), 0.0 if case.device.type == "cpu" else SINGLE)
-    print(
-        f"retraining without each of {len(removals)} images, {schedule.steps} steps of {schedule.batch}, and a "
-        f"control: {ours.seconds:.1f} s\n  full runs: {theirs.seconds:.1f} s: {theirs.seconds / ours.seconds:.2f} "
-        f"times faster; {gap}"
+    network, members = case.network, list(np.arange(case.sizes.removals)[:, None])
+    schedule = network.schedule.continued(STEPS, 0)
+
+    def branches() -> np.ndarray:
+        found = network.trainer.go_on(schedule, members, network.test)
+        return np.concatenate([found.control[None], found.removed])
+
+    def full_runs() -> np.ndarray:
+        return np.stack([full_run(network, schedule, removed) for removed in (np.array([], int), *members)])
+
+    compare(
+        f"retraining without each of {len(members)} images, {STEPS} steps of {schedule.batch}, and a control",
+        {"branches": Way(branches), "full runs": Way(full_runs, limit=0.0 if case.device.type == "cpu" else SINGLE)},
     )
 
 
 def full_run(network: Network, schedule: Schedule, removed: np.ndarray) -> np.ndarray:
     """Test losses (m,) after going on without some images, every step computed."""
-    (x, y), trained = network.train_images, network.trained
-    module, optimiser = copied(trained.module, trained.optimiser, schedule, DECAY)
+    start, (x, y) = network.trainer.start, network.trainer.data
+    module, optimiser = copied(start.module, start.optimiser, schedule, DECAY)
     for step, rows in enumerate(schedule.rows(len(x))):
-        kept = rows[~np.isin(rows, removed)]
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
-        optimiser.zero_grad()
-        (cross_entropy(module(x[kept]), y[kept], reduction="sum") / len(rows)).backward()
-        optimiser.step()
-    return losses_of(module, network.test.data.x[0], network.test.data.y[0])
+        one_step(module, optimiser, x, y, rows, schedule, step, removed)
+    return losses_of(module, network.test)
+
+
+# -- torch's switches --------------------------------------------------------------------------------------------------
+
+
+def memory_formats(case: Case) -> None:
+    """The gradient of a training step with channels last, as the library has it, against contiguous memory."""
+    for width, count in ((case.sizes.narrow, case.sizes.batch), (case.sizes.wide, 2 * case.sizes.reverse)):
+        for architecture in ("resnet18", "vgg13"):
+            (x, y), module = case.batch(count), case.module(architecture, width)
+            plain = deepcopy(module).to(memory_format=torch.contiguous_format)
+            limit, flat = case.allowed(TRAINING), x.clone(memory_format=torch.contiguous_format)
+            compare(
+                f"gradient of a training step, {architecture} at width {width:g}, {count} images",
+                {
+                    "channels last": Way(partial(gradient_of, module, x, y)),
+                    "contiguous": Way(partial(gradient_of, plain, flat, y), limit=limit),
+                },
+            )
+
+
+def half_precision(case: Case) -> None:
+    """Scores in bfloat16 against float32, and whether that leaves rankings as they are."""
+    network, each, top = case.network, max(DIRECTIONS) // 2, case.sizes.top
+    points = choose_points(network.test_losses(), {"max_loss": each, "p50_loss": each})
+    v = SOLVERS["ekfac"](network)(network.test_gradients(points)).x
+    found = in_both("narrow", network.train, network.theta, v)
+    spearman, common = worst_ranking(*(timed.value for timed in found.values()), top)
+    same = spearman >= SAME_RANKING and common == top
+    print(
+        f"  at the worst of {len(v)} points: Spearman {spearman:.5f}, {common:g} of the {top} top images the same\n"
+        f"  changes no ranking (Spearman >= {SAME_RANKING}, the same {top} on top): {'yes' if same else 'no'}"
+    )
+    wide = case.frozen("resnet18", case.sizes.wide, case.sizes.forward)
+    theta = wide.model.theta
+    in_both("full width", wide, theta, gradient_of(wide.model.module(theta), *case.batch(1))[None])
+
+
+def in_both(name: str, objective: StreamedObjective, theta: Tensor, v: Tensor) -> dict:
+    """Forward mode along v (K, P) in float32 and in bfloat16."""
+    rounded = StreamedObjective(InBfloat16(objective.model), objective.data, DECAY, str(objective.device))
+    ways = {"float32": objective, "bfloat16": rounded}
+    run = {n: Way(lambda o=o: o.directional(theta[None], v[None])[0], limit=HALF) for n, o in ways.items()}
+    return compare(f"scores of {objective.n} images along {len(v)}, ResNet-18, {name}", run)
+
+
+class InBfloat16:
+    """A network computed in bfloat16 from parameters, images and tangents in float32; its logits are float32 again.
+
+    torch.autocast does not do for forward mode: after a normalisation with scales in float32 the tangents are float32
+    and the values bfloat16, which convolutions refuse.
+    """
+
+    def __init__(self, model: ModuleModel) -> None:
+        self.model, self.is_weight = model, model.is_weight
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Logits (n, classes)."""
+        return self.model(theta.bfloat16(), x.bfloat16()).float()
+
+
+def worst_ranking(single: Tensor, half: Tensor, top: int) -> tuple[float, float]:
+    """(Spearman, common images among the `top` of largest |score|) of scores (K, n): the worst of the K."""
+    rows = []
+    for pair in zip(single.double().cpu().numpy(), half.double().cpu().numpy(), strict=True):
+        chosen = (choose_training("top_influence", top, s, s) for s in pair)
+        rows.append((spearmanr(*pair).statistic, len(np.intersect1d(*chosen))))
+    return tuple(np.min(rows, axis=0))
+
+
+def compilation(case: Case) -> None:
+    """The gradient of a training step eager and by torch.compile, and the steps after which compiling has paid."""
+    (x, y), module = case.batch(case.sizes.batch), case.module("resnet18", case.sizes.narrow)
+    with compiled(deepcopy(module), lambda fast: gradient_of(fast, x, y)) as (fast, spent):
+        if fast is None:
+            return
+        ways = {
+            "eager": Way(lambda: gradient_of(module, x, y), repeats=10),
+            "compiled": Way(lambda: gradient_of(fast, x, y), limit=case.allowed(TRAINING), repeats=10),
+        }
+        what = f"gradient of a training step, resnet18 at width {case.sizes.narrow:g}, {len(y)} images"
+        eager, quick = (way.seconds for way in compare(what, ways).values())
+    gained = eager - quick
+    print(f"  pays back after {ceil((spent - quick) / gained)} steps" if gained > 0 else "  never pays back")
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -193,38 +311,33 @@ def memory(case: Case) -> None:
     Raises:
         DisagreementError: it grows by more than the images and one chunk's activations.
     """
-    sizes, rises = case.sizes, []
-    x, y = (part[: 4 * sizes.watched].cpu() for part in (case.train.x[0], case.train.y[0]))
-    for count in (sizes.watched, 4 * sizes.watched):
-        rises.append(in_fresh_process(peak_rise, x[:count].numpy(), y[:count].numpy(), sizes))
-    images = (x[sizes.watched :].nbytes + y[sizes.watched :].nbytes) / 1e6
+    sizes, few = case.sizes, case.sizes.watched
+    x, y = (part.cpu() for part in case.batch(4 * few))
+    less, more = (in_fresh_process(peak_rise, x[:n].numpy(), y[:n].numpy(), sizes) for n in (few, 4 * few))
+    images = (x[few:].nbytes + y[few:].nbytes) / 1e6
     held = activations(case.module("resnet18", sizes.narrow).cpu(), x[: sizes.chunk])
-    print(
-        f"peak memory of an estimate, narrow ResNet-18, chunks of {sizes.chunk}: {rises[0]:.0f} MB on "
-        f"{sizes.watched} images, {rises[1]:.0f} MB on {4 * sizes.watched}\n  "
-        + check_growth(rises[1] - rises[0], images, held)
-    )
+    print(f"peak memory of an estimate, narrow ResNet-18, {few} images: {less:.0f} MB; four times as many:")
+    print(f"  {more - less:.1f} MB more, of images {images:.1f} MB; one chunk's activations are {held:.1f} MB")
+    if more - less > images + held:
+        raise DisagreementError("memory of an estimate: it grows by more than the images and one chunk's activations")
 
 
-def in_fresh_process(run: Callable, *arguments: object) -> Any:
+def in_fresh_process(run: Callable[..., float], *arguments: object) -> float:
     """What `run` returns in a process that has used no memory before."""
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         return fresh.submit(run, *arguments).result()
 
 
 def peak_rise(x: np.ndarray, y: np.ndarray, sizes: Sizes) -> float:
-    """Megabytes by which the process rises while images x (n, C, H, W) are taken in, one gradient solved for and all
-    images scored.
-    """
+    """Megabytes by which the process rises while images x (n, C, H, W) are taken in and scored for one of them."""
     torch.set_num_threads(1)
     module = build("resnet18", x.shape[1], x.shape[-1], 10, sizes.narrow)
-    model = ModuleModel(frozen_statistics(module, torch.from_numpy(x[:2].copy()), 2), 10)
+    module = frozen_statistics(module, torch.from_numpy(x[:2].copy()), 2)
     with Peak() as peak:
         data = Data(torch.from_numpy(x.copy())[None], torch.from_numpy(y.copy())[None])
-        objective = StreamedObjective(model, data, DECAY, chunk=sizes.chunk)
-        v = gradient_of(model.module(model.theta), data.x[0, :1], data.y[0, :1])[None]
-        solve = BlockCGSolver(objective, model.theta, DAMPING, gauss_newton=True, tolerance=1e-2, max_iterations=2)
-        objective.directional(model.theta[None], solve(v).x[None])
+        first = Data(data.x[:, :1], data.y[:, :1])
+        network = own(module, 10, data, first, DECAY, DAMPING, chunk=sizes.chunk, device="cpu")
+        ESTIMATORS["cg_ggn"](network, Points(np.array([0]), ["first"]), tolerance=1e-2, max_iterations=2)
     return peak.mb
 
 
@@ -243,25 +356,9 @@ def activations(module: nn.Module, x: Tensor) -> float:
     return sum(size for place, size in kept.items() if place not in parameters) / 1e6
 
 
-def check_growth(growth: float, images: float, chunk: float) -> str:
-    """Megabytes of growth beside those of the added images and of one chunk's activations, in words.
-
-    Raises:
-        DisagreementError: the growth is above both together.
-    """
-    said = f"{growth:.1f} MB more for {images:.1f} MB more of images; one chunk's activations are {chunk:.1f} MB"
-    if not growth <= images + chunk:
-        raise DisagreementError(f"memory of an estimate: {said}")
-    return said
-
-
-# -- all of them -------------------------------------------------------------------------------------------------------
-
-
 def report(case: Case) -> None:
     """Time every part and print it."""
-    sizes = case.sizes
     where = "one core" if case.device.type == "cpu" else torch.cuda.get_device_name(case.device)
-    print(f"Networks of the study over architectures, {sizes.dataset}, float32, on {where}")
+    print(f"Networks of the study over architectures, {case.sizes.dataset}, float32, on {where}")
     for part in (scores, products, retraining, memory_formats, half_precision, compilation, memory):
         part(case)

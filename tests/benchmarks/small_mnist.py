@@ -1,48 +1,37 @@
-"""Koh and Liang's network on their 5,500 images: the hot paths against the obvious alternative, both timed in this run.
+"""Koh and Liang's network on their 5,500 images: the hot paths against what torch offers without this library.
 
-The alternatives are what torch offers without this library: torch.func on the plain `Objective`, 500 images at a time
-so that its maps fit into memory, torch.optim and torch.nn on single networks, scipy's conjugate gradients. They are
-timed several times, on all threads and on one, and their fastest counts: torch loads much at a first call, and its
-threads wait for each other where something else runs. Every ratio comes with a check that both ways give the same
-numbers; a check that fails ends the run.
+That is torch.func on the plain `Objective`, some hundred images at a time so that its maps fit into memory, torch.optim
+and torch.nn on single networks, scipy's conjugate gradients; and batched, per-example Jacobians by vmap(jacrev) and
+stacks of networks by vmap(grad).
 """
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from clock import best, matrix_product_rate
-from fragile_lib.examination import choose_test_points
-from fragile_lib.influence import Estimate, influence, leave_one_out
-from fragile_lib.minimise.minibatch import Protocol, batches, train
-from fragile_lib.prepared import Prepared, prepare
+from clock import Timed, Way, agree, by_optimiser, compare, gradients_by_loop, in_turn, matrix_product_rate, said
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
-from torch.func import grad
-from torch.nn.functional import cross_entropy
+from torch.func import jacrev, vmap
 
+from fragile_lib.choices import Chosen, Points, Removals, choose_points
 from fragile_lib.data.sets import Data
+from fragile_lib.estimates import ESTIMATORS
+from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.minimise.stack import train
 from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.network import Network
+from fragile_lib.network.dense import cnn_objective, prepare
 from fragile_lib.objectives.base import Objective
-from fragile_lib.objectives.conv import ConvObjective
-from fragile_lib.solvers import BlockCGSolver, ExactSolver
-from fragile_lib.truths import LEFT_OUT, left_out
+from fragile_lib.truths import TRUTHS
 
 DECAY, DAMPING, TOLERANCE = 1e-3, 1e-2, 1e-4
-CHUNK, BATCH = 500, 500  # images that the plain objective sees at once, and those of a minibatch
-# Relative differences allowed: the same formula, the same few steps of CG, CG to the tolerance, float32.
-EXACT, SAME_STEPS, SOLVED, SINGLE = 1e-9, 1e-6, 1e-2, 1e-3
-
-
-class DisagreementError(RuntimeError):
-    """Two ways to the same numbers differ by more than rounding and tolerances explain."""
+SOLVED, SINGLE = 1e-2, 1e-2  # relative differences of CG at its tolerance, of what some steps move in float32
 
 
 @dataclass(frozen=True)
@@ -52,80 +41,79 @@ class Sizes:
     images: int = 5500
     points: int = 100  # test points, and left-out training points
     training: int = 300  # steps of Adam before anything is measured
-    columns: int = 2  # Hessian-vector products by torch.func
     examples: int = 200  # gradients in a loop over examples
-    solves: int = 1  # test points solved by conjugate gradients
-    iterations: int = 5  # of those, timed with torch.func
-    singles: int = 2  # networks trained by torch.optim
-    steps: int = 6  # of minibatch training
-    repeats: int = 3
+    together: int = 8  # columns, or networks, under one vmap
+    steps: int = 4  # of minibatch training
+    batch: int = 500  # images of a minibatch, and those that torch.func sees at once
 
 
-SMALL = Sizes(images=300, examples=50, training=100, iterations=3, repeats=2)
+SMALL = Sizes(images=300, examples=50, training=100, steps=3, batch=100)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A trained network theta (P,), J on the training images and the losses of the test images; sizes."""
+    """A trained network, and how much is timed on it."""
 
-    train: ConvObjective
-    test: ConvObjective
-    theta: Tensor
+    network: Network
     sizes: Sizes
 
-    @cached_property
-    def plain(self) -> list[Objective]:
-        """The losses by torch.func, one objective for every few images, without the L2 term."""
-        data, model = self.train.data, self.train.model
-        parts = zip(data.x.split(CHUNK, 1), data.y.split(CHUNK, 1), strict=True)
-        return [Objective(model, Data(x, y)) for x, y in parts]
-
     @property
-    def weights(self) -> Tensor:
-        """(1, n) the default weights."""
-        return self.train.uniform(1)
+    def one(self) -> tuple[Tensor, Tensor]:
+        """The network as a stack (1, P) with the default weights (1, n)."""
+        return self.network.theta[None], self.network.train.uniform(1)
+
+    def schedule(self, steps: int) -> Schedule:
+        """Adam at a constant rate."""
+        return Schedule(steps, self.sizes.batch, 1e-3, drops=())
 
     @property
     def left_out(self) -> Tensor:
         """(points, n) weights, each without one training example of the first batch."""
-        removed = next(batches(self.train.n, min(BATCH, self.train.n), 0))[: self.sizes.points]
-        return self.weights + leave_one_out(torch.from_numpy(removed), self.train.n)
+        (first,), n = self.schedule(1).rows(self.network.train.n), self.network.train.n
+        return self.one[1] + Removals.single(first[: self.sizes.points], n).changes()
 
-    def plain_product(self, v: Tensor, gauss_newton: bool = False) -> Tensor:
-        """Hessian of J, or its Gauss-Newton part, times v (P,), by torch.func."""
-        found = self.train.decay * v
-        for part, weights in zip(self.plain, self.weights.split(CHUNK, 1), strict=True):
-            found = found + part.products(self.theta[None], v[None, None], weights, gauss_newton=gauss_newton)[0, 0]
-        return found
+    def in_chunks(self, run: Callable[[Objective, Tensor], Tensor], weights: Tensor) -> list[Tensor]:
+        """`run` on some images after the other: their losses by torch.func, without L2, and their weights."""
+        (data, model), size = (self.network.train.data, self.network.train.model), self.sizes.batch
+        parts = zip(data.x.split(size, 1), data.y.split(size, 1), weights.split(size, 1), strict=True)
+        return [run(Objective(model, Data(x, y)), some) for x, y, some in parts]
 
-    def plain_gradient(self, weights: Tensor) -> Tensor:
-        """Gradient of J under weights (n,), by torch.func: (P,)."""
-        found = self.train.decay * self.theta
-        for part, some in zip(self.plain, weights[None].split(CHUNK, 1), strict=True):
-            found = found + part.gradient(self.theta[None], some)[0]
-        return found
+    def plain_products(self, v: Tensor, gauss_newton: bool = False) -> Tensor:
+        """Hessian of J, or its Gauss-Newton part, times each v (K, P), by torch.func: (K, P)."""
+        theta, weights = self.one
+
+        def product(part: Objective, some: Tensor) -> Tensor:
+            return part.products(theta, v[None], some, gauss_newton=gauss_newton)[0]
+
+        return sum(self.in_chunks(product, weights)) + self.network.train.decay * v
+
+    def plain_gradients(self, weights: Tensor) -> Tensor:
+        """Gradients of J under each row of weights (E, n), by torch.func, one vmap over networks: (E, P)."""
+        theta = self.network.theta.expand(len(weights), -1)
+        parts = self.in_chunks(lambda part, some: part.gradient(theta, some), weights)
+        return sum(parts) + self.network.train.decay * theta
+
+    def jacobian_gauss_newton(self) -> Tensor:
+        """The dense Gauss-Newton matrix from per-example Jacobians of the logits, by vmap(jacrev): (P, P)."""
+        theta, weights = self.network.theta, self.one[1]
+
+        def matrix(part: Objective, some: Tensor) -> Tensor:
+            jacobians = vmap(jacrev(lambda t, x: part.model(t, x[None])[0]), in_dims=(None, 0))(theta, part.data.x[0])
+            p = part.model(theta, part.data.x[0]).softmax(1)
+            curved = (some[0, :, None] * p)[..., None] * (jacobians - p[:, None] @ jacobians)
+            return jacobians.flatten(0, 1).T @ curved.flatten(0, 1)
+
+        return sum(self.in_chunks(matrix, weights)) + torch.diag(self.network.train.decay)
 
 
 def trained(train_data: Data, test_data: Data, model: SmallCNN, sizes: Sizes) -> Case:
     """The network of seed 0 after a few hundred steps of Adam on the first images."""
     some = Data(train_data.x[:, : sizes.images].double(), train_data.y[:, : sizes.images])
     points = Data(test_data.x[:, : sizes.points].double(), test_data.y[:, : sizes.points])
-    objective = ConvObjective(model, some, DECAY)
-    protocol = Protocol(sizes.training, batch=min(BATCH, objective.n), learning_rate=1e-3, drops=())
-    theta = train(objective, model.init(0)[None], objective.uniform(1), protocol).theta[0]
-    return Case(objective, objective.on(points), theta, sizes)
-
-
-def agree(what: str, found: Tensor, expected: Tensor, limit: float) -> str:
-    """||found - expected|| / ||expected||, in words.
-
-    Raises:
-        DisagreementError: it is above the limit, or not a number.
-    """
-    gap = ((found - expected).norm() / expected.norm()).item()
-    if not gap <= limit:
-        raise DisagreementError(f"{what}: relative difference {gap:.1e}, above {limit:.0e}")
-    return f"relative difference {gap:.0e}"
+    objective = cnn_objective(model, some, DECAY, "cpu")
+    start = Case(Network(model.init(0), objective, objective.on(points), DAMPING), sizes)
+    theta = train(objective, *start.one, start.schedule(sizes.training)).theta[0]
+    return replace(start, network=replace(start.network, theta=theta))
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -133,212 +121,169 @@ def agree(what: str, found: Tensor, expected: Tensor, limit: float) -> str:
 
 def hessians(case: Case) -> None:
     """The dense Hessian against a product for every column, by torch.func and by the library's own kernel."""
-    n_params = len(case.theta)
-    dense = timed(lambda: case.train.matrices(case.theta[None], case.weights)[0])
+    objective, (theta, weights), n_params = case.network.train, case.one, len(case.network.theta)
+    basis = torch.eye(n_params, dtype=theta.dtype)
+    few, some = (torch.linspace(0, n_params - 1, count).long() for count in (case.sizes.together, 64))
+
+    def own() -> Tensor:
+        return objective.products(theta, basis[None, some], weights)[0]
+
+    compare(
+        f"dense Hessian, {objective.n} images, {n_params} parameters",
+        {
+            "dense": Way(lambda: objective.matrices(theta, weights)[0], repeats=1),
+            "own kernel, a product a column": Way(own, 64 / n_params, lambda h: h[some], repeats=1),
+            "torch.func, a product a column": Way(
+                lambda: case.plain_products(basis[few[:1]]), 1 / n_params, lambda h: h[few[:1]]
+            ),
+            f"torch.func, {len(few)} columns under a vmap": Way(
+                lambda: case.plain_products(basis[few]), len(few) / n_params, lambda h: h[few]
+            ),
+        },
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    columns = torch.linspace(0, n_params - 1, case.sizes.columns).long()
-    basis = torch.eye(n_params, dtype=case.theta.dtype)
-    plain = by_torch(lambda: torch.stack([case.plain_product(basis[j]) for j in columns]), case.sizes.repeats)
-    some = torch.linspace(0, n_params - 1, min(64, n_params)).long()
-    own = timed(lambda: case.train.products(case.theta[None], basis[None, some], case.weights)[0])
-    gap = agree("dense Hessian", dense.value[columns], plain.value, EXACT)
-    agree("products", dense.value[some], own.value, EXACT)
-    per_column, per_product = plain.seconds / len(columns) * n_params, own.seconds / len(some) * n_params
-    print(
-        f"dense Hessian, {case.train.n} images, {n_params} parameters: {dense.seconds:.1f} s; peak resident memory so "
-        f"far {peak:.2f} GiB, of the whole process\n"
-        f"  torch.func, one product a column: {per_column:.0f} s ({len(columns)} columns, scaled up): "
-        f"{per_column / dense.seconds:.0f} times faster; {gap}\n"
-        f"  own kernel, one product a column: {per_product:.0f} s ({len(some)} columns, scaled up): "
-        f"{per_product / dense.seconds:.1f} times faster"
+    print(f"  peak resident memory so far {peak:.2f} GiB, of the whole process, alternatives included")
+
+
+def gauss_newton(case: Case) -> Timed:
+    """The dense Gauss-Newton matrix against Jacobians, and torch.func's product for every column, which is returned."""
+    objective, n_params = case.network.train, len(case.network.theta)
+    v = torch.from_numpy(np.random.default_rng(0).standard_normal((1, n_params)))
+    found = compare(
+        f"dense Gauss-Newton matrix, {objective.n} images, {n_params} parameters",
+        {
+            "dense": Way(lambda: objective.matrices(*case.one, gauss_newton=True)[0], repeats=2),
+            "vmap(jacrev) and one product": Way(case.jacobian_gauss_newton, repeats=1),
+            "torch.func, a product a column": Way(
+                lambda: case.plain_products(v, gauss_newton=True), 1 / n_params, lambda g: v @ g
+            ),
+        },
     )
+    return found["torch.func, a product a column"]
 
 
-def gauss_newton(case: Case) -> None:
-    """The dense Gauss-Newton matrix against a product for every column by torch.func."""
-    n_params = len(case.theta)
-    dense = timed(lambda: case.train.matrices(case.theta[None], case.weights, gauss_newton=True)[0])
-    v = torch.from_numpy(np.random.default_rng(0).standard_normal(n_params))
-    plain = by_torch(lambda: case.plain_product(v, gauss_newton=True), case.sizes.repeats)
-    gap = agree("dense Gauss-Newton matrix", dense.value @ v, plain.value, EXACT)
-    print(
-        f"dense Gauss-Newton matrix: {dense.seconds:.1f} s\n"
-        f"  torch.func, one product a column: {plain.seconds * n_params:.0f} s (1 column, scaled up): "
-        f"{plain.seconds * n_params / dense.seconds:.0f} times faster; {gap}"
-    )
+def scores(case: Case, product_seconds: float) -> None:
+    """All training points' scores for all test points on the damped Gauss-Newton matrix, from nothing.
 
-
-def scores(case: Case) -> None:
-    """All training points' scores for all test points on the damped Gauss-Newton matrix, from nothing."""
-    ways = {
-        "dense matrix and its eigenvectors": lambda: ExactSolver(case.train, case.theta, DAMPING, gauss_newton=True),
-        "block CG": lambda: BlockCGSolver(case.train, case.theta, DAMPING, gauss_newton=True, tolerance=TOLERANCE),
-    }
-    found = {name: timed(lambda make=make: _estimate(case, make())) for name, make in ways.items()}
-    fastest = min(found, key=lambda name: found[name].seconds)
-    ours = found[fastest]
-    print(f"scores of {case.train.n} training points for {case.sizes.points} test points, from nothing")
-    for name, way in found.items():
-        if not way.value.residual <= TOLERANCE:
-            raise DisagreementError(f"{name}: relative residual {way.value.residual:.1e}, above {TOLERANCE:.0e}")
-        print(f"  {name}: {way.seconds:.1f} s, residual {way.value.residual:.0e}")
-    loop, gaps = _scores_by_loop(case, ours.value.changes)
-    print(f"  fastest, {fastest}: {loop / ours.seconds:.0f} times faster than the loop's {loop:.0f} s; {gaps}")
-
-
-def _estimate(case: Case, solver: ExactSolver | BlockCGSolver) -> Estimate:
-    removals = leave_one_out(torch.arange(case.train.n), case.train.n)
-    return influence(case.train, case.test, case.theta, removals, torch.arange(case.sizes.points), solver)
-
-
-def _scores_by_loop(case: Case, ours: Tensor) -> tuple[float, str]:
-    """(seconds of all of it, how far its scores are from ours (n, points)) by torch.func and scipy, from parts of it.
-
-    A gradient each for all training and test points, timed on a few; for each test point, iterations of conjugate
-    gradients: as many as they take with the library's product of the same matrix, each as long as torch.func's.
+    product_seconds: of a product of the Gauss-Newton matrix and one vector by torch.func.
     """
-    sizes, n = case.sizes, case.train.n
-    of_train = by_torch(lambda: _gradients_in_a_loop(case.train, case.theta, min(sizes.examples, n)), sizes.repeats)
-    of_test = _gradients_in_a_loop(case.test, case.theta, sizes.solves)
-    solved = [_conjugate_gradients(_own_product(case), v, 10 * len(v)) for v in of_test]
-    iterations, each = float(np.mean([count for _, count, _ in solved])), _seconds_an_iteration(case, of_test[0])
-    theirs = of_train.value @ torch.stack([x for x, _, _ in solved]).T / n
-    gap = agree("scores", ours[: len(theirs), : sizes.solves], theirs, SOLVED)
-    gradients = of_train.seconds / len(theirs) * (n + sizes.points)
-    print(
-        f"  loop of torch.func and scipy's CG: {gradients:.0f} s of gradients ({len(theirs)} timed, scaled up to "
-        f"{n + sizes.points}),\n    and {sizes.points} times {iterations:.0f} iterations of {each:.2f} s "
-        f"({sizes.iterations} timed; counted on {sizes.solves} test points), "
-        f"residual {max(residual for _, _, residual in solved):.0e}"
+    network, sizes = case.network, case.sizes
+    everyone = Points(np.arange(sizes.points), ["all"] * sizes.points)
+
+    def estimated(name: str, **options: object) -> Tensor:
+        return torch.from_numpy(ESTIMATORS[name](replace(network), everyone, **options).changes)
+
+    def by_jacobians() -> Tensor:
+        theta, weights = case.one
+        damped = case.jacobian_gauss_newton() + DAMPING * torch.eye(theta.shape[1], dtype=theta.dtype)
+        of_test = Objective(network.train.model, network.test.data).example_gradients(theta)[0]
+        solved = torch.cholesky_solve(of_test.T, torch.linalg.cholesky(damped))
+        gradients = case.in_chunks(lambda part, _: part.example_gradients(theta)[0], weights)
+        return torch.cat(gradients) @ solved / network.train.n
+
+    found = compare(
+        f"scores of {network.train.n} training points for {sizes.points} test points, from nothing",
+        {
+            "dense matrix and its eigenvectors": Way(lambda: estimated("exact_ggn"), repeats=1),
+            "block CG": Way(lambda: estimated("cg_ggn", tolerance=TOLERANCE), limit=SOLVED, repeats=1),
+            "vmap(jacrev), Cholesky, vmap(grad)": Way(by_jacobians, repeats=1),
+        },
     )
-    return gradients + sizes.points * iterations * each, gap
+    scores_by_loop(case, found["dense matrix and its eigenvectors"], product_seconds)
 
 
-def _gradients_in_a_loop(objective: Objective, theta: Tensor, count: int) -> Tensor:
-    """Gradients of the first losses, one after the other by torch.func: (count, P)."""
-    gradient = grad(lambda t, x, y: cross_entropy(objective.model(t, x[None]), y[None]))
-    (x,), (y,) = objective.data.x, objective.data.y
-    return torch.stack([gradient(theta, x[i], y[i]) for i in range(count)])
+def scores_by_loop(case: Case, ours: Timed, product: float) -> None:
+    """The same by a loop of gradients and a run of scipy's CG for each test point, from parts of it.
 
-
-def _own_product(case: Case) -> Callable[[Tensor], Tensor]:
-    """The library's product of the Gauss-Newton matrix and one vector (P,)."""
-    return lambda v: case.train.products(case.theta[None], v[None, None], case.weights, gauss_newton=True)[0, 0]
-
-
-def _seconds_an_iteration(case: Case, v: Tensor) -> float:
-    """Of conjugate gradients with torch.func's product; a few of them must end where the library's product ends."""
-    count = case.sizes.iterations
-    few = by_torch(lambda: _conjugate_gradients(lambda u: case.plain_product(u, True), v, count), case.sizes.repeats)
-    agree("conjugate gradients", _conjugate_gradients(_own_product(case), v, count)[0], few.value[0], SAME_STEPS)
-    return few.seconds / (few.value[1] + 1)  # a product each, and one for the residual
-
-
-def _conjugate_gradients(product: Callable[[Tensor], Tensor], v: Tensor, most: int) -> tuple[Tensor, int, float]:
-    """(x, iterations, relative residual) of (product + damping) x = v (P,) by scipy, `most` iterations at most."""
-    count = 0
+    A gradient each for all training and test points, timed on a few; for each test point as many iterations of CG as
+    it takes for the first one with the library's product of the same matrix, each as long as torch.func's `product`.
+    """
+    network, sizes, m, vectors = case.network, case.sizes, case.sizes.points, []
+    few = in_turn({"": Way(lambda: gradients_by_loop(network.train, network.theta, sizes.examples))})[""]
+    (v,) = gradients_by_loop(network.test, network.theta, 1)
 
     def damped(u: np.ndarray) -> np.ndarray:
-        u = torch.from_numpy(u)
-        return (product(u) + DAMPING * u).numpy()
+        u = torch.from_numpy(u).view(1, 1, -1)
+        vectors.append(u)
+        return (network.train.products(case.one[0], u, case.one[1], gauss_newton=True) + DAMPING * u).numpy()
 
-    def counted(_: np.ndarray) -> None:
-        nonlocal count
-        count += 1
-
-    operator = LinearOperator((len(v), len(v)), matvec=damped, dtype=np.float64)
-    x, _ = cg(operator, v.numpy(), rtol=TOLERANCE, maxiter=most, callback=counted)
-    residual = np.linalg.norm(damped(x) - v.numpy()) / float(v.norm())
-    return torch.from_numpy(x), count, residual
-
-
-def chord_iterations(case: Case, objective: Objective | None = None) -> None:
-    """What a chord iteration of 100 left-out optima takes: a gradient of each network under its own weights.
-
-    `objective`: any with the same images and parameters, J itself by default; only J is compared with torch.func.
-    """
-    weights = case.left_out
-    theta = case.theta.expand(len(weights), -1).contiguous()
-    stack = timed(lambda: (objective or case.train).gradient(theta, weights))
-    print(f"a chord iteration, {len(weights)} left-out networks on all {case.train.n} images: {stack.seconds:.1f} s")
-    if objective is not None:
-        return
-    plain = by_torch(lambda: case.plain_gradient(weights[0]), case.sizes.repeats)
-    gap = agree("gradients", stack.value[:1], plain.value[None], EXACT)
-    loop = plain.seconds * len(weights)
+    x, _ = cg(LinearOperator((len(v), len(v)), matvec=damped, dtype=np.float64), v.numpy(), rtol=TOLERANCE)
+    theirs = few.value @ torch.from_numpy(x) / network.train.n
+    gap = agree("scores by a loop", theirs, ours.value[: len(theirs), 0], SOLVED)
+    seconds = few.seconds / len(theirs) * (network.train.n + m) + m * len(vectors) * product
     print(
-        f"  torch.func, one network after the other: {loop:.1f} s (1 network, scaled up): {loop / stack.seconds:.1f} "
-        f"times faster; {gap}"
+        f"  loop of torch.func and scipy's CG: {said(seconds)} (scaled up from {len(theirs)} gradients and "
+        f"{len(vectors)} products), {seconds / ours.seconds:.3g} times as long; relative difference {gap:.0e}"
     )
 
 
-def left_out_optima(prepared: Prepared, count: int) -> None:
+def left_out_gradients(case: Case) -> None:
+    """Gradients of left-out networks, each under its own weights on all images: a chord iteration of their optima."""
+    objective, weights = case.network.train, case.left_out
+    theta, few = case.network.theta.repeat(len(weights), 1), case.sizes.together
+    compare(
+        f"gradients of {len(weights)} left-out networks on all {objective.n} images",
+        {
+            "the stack": Way(lambda: objective.gradient(theta, weights)),
+            "torch.func, one network after the other": Way(
+                lambda: case.plain_gradients(weights[:1]), 1 / len(weights), lambda g: g[:1]
+            ),
+            f"torch.func, {few} networks under a vmap": Way(
+                lambda: case.plain_gradients(weights[:few]), few / len(weights), lambda g: g[:few], repeats=1
+            ),
+        },
+    )
+
+
+def left_out_optima(network: Network, count: int) -> None:
     """Certified minima without each of `count` training images drawn at random, from a network at a certified minimum.
 
     Newton steps with the network's Hessian first, BFGS where they do not arrive. The dense Hessian is there already.
     """
-    drawn = np.sort(np.random.default_rng(0).choice(prepared.train.n, count, replace=False))
-    points = choose_test_points(prepared.test.losses(prepared.theta[None])[0], {"max_loss": 1})
-    by_newton = timed(lambda: left_out(prepared, points, "loo_certified", drawn))
-    by_both = timed(lambda: left_out(prepared, points, "loo_certified", drawn, further=drawn))
-    reached = [int(np.isfinite(way.value.changes[drawn, 0]).sum()) for way in (by_newton, by_both)]
-    print(
-        f"{count} left-out optima, {prepared.train.n} images, gradient at most {LEFT_OUT:g} of what removal made it\n"
-        f"  (the network: {prepared.certificate['status']}, gradient {prepared.certificate['grad_norm']:.0e}):\n"
-        f"  Newton steps with the one Hessian: {reached[0]} certified in {by_newton.seconds:.0f} s\n"
-        f"  and BFGS for the others: {reached[1]} certified in {by_both.seconds:.0f} s in all"
-    )
+    n = network.train.n
+    drawn = Removals.single(np.sort(np.random.default_rng(0).choice(n, count, replace=False)), n)
+    points = choose_points(network.test_losses(), {"max_loss": 1})
+    chosen = Chosen({"influential": [drawn.none()], "drawn": [drawn]})  # BFGS is for the first, where it is limited
+    print(f"{count} left-out optima, {n} images (the network: {network.fit}, {network.certificate['grad_norm']:.0e})")
+    for name, options in (("Newton steps with the one Hessian", {"bfgs_points": 1}), ("and BFGS for the others", {})):
+        run = Way(lambda options=options: TRUTHS["minimum"]([network], [points], [chosen], **options)[0], repeats=1)
+        found = in_turn({name: run})[name]
+        reached = int(np.isfinite(found.value.changes[:, 0]).sum())
+        print(f"  {name}: {reached} certified in {said(found.seconds)}")
 
 
-def at_a_minimum(train_data: Data, test_data: Data, networks: Path | str) -> Prepared:
+def at_a_minimum(train_data: Data, test_data: Data, networks: Path | str) -> Network:
     """The network of the study of record at weight decay 0.001, seed 0, as it is kept; without that, an hour's work."""
-    protocol = Protocol(2500, 500, 0.01, seed=0)
-    return prepare(SmallCNN(), train_data, test_data, DECAY, DAMPING, protocol, 3, 10, networks=networks)
+    schedule = Schedule(2500, 500, 0.01, seed=0)
+    return prepare(SmallCNN(), train_data, test_data, DECAY, DAMPING, schedule, 3, 10, networks=networks)
 
 
 def minibatches(case: Case) -> None:
-    """Leave-one-out training with a control, float32, against torch.optim.Adam on single networks."""
-    sizes, data = case.sizes, case.train.data
-    objective = ConvObjective(case.train.model, Data(data.x.float(), data.y), DECAY)
-    weights = torch.cat([case.weights, case.left_out])
-    start = case.theta.float().expand(len(weights), -1).contiguous()
-    protocol = Protocol(sizes.steps, batch=min(BATCH, objective.n))
-    stack = timed(lambda: train(objective, start, weights, protocol).theta, sizes.repeats)
-    members = torch.linspace(0, len(weights) - 1, sizes.singles).long().tolist()
+    """Leave-one-out training with a control, float32, against torch.optim.Adam on single networks and a vmap."""
+    network, sizes, data = case.network, case.sizes, case.network.train.data
+    data, model, schedule = Data(data.x.float(), data.y), network.train.model, case.schedule(sizes.steps)
+    single, plain = cnn_objective(model, data, DECAY, "cpu"), Objective(model, data, DECAY)
+    weights = torch.cat([case.one[1], case.left_out])
+    start = network.theta.float().repeat(len(weights), 1)
 
-    def by_optimiser(protocol: Protocol) -> Tensor:
-        return torch.stack([_by_optimiser(objective, start[e], weights[e], protocol) for e in members])
+    def moved(objective: Objective, count: int) -> Tensor:
+        return train(objective, start[:count], weights[:count], schedule).theta - start[:count]
 
-    loop = by_torch(lambda: by_optimiser(protocol), sizes.repeats)
-    three = Protocol(3, batch=protocol.batch)
-    found, expected = train(objective, start, weights, three).theta[members], by_optimiser(three)
-    gap = agree("minibatch training", found - start[members], expected - start[members], SINGLE)
-    ours, theirs = stack.seconds / sizes.steps, loop.seconds / sizes.steps / len(members) * len(weights)
-    print(
-        f"minibatch training, {len(weights)} networks, batches of {protocol.batch}, float32: {1 / ours:.1f} steps/s\n"
-        f"  loop of torch.optim.Adam: {1 / theirs:.2f} ({len(members)} networks, scaled up): {theirs / ours:.1f} times "
-        f"faster\n  of what 3 steps move, {gap}"
-    )
+    def alone() -> Tensor:
+        found = by_optimiser(model.module(start[1]), data.x[0], data.y[0], weights[1], schedule, DECAY)
+        return (found - start[1])[None]
 
-
-def _by_optimiser(objective: ConvObjective, theta: Tensor, weights: Tensor, protocol: Protocol) -> Tensor:
-    """One network by torch.optim.Adam and torch.nn, as anyone would write it, on the same batches: (P,)."""
-    network = objective.model.module(theta)
-    matrices = [p for p in network.parameters() if p.dim() > 1]
-    biases = [p for p in network.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": biases, "weight_decay": 0.0}]
-    optimiser = torch.optim.Adam(groups, lr=protocol.learning_rate)
-    (x,), (y,), present = objective.data.x, objective.data.y, (weights > 0).float()
-    order = batches(objective.n, protocol.batch, protocol.seed)
-    for step in range(protocol.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = protocol.rate(step)
-        rows = torch.from_numpy(next(order))
-        optimiser.zero_grad()
-        lost = cross_entropy(network(x[rows]), y[rows], reduction="none")
-        ((present[rows] * lost).sum() / protocol.batch).backward()
-        optimiser.step()
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+    every, few = len(weights), sizes.together
+    ways = {
+        "the stack": Way(lambda: moved(single, every)),
+        "loop of torch.optim.Adam": Way(alone, 1 / every, lambda found: found[1:2], SINGLE),
+        f"vmap of torch.func, {few} networks": Way(
+            lambda: moved(plain, few), few / every, lambda found: found[:few], SINGLE
+        ),
+    }
+    what = f"minibatch training, {every} networks, {sizes.steps} batches of {schedule.batch}, float32"
+    ours = compare(what, ways)["the stack"]
+    print(f"  {sizes.steps / ours.seconds:.2f} steps a second")
 
 
 def gradient_flops(model: SmallCNN) -> int:
@@ -353,57 +298,23 @@ def gradient_flops(model: SmallCNN) -> int:
 
 def share_of_peak(case: Case) -> None:
     """The gradient kernel's rate against that of a large matrix product, on as many threads."""
-    size = 4
+    data, model, size = case.network.train.data, case.network.train.model, 4
     for kind, name in ((torch.float64, "float64"), (torch.float32, "float32")):
-        data = Data(case.train.data.x.to(kind), case.train.data.y)
-        objective, theta = ConvObjective(case.train.model, data, DECAY), case.theta.to(kind).expand(size, -1)
-        weights = objective.uniform(size)
-        seconds = timed(lambda o=objective, t=theta, w=weights: o.gradient(t, w), case.sizes.repeats).seconds
-        rate = size * objective.n * gradient_flops(objective.model) / seconds
-        peak = matrix_product_rate(np.dtype(name).type)
+        objective = cnn_objective(model, Data(data.x.to(kind), data.y), DECAY, "cpu")
+        theta, weights = case.network.theta.to(kind).repeat(size, 1), objective.uniform(size)
+        seconds = in_turn({"": Way(lambda o=objective, t=theta, w=weights: o.gradient(t, w))})[""].seconds
+        rate, peak = size * objective.n * gradient_flops(model) / seconds, matrix_product_rate(np.dtype(name).type)
         print(
             f"gradient, {name}: {rate / 1e9:.0f} Gflop/s on {torch.get_num_threads()} threads, "
             f"{100 * rate / peak:.0f}% of a large matrix product's {peak / 1e9:.0f}"
         )
 
 
-# -- all of them -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What a call returned and the seconds it took."""
-
-    value: Any
-    seconds: float
-
-
-def timed(run: Callable[[], object], repeats: int = 1) -> Timed:
-    """Call it some times: what it returned, and the seconds of the fastest call."""
-    kept: list[Any] = []
-
-    def once() -> None:
-        kept[:] = [run()]
-
-    seconds = best(once, repeats)
-    return Timed(kept[0], seconds)
-
-
-def by_torch(run: Callable[[], object], repeats: int) -> Timed:
-    """`timed` for an alternative: on all threads and on one, whichever is faster."""
-    threads = torch.get_num_threads()
-    on_all = timed(run, repeats)
-    torch.set_num_threads(1)
-    try:
-        on_one = timed(run, repeats)
-    finally:
-        torch.set_num_threads(threads)
-    return min(on_all, on_one, key=lambda way: way.seconds)
-
-
 def report(case: Case) -> None:
-    """Time every part and print it; the dense Hessian first, since its memory is read off the process's peak."""
+    """Time every part and print it."""
     steps, threads = case.sizes.training, torch.get_num_threads()
-    print(f"Koh and Liang's network, {case.train.n} images, {threads} threads, after {steps} steps of Adam")
-    for part in (hessians, gauss_newton, scores, chord_iterations, minibatches, share_of_peak):
+    print(f"Koh and Liang's network, {case.network.train.n} images, {threads} threads, after {steps} steps of Adam")
+    hessians(case)
+    scores(case, gauss_newton(case).seconds / len(case.network.theta))
+    for part in (left_out_gradients, minibatches, share_of_peak):
         part(case)
