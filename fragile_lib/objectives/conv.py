@@ -78,24 +78,31 @@ class ConvObjective(Objective):
         self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
-    def gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
-    ) -> Tensor:
-        """grad J (E, P); with a constant c (n, classes) of all networks, that of J + sum_i <c_i, logits_i>.
+    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self._gradient(theta, weights, None, dataset)
+
+    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """(E, P) grad of J + sum_i <c_i, logits_i> for c (n, classes), one for all networks.
 
         One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
 
         Raises:
             InputError: a cotangent c that is not (n, classes).
         """
-        return self._gradient(theta, weights, self._cotangent(cotangent), dataset)
+        return self._gradient(theta, weights, cotangent, dataset)
 
     def value_and_gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """J (E,), in float64, and its gradient (E, P), as `gradient`, in one pass; both with the cotangent."""
+        """J (E,), in float64, and its gradient (E, P), in one pass."""
+        return self.value_and_gradient_with(theta, weights, None, dataset)
+
+    def value_and_gradient_with(
+        self, theta: Tensor, weights: Tensor, cotangent: Tensor | None, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As in `Objective`, values in float64, in one pass."""
         sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
+        gradient = self._gradient(theta, weights, cotangent, dataset, sums)
         wide = theta.double()
         return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
@@ -167,14 +174,14 @@ class ConvObjective(Objective):
         self,
         theta: Tensor,
         weights: Tensor,
-        cotangent: np.ndarray,
+        cotangent: Tensor | None,
         dataset: Tensor | None,
         values: np.ndarray | None = None,
     ) -> Tensor:
         """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
         places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
         w = _filled(self._array(weights), self._lanes)
-        fixed = self._packed(theta), self._x, self._y, places, w, cotangent
+        fixed = self._packed(theta), self._x, self._y, places, w, self._cotangent(cotangent)
         parts = _parts(0, self._blocks)
         out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
         sums = np.zeros((len(parts), 0)) if values is None else values

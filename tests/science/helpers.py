@@ -13,7 +13,8 @@ from torch.func import jvp, vjp
 
 from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective, Objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import FusedObjective
 
 
 class Linear:

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective, Objective, make_objective, resolve_device
+from fragile_lib.objectives.base import Objective, resolve_device
+from fragile_lib.objectives.fused import FusedObjective, make_objective
 from fragile_lib.tools.errors import InputError
 
 SHAPES = [(1, 5, 121), (1, 8, 7), (2, 3, 7), (2, 8, 121), (4, 3, 121), (4, 5, 7), (4, 8, 7), (1, 1, 1)]

@@ -8,7 +8,7 @@ from helpers import PlantedObjective, Regression, iris_subset, random_network, r
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective
+from fragile_lib.objectives.fused import FusedObjective
 from fragile_lib.solvers import ExactSolver, LissaSolver
 from fragile_lib.solvers.spectrum import example_curvature_bound, extreme_eigenvalues
 from fragile_lib.tools.errors import InputError
