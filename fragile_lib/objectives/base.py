@@ -11,7 +11,7 @@ stack member's data set is not the one of its own position, `dataset` (E,), the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,7 +24,6 @@ from torch.nn.functional import cross_entropy, one_hot
 from fragile_lib.data.sets import Data
 from fragile_lib.tools.errors import bad_input
 
-
 SMALL = 2**22  # numbers: per-example gradients that are held at once rather than passed over for each direction
 
 
@@ -35,6 +34,10 @@ class Model(Protocol):
     is_weight: Tensor
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class GrownError(ArithmeticError):
+    """A recursion was ended because it grew; its argument is the number of steps made."""
 
 
 class Objective:
@@ -191,22 +194,44 @@ class Objective:
             theta = theta - rate * velocity
         return theta, velocity
 
+    def batch_products(
+        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
+    ) -> Tensor:
+        """(K, P): the mean Hessian of the losses of a few examples, or its Gauss-Newton part, times each v (K, P).
+
+        At one network theta (P,), for the examples `rows` (B,) of a data set, without L2 term.
+        """
+        x, y = self.data.x[dataset, rows], self.data.y[dataset, rows]
+        mean = torch.full_like(y, 1 / len(rows), dtype=theta.dtype)
+        one = self._ggn_product if gauss_newton else self._hessian_product
+        return vmap(one, in_dims=(None, 0, None, None, None))(theta, v, mean, x, y)
+
     def stochastic_recursion(
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+        self,
+        theta: Tensor,
+        v: Tensor,
+        draws: Iterable[np.ndarray],
+        dataset: Tensor,
+        damping: float,
+        scale: float,
+        growth: float | None = None,
     ) -> Tensor:
         """x (K, P) after h <- v + h - (H_t + L2 + damping) h / scale; x = h / scale.
 
         H_t is the mean Hessian of the examples draws[t], one (T,) or a minibatch (T, B). It ends early where h is not
         finite any more.
+
+        Raises:
+            GrownError: |h| after t steps is beyond `growth` (t + 1) |v|: that many times larger than contractions make
+                it.
         """
-        x, y, h = self.data.x[dataset[0]], self.data.y[dataset[0]], v
-        draws = draws.reshape(len(draws), -1)
-        mean = torch.full(draws.shape[1:], 1 / draws.shape[1], dtype=theta.dtype, device=theta.device)
-        product = vmap(self._hessian_product, in_dims=(None, 0, None, None, None))
-        for t, batch in enumerate(torch.from_numpy(draws).to(self.device)):
-            curved = product(theta, h, mean, x[batch], y[batch])
+        h, place, size = v, int(dataset[0]), v.norm(dim=1)
+        for step, rows in enumerate(draws, 1):
+            curved = self.batch_products(theta, h, np.atleast_1d(rows), place)
             h = v + h - (curved + (self.decay + damping) * h) / scale
-            if t % 100 == 99 and not torch.isfinite(h).all():
+            if growth is not None and not bool((h.norm(dim=1) <= growth * (step + 1) * size).all()):
+                raise GrownError(step)
+            if step % 100 == 0 and not torch.isfinite(h).all():
                 break
         return h / scale
 
@@ -239,7 +264,7 @@ def resolve_device(device: str) -> str:
 
 
 def slope(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """d value / d at, in the shape of `at`, by plain autograd: the first use of torch.func.grad imports for a second."""
+    """d value / d at, in the shape of `at`, by plain autograd: torch.func.grad imports for a second when first used."""
     at = at.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(value(at), at)[0]

@@ -141,17 +141,16 @@ class ConvObjective(Objective):
         found = [one(theta[e], w[e], place) for e, place in enumerate(places)]
         return torch.stack(found) + torch.diag(self.decay)
 
-    def stochastic_recursion(
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+    def batch_products(  # noqa: D102
+        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
     ) -> Tensor:
-        """As in `Objective`: draws (T,) of single examples or (T, B) of batches; ends early where h is not finite."""
-        h, place, packed = v, int(dataset[0]), self._packed(theta[None])
-        for t, rows in enumerate(draws.reshape(len(draws), -1)):
-            curved = self._batch_products(packed, h, rows, place) + (self.decay + damping) * h
-            h = v + h - curved / scale
-            if t % 100 == 99 and not torch.isfinite(h).all():
-                break
-        return h / scale
+        x, net = _blocked(self._pixels[dataset : dataset + 1, rows], self._lanes), self._layout.net
+        y = _filled(self._y[dataset : dataset + 1, rows], self._lanes)
+        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
+        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
+        fixed = self._packed(theta[None]), self._packed(v[None]), x, y, np.zeros(1, np.int64), w, gauss_newton
+        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
+        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -203,16 +202,6 @@ class ConvObjective(Objective):
         out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
         self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
-
-    def _batch_products(self, packed: np.ndarray, v: Tensor, rows: np.ndarray, place: int) -> Tensor:
-        """(K, P) the mean Hessian of the losses of a few examples times each v (K, P)."""
-        x, net = _blocked(self._pixels[place : place + 1, rows], self._lanes), self._layout.net
-        y = _filled(self._y[place : place + 1, rows], self._lanes)
-        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
-        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
-        fixed = packed, self._packed(v[None]), x, y, np.zeros(1, np.int64), w, False
-        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
-        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
 
     def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:
         """Gradients of single examples, or for weights w their square roots of the Gauss-Newton matrix, by blocks."""

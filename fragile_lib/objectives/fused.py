@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,10 +81,17 @@ class FusedObjective(Objective):
         return theta, velocity
 
     def stochastic_recursion(  # noqa: D102
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+        self,
+        theta: Tensor,
+        v: Tensor,
+        draws: Iterable[np.ndarray],
+        dataset: Tensor,
+        damping: float,
+        scale: float,
+        growth: float | None = None,
     ) -> Tensor:
-        if draws.ndim > 1:
-            return super().stochastic_recursion(theta, v, draws, dataset, damping, scale)
+        if growth is not None or not isinstance(draws, np.ndarray) or draws.ndim > 1:
+            return super().stochastic_recursion(theta, v, draws, dataset, damping, scale, growth)
         out, d = np.empty(v.shape), int(dataset[0])
         options = self._sizes, self._activation, self.decay.numpy(), damping, scale
         mlp.lissa(_array(theta), _array(v), self._x[d], self._y[d], draws, *options, out)
