@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Linear, Regression, iris_subset
+from helpers import Linear, Regression
 from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
 
 from fragile_lib.data.sets import Data
@@ -44,9 +44,11 @@ def test_the_gradient_product_has_the_sign_and_scale_of_one_gradient_step_withou
 def test_the_gradient_product_is_the_vectors_themselves_and_needs_no_products(linear):
     train, _, theta = linear
     v = right_hand_sides(3, 15)
-    solution = IdentitySolver(train, theta, 0.1)(v)
-    assert torch.equal(solution.x, v) and solution.x is not v
-    assert solution.status == "ok" and solution.products == 0
+    for measured in (False, True):
+        solution = IdentitySolver(train, theta, 0.1, measured=measured)(v)
+        assert torch.equal(solution.x, v) and solution.x is not v
+        assert solution.status == "ok" and solution.products == 0
+        assert bool(torch.isnan(solution.residual).any()) is not measured
     damped = ExactSolver(train, theta, 0.1).matrix + 0.1 * torch.eye(15).double()
     torch.testing.assert_close(solution.residual, (v @ damped - v).norm(dim=1) / v.norm(dim=1))
 
@@ -292,5 +294,8 @@ def test_the_gradient_product_of_linear_regression_is_its_closed_form():
     torch.testing.assert_close(traced, found)
 
 
-def test_the_number_of_flowers_is_what_these_tests_assume():
-    assert len(iris_subset(10)[0]) == 30
+def test_the_gradient_product_of_a_linear_network_makes_no_product_with_the_curvature(linear, monkeypatch):
+    train, test, theta = linear
+    monkeypatch.setattr(Objective, "products", None)
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(3)
+    assert torch.isfinite(influence(train, test, theta, d, points, IdentitySolver(train, theta)).changes).all()
