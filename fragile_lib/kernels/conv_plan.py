@@ -8,7 +8,7 @@ back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,26 +25,8 @@ FIELDS = 17
 TANH, RELU = 0, 1
 
 
-class Stage(Protocol):
-    """One layer with parameters, as `models.small_cnn` describes it."""
-
-    n_in: int
-    n_out: int
-    kernel: int
-    stride: int
-    side_in: int
-    side_out: int
-    start: int
-    pooled: bool
-    n_weights: int
-
-
-class Network(Protocol):
-    """What is asked of a convolutional network."""
-
-    stages: tuple[Stage, ...]
-    n_params: int
-    activation: str
+Stage = Any  # `models.small_cnn.Stage`, of which the numbers are read
+Network = Any  # with `stages`, n_params and an activation, as `models.small_cnn.SmallCNN`
 
 
 class Net(NamedTuple):

@@ -152,5 +152,5 @@ class DenseSolver(ExactSolver):
 
     def _product(self, v: Tensor) -> Tensor:
         weights, theta = self.objective.uniform(1), self.theta[None]
-        found = self.objective.products(theta, v[None].contiguous(), weights, gauss_newton=self.gauss_newton)[0]
+        found = self.objective.products(theta, v[None].contiguous(), weights, self.place, self.gauss_newton)[0]
         return found + self.damping * v
