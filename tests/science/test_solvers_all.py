@@ -60,8 +60,9 @@ def every_solver(objective, theta, damping, module=None, gauss_newton=True):
 # -- planted spectra -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KNOWS_SIGNS)
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(
+    ("name", "spectrum"), [(n, s) for n in INVERSES for s in SPECTRA if n in KNOWS_SIGNS or SPECTRA[s].min() >= 0]
+)
 @pytest.mark.parametrize("damping", [1e-2, 0.5, 4.0])
 def test_a_full_inverse_inverts_every_planted_spectrum_and_names_its_sign(name, spectrum, damping):
     objective = planted(spectrum)
@@ -72,16 +73,6 @@ def test_a_full_inverse_inverts_every_planted_spectrum_and_names_its_sign(name, 
     np.testing.assert_allclose(solution.x, expected, rtol=1e-7, atol=1e-8 / size)
     assert solution.residual.shape == (3,) and solution.residual.max() < 1e-10
     assert solution.status == ("ok" if lowest > 0 else "indefinite")
-
-
-@pytest.mark.parametrize("spectrum", [name for name in SPECTRA if SPECTRA[name].min() >= 0])
-@pytest.mark.parametrize("damping", [1e-2, 0.5, 4.0])
-def test_the_full_sketch_inverts_every_planted_positive_spectrum(spectrum, damping):
-    objective = planted(spectrum)
-    v = right_hand_sides(3, 12)
-    solution = NystroemSolver(objective, objective.theta, damping, rank=12)(v)
-    np.testing.assert_allclose(solution.x, objective.solved(v, damping), rtol=1e-9, atol=1e-9)
-    assert solution.residual.max() < 1e-10 and solution.status == "ok"
 
 
 @pytest.mark.parametrize("name", INVERSES)
@@ -200,8 +191,7 @@ def test_self_scores_of_all_pairs_are_symmetric_for_every_solver():
 
 
 def test_the_order_of_examples_changes_no_solver():
-    for problem in (mlp_problem(), (*conv_problem(), None)):
-        objective, theta, module = problem
+    for objective, theta, module in (mlp_problem(n=9), (*conv_problem(n=5), None)):
         other, _ = shuffled(objective)
         v = right_hand_sides(2, len(theta))
         again = every_solver(other, theta, 0.1, module)
@@ -210,8 +200,8 @@ def test_the_order_of_examples_changes_no_solver():
 
 
 def test_every_right_hand_side_is_solved_as_if_alone():
-    objective, theta, module = mlp_problem()
-    v = right_hand_sides(5, len(theta))
+    objective, theta, module = mlp_problem(n=9)
+    v = right_hand_sides(3, len(theta))
     for name, solver in every_solver(objective, theta, 0.1, module).items():
         together, alone = solver(v).x, torch.cat([solver(row[None]).x for row in v])
         torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-9, msg=name)
