@@ -20,9 +20,7 @@ from fragile_lib.choices import Estimate, Points, Removals
 from fragile_lib.estimates.influence import direction, from_direction, parameter_change
 from fragile_lib.network import NUDGE, Network
 from fragile_lib.solvers import Solver
-from fragile_lib.solvers.batch_lissa import BatchLissaSolver
 from fragile_lib.solvers.gram import GramSolver
-from fragile_lib.solvers.kfac_modules import ModuleEkfacSolver
 from fragile_lib.tools.measure import Peak
 
 RANDOM_BATCH = 100  # examples of a step of `lissa_random`
@@ -55,34 +53,29 @@ def _iterative(kind: Callable[..., Solver], **fixed: object) -> Make:
     return make
 
 
-def _lissa_single(network: Network, **options: object) -> Solver:
-    """Single examples drawn at random; scale: the largest curvature of any example."""
-    given = {"dataset": network.place, "seed": network.seed, **options}
-    return solvers.LissaSolver(*_common(network), **given)
-
-
 def _lissa_random(network: Network, **options: object) -> Solver:
     """Minibatches drawn at random; scale: twice the Hessian's largest eigenvalue plus damping, for their spread."""
     scale = 2 * (float(network.hessian.spectrum[-1]) + network.damping)
-    return _lissa_single(network, **{"batch": RANDOM_BATCH, "scale": scale, **options})
+    given = {"dataset": network.place, "seed": network.seed, "scale": scale, **options}
+    return solvers.lissa_random(*_common(network), **given)
 
 
 def _lissa_partition(network: Network, scale: float = 0.0, **options: object) -> Solver:
     """Minibatches of a fixed partition; scale: from the largest curvature of any of them, or as given above 0."""
-    return BatchLissaSolver(*_common(network), seed=network.seed, scale=scale or None, **options)
+    return solvers.lissa_partition(*_common(network), seed=network.seed, scale=scale or None, **options)
 
 
-def _kfac(kind: Callable[..., Solver]) -> Make:
+def _lissa_single(network: Network, **options: object) -> Solver:
+    """Single examples drawn at random; scale: the largest curvature of any example."""
+    return solvers.lissa_single(*_common(network), **{"dataset": network.place, "seed": network.seed, **options})
+
+
+def _kronecker(kind: Callable[..., Solver]) -> Make:
     def make(network: Network, **options: object) -> Solver:
-        return kind(*_common(network), module=network.curvature.model.module(network.theta), **options)
+        module = network.curvature.model.module(network.theta)
+        return kind(*_common(network), module=module, **{"seed": network.seed, **options})
 
     return make
-
-
-def _ekfac(network: Network, **options: object) -> Solver:
-    """In eigenvalue-corrected Kronecker factors of the module's layers."""
-    module = network.curvature.model.module(network.theta)
-    return ModuleEkfacSolver(*_common(network), module=module, seed=network.seed, **options)
 
 
 SOLVERS: dict[str, Make] = {
@@ -98,9 +91,9 @@ SOLVERS: dict[str, Make] = {
     "lissa_partition": _lissa_partition,
     "arnoldi": _iterative(solvers.ArnoldiSolver, remainder="diagonal"),
     "nystroem": _iterative(solvers.NystroemSolver),
-    "kfac": _kfac(solvers.KfacSolver),
-    "ekfac": _ekfac,
-    "identity": _iterative(solvers.IdentitySolver),
+    "kfac": _kronecker(solvers.KfacSolver),
+    "ekfac": _kronecker(solvers.EkfacSolver),
+    "identity": _iterative(solvers.IdentitySolver, measured=True),
 }
 
 

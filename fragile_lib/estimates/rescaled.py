@@ -23,7 +23,7 @@ from torch import Tensor
 from fragile_lib.choices import Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.network import Network
-from fragile_lib.solvers.dense import DenseSolver
+from fragile_lib.solvers.dense import ExactSolver
 from fragile_lib.solvers.gram import factors_of
 from fragile_lib.tools.measure import Peak
 
@@ -70,8 +70,10 @@ def newton_step(
     with Peak() as peak:
         made, gradients = SOLVERS[solver](network, **options), network.test_gradients(points)
         solve = _counted(made)
-        if isinstance(made, DenseSolver):
-            steps = [_dense_step(network, made, gradients, group) for group in removals.members]
+        if isinstance(made, ExactSolver):
+            matrix = (made.vectors * made.spectrum) @ made.vectors.T
+            matrix.diagonal().add_(made.damping)
+            steps = [_dense_step(network, matrix, gradients, group, made.gauss_newton) for group in removals.members]
         else:
             steps = [_whole_step(network, solve, gradients, group) for group in removals.members]
     changes = np.array([found for found, _ in steps]).reshape(len(removals), len(points))
@@ -123,15 +125,13 @@ def _whole_step(
 
 
 def _dense_step(
-    network: Network, solver: DenseSolver, gradients: Tensor, group: tuple[int, ...]
+    network: Network, matrix: Tensor, gradients: Tensor, group: tuple[int, ...], gauss_newton: bool
 ) -> tuple[np.ndarray, bool]:
-    """The same with the removal's own Hessian, from the dense matrix."""
+    """The same with the removal's own Hessian, or its Gauss-Newton part, from the dense damped matrix (P, P)."""
     some, n = network.members(group), network.train.n
     weights = torch.ones(1, some.n, dtype=network.theta.dtype, device=network.theta.device)
-    own = some.matrices(network.theta[None], weights, gauss_newton=solver.gauss_newton)[0]
+    left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n
     pull = some.gradient(network.theta[None], weights)[0]
-    left = solver.matrix - own / n
-    left.diagonal().add_(solver.damping)
     factor, info = torch.linalg.cholesky_ex(left)
     step = torch.cholesky_solve(pull[:, None], factor) if int(info) == 0 else torch.linalg.solve(left, pull[:, None])
     return (gradients @ step[:, 0] / n).double().cpu().numpy(), int(info) == 0

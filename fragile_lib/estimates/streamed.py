@@ -15,8 +15,7 @@ from fragile_lib.choices import NAN, Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.estimates.influence import Direction, as_estimate, direction
 from fragile_lib.network import Network
-from fragile_lib.solvers.base import Solution, Solver
-from fragile_lib.solvers.operator import nowhere
+from fragile_lib.solvers.base import Solution, Solver, nowhere
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
 from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.errors import bad_input

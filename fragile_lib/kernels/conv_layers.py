@@ -42,6 +42,18 @@ def buffer(size, like):
 
 
 @compiled
+def tiles(columns, out, at, row, column, source, start, offsets, k0, count, step, packed, w, bias):
+    """A row of an output map: `columns` columns by tiles of three, and one of what is left over."""
+    while columns >= 3:
+        tile3(out, at, row, column, source, start, offsets, k0, count, step, packed, w, bias)
+        at, start, columns = at + 3 * column, start + 3 * step, columns - 3
+    if columns == 2:
+        tile2(out, at, row, column, source, start, offsets, k0, count, step, packed, w, bias)
+    elif columns == 1:
+        tile1(out, at, row, column, source, start, offsets, k0, count, step, packed, w, bias)
+
+
+@compiled
 def convolve(net, layer, source, out, packed, c_first, c_stop, bias):
     """z of a layer into `out`: packed[bias] + sum over input channels c_first .. c_stop of W a.
 
@@ -59,14 +71,7 @@ def convolve(net, layer, source, out, packed, c_first, c_stop, bias):
         for y in range(p[SIDE_OUT]):
             at = p[INTO] + block * ROWS * row + y * p[SIDE_OUT] * net.lanes
             s = p[FROM] + y * p[STRIDE] * line
-            left = p[SIDE_OUT]
-            while left >= 3:
-                tile3(out, at, row, net.lanes, source, s, net.taps, k0, count, step, packed, w, b)
-                at, s, left = at + 3 * net.lanes, s + 3 * step, left - 3
-            if left == 2:
-                tile2(out, at, row, net.lanes, source, s, net.taps, k0, count, step, packed, w, b)
-            elif left == 1:
-                tile1(out, at, row, net.lanes, source, s, net.taps, k0, count, step, packed, w, b)
+            tiles(p[SIDE_OUT], out, at, row, net.lanes, source, s, net.taps, k0, count, step, packed, w, b)
 
 
 @compiled
@@ -95,14 +100,7 @@ def pull(net, layer, source, out, packed):
                 w = p[BACK] + ((block * p[KERNEL] + kx) * terms + first) * ROWS
                 at = line + kx * net.lanes
                 s = p[INTO] + (iy // p[STRIDE]) * side * net.lanes
-                left = side
-                while left >= 3:
-                    tile3(out, at, row, step, source, s, net.pulls, k0, count, net.lanes, packed, w, -1)
-                    at, s, left = at + 3 * step, s + 3 * net.lanes, left - 3
-                if left == 2:
-                    tile2(out, at, row, step, source, s, net.pulls, k0, count, net.lanes, packed, w, -1)
-                elif left == 1:
-                    tile1(out, at, row, step, source, s, net.pulls, k0, count, net.lanes, packed, w, -1)
+                tiles(side, out, at, row, step, source, s, net.pulls, k0, count, net.lanes, packed, w, net.add)
 
 
 @compiled

@@ -8,12 +8,11 @@ back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fragile_lib.kernels.conv_tiles import LANES, ROWS
-from fragile_lib.models.small_cnn import SmallCNN, Stage
 
 # Columns of `Net.plan`, one row a layer.
 N_IN, N_OUT, KERNEL, STRIDE, SIDE_IN, SIDE_OUT = range(6)
@@ -24,6 +23,10 @@ GRADIENT, BIAS_GRADIENT, AFTER = 14, 15, 16  # in a buffer of gradients: weights
 FIELDS = 17
 
 TANH, RELU = 0, 1
+
+
+Stage = Any  # `models.small_cnn.Stage`, of which the numbers are read
+Network = Any  # with `stages`, n_params and an activation, as `models.small_cnn.SmallCNN`
 
 
 class Net(NamedTuple):
@@ -69,7 +72,7 @@ class Layout:
         return np.ascontiguousarray(np.concatenate([theta, zero], -1)[..., self.pack])
 
 
-def layout(model: SmallCNN, dtype: np.dtype) -> Layout:
+def layout(model: Network, dtype: np.dtype) -> Layout:
     """The layout of a network for float64 or float32."""
     lanes = LANES[np.dtype(dtype)]
     plan = np.zeros((len(model.stages), FIELDS), np.int64)
@@ -91,7 +94,7 @@ def layout(model: SmallCNN, dtype: np.dtype) -> Layout:
         row[BIAS_GRADIENT] = place + _padded(stage.n_out) * stage.n_in * stage.kernel**2 * lanes
         row[AFTER] = place = row[BIAS_GRADIENT] + _padded(stage.n_out) * lanes
     zeros = sum(map(len, pack))
-    pack.append(np.full(_padded(max(model.channels, model.n_classes)), model.n_params))
+    pack.append(np.full(_padded(max(stage.n_out for stage in model.stages)), model.n_params))
     tables = np.concatenate(taps), np.concatenate(pulls), np.concatenate(spans)
     activation = RELU if model.activation == "relu" else TANH
     net = Net(plan, *tables, np.ones(lanes, dtype), lanes, int(unit), int(place), zeros, activation)

@@ -64,21 +64,24 @@ def _exp_rows(values, bits):
 
 
 @njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
-def _affine(weights, start, n_in, n_out, source, first, target, into, bias):
-    """target[into + j] = bias_j + sum_i W[j, i] source[first + i], rows of length n; four inputs a pass."""
+def _affine(weights, start, n_in, n_out, source, first, target, into, add):
+    """target[into + j] = bias_j + sum_i W[j, i] source[first + i], rows of length n; four inputs a pass.
+
+    With `add` the sum is added to what is there, without the bias.
+    """
     n = source.shape[1]
     for j in range(n_out):
         row = start + j * n_in
-        b = weights[start + n_in * n_out + j] if bias else 0.0
+        b = weights[start + n_in * n_out + j]
         z = target[into + j]
         i = 0
-        if n_in >= 4:
+        if n_in >= 4 and not add:
             w0, w1, w2, w3 = weights[row], weights[row + 1], weights[row + 2], weights[row + 3]
             a0, a1, a2, a3 = source[first], source[first + 1], source[first + 2], source[first + 3]
             for s in range(n):
                 z[s] = b + w0 * a0[s] + w1 * a1[s] + w2 * a2[s] + w3 * a3[s]
             i = 4
-        else:
+        elif not add:
             z[:] = b
         while i + 4 <= n_in:
             w0, w1, w2, w3 = weights[row + i], weights[row + i + 1], weights[row + i + 2], weights[row + i + 3]
@@ -131,7 +134,7 @@ def _affine_transposed(weights, start, n_in, n_out, source, first, target, into,
 
 @njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
 def _outer_sum(deltas, first_out, n_out, source, first_in, n_in, gradient, start, add):
-    """gradient of one layer: W[j, i] (+)= sum_s delta[j, s] a[i, s], b[j] (+)= sum_s delta[j, s]."""
+    """gradient of one layer: W[j, i] = sum_s delta[j, s] a[i, s], b[j] = sum_s delta[j, s]; with `add` W += alone."""
     n = source.shape[1]
     for j in range(n_out):
         d = deltas[first_out + j]
@@ -162,11 +165,11 @@ def _outer_sum(deltas, first_out, n_out, source, first_in, n_in, gradient, start
                 t0 += d[s] * a0[s]
             gradient[row + i] = gradient[row + i] + t0 if add else t0
             i += 1
-        t0 = 0.0
-        for s in range(n):
-            t0 += d[s]
-        k = start + n_in * n_out + j
-        gradient[k] = gradient[k] + t0 if add else t0
+        if not add:
+            t0 = 0.0
+            for s in range(n):
+                t0 += d[s]
+            gradient[start + n_in * n_out + j] = t0
 
 
 @njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
@@ -212,7 +215,7 @@ def _forward(theta, x, sizes, activation, units, slopes, bits):
     first, start = 0, 0
     for layer in range(sizes.shape[0] - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        _affine(theta, start, n_in, n_out, units, first, units, first + n_in, True)
+        _affine(theta, start, n_in, n_out, units, first, units, first + n_in, False)
         if layer < sizes.shape[0] - 2:
             _activate(units, slopes, first + n_in, n_out, activation, bits)
         first += n_in
@@ -273,12 +276,29 @@ def _deltas(theta, weight, x, y, sizes, activation, units, slopes, deltas, bits)
 
 
 @njit(cache=True, inline="never", nogil=True)
-def _layer_sums(sizes, deltas, units, gradient, add):
+def _deltas_and_odds(theta, weight, x, y, sizes, activation, units, slopes, deltas, scratch, probabilities, bits):
+    """`_deltas`, and the softmax of the logits in `probabilities` (classes, n); scratch as large as units."""
+    _deltas(theta, weight, x, y, sizes, activation, units, slopes, deltas, bits)
+    top = units.shape[0] - sizes[-1]
+    _softmax(units, scratch, top, sizes[-1], bits)
+    probabilities[:] = scratch[top:]
+
+
+@njit(cache=True, inline="never", nogil=True)
+def _buffers(sizes, n):
+    """Five arrays (U, n) for units, slopes, deltas and what moves them; (classes, n) for odds; (n,) for `_exp_rows`."""
+    units, odds = np.empty((sizes.sum(), n)), np.empty((sizes[-1], n))
+    slopes, deltas = np.empty_like(units), np.empty_like(units)
+    return units, slopes, deltas, np.empty_like(units), np.empty_like(units), odds, np.empty(n, np.int64)
+
+
+@njit(cache=True, inline="never", nogil=True)
+def _layer_sums(sizes, deltas, units, gradient):
     """The gradient (P,) of every layer from its deltas and its inputs."""
     first, start = 0, 0
     for layer in range(sizes.shape[0] - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        _outer_sum(deltas, first + n_in, n_out, units, first, n_in, gradient, start, add)
+        _outer_sum(deltas, first + n_in, n_out, units, first, n_in, gradient, start, False)
         first += n_in
         start += n_in * n_out + n_out
 
@@ -298,36 +318,30 @@ def descend(theta, velocity, weights, x, y, dataset, sizes, activation, decay, r
     theta, velocity (E, P); weights (E, n); x (S, d, n) features with the examples contiguous; y (S, n) labels;
     dataset (E,) which of the S each network sees; decay (P,) the L2 coefficient of each parameter.
     """
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    bits = np.empty(x.shape[2], np.int64)
+    units, slopes, deltas, _, _, _, bits = _buffers(sizes, x.shape[2])
     gradient = np.empty(theta.shape[1])
     for e in range(theta.shape[0]):
         d = dataset[e]
         for _ in range(steps):
             _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-            _layer_sums(sizes, deltas, units, gradient, False)
+            _layer_sums(sizes, deltas, units, gradient)
             _momentum_step(theta[e], velocity[e], gradient, decay, rate, momentum)
 
 
 @njit(cache=True, nogil=True)
 def gradients(theta, weights, x, y, dataset, sizes, activation, out):
     """out (E, P) = grad_theta sum_i w_i loss_i for each network; no L2 term."""
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    bits = np.empty(x.shape[2], np.int64)
+    units, slopes, deltas, _, _, _, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
         d = dataset[e]
         _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-        _layer_sums(sizes, deltas, units, out[e], False)
+        _layer_sums(sizes, deltas, units, out[e])
 
 
 @njit(cache=True, nogil=True)
 def logits(theta, x, dataset, sizes, activation, out):
     """out (E, classes, n) = the networks' logits."""
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes = np.empty_like(units)
-    bits = np.empty(x.shape[2], np.int64)
+    units, slopes, _, _, _, _, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
         _forward(theta[e], x[dataset[e]], sizes, activation, units, slopes, bits)
         out[e] = units[units.shape[0] - sizes[-1] :]
@@ -341,34 +355,13 @@ def _tangent_forward(theta, v, sizes, units, slopes, tangent):
     for layer in range(sizes.shape[0] - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
         into = first + n_in
-        _affine(v, start, n_in, n_out, units, first, tangent, into, True)
+        _affine(v, start, n_in, n_out, units, first, tangent, into, False)
         if layer > 0:
-            _affine_add(theta, start, n_in, n_out, tangent, first, tangent, into)
+            _affine(theta, start, n_in, n_out, tangent, first, tangent, into, True)
         if layer < sizes.shape[0] - 2:
             _times_slope(tangent, slopes, into, n_out)
         first += n_in
         start += n_in * n_out + n_out
-
-
-@njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
-def _affine_add(weights, start, n_in, n_out, source, first, target, into):
-    """target[into + j] += sum_i W[j, i] source[first + i]."""
-    n = source.shape[1]
-    for j in range(n_out):
-        z = target[into + j]
-        row = start + j * n_in
-        i = 0
-        while i + 4 <= n_in:
-            w0, w1, w2, w3 = weights[row + i], weights[row + i + 1], weights[row + i + 2], weights[row + i + 3]
-            a0, a1, a2, a3 = source[first + i], source[first + i + 1], source[first + i + 2], source[first + i + 3]
-            for s in range(n):
-                z[s] += w0 * a0[s] + w1 * a1[s] + w2 * a2[s] + w3 * a3[s]
-            i += 4
-        while i < n_in:
-            w0, a0 = weights[row + i], source[first + i]
-            for s in range(n):
-                z[s] += w0 * a0[s]
-            i += 1
 
 
 @njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
@@ -421,7 +414,7 @@ def _product(
         _times_slope(second, slopes, first, n_in)
         if not gauss_newton and activation != RELU:
             _tangent_slope(second, deltas, units, slopes, tangent, first, n_in, activation)
-    _layer_sums(sizes, second, units, out, False)
+    _layer_sums(sizes, second, units, out)
     if not gauss_newton:
         _layer_sums_hidden(sizes, deltas, tangent, out)
 
@@ -432,38 +425,19 @@ def _layer_sums_hidden(sizes, deltas, tangent, out):
     first, start = sizes[0], sizes[0] * sizes[1] + sizes[1]
     for layer in range(1, sizes.shape[0] - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        _outer_sum_weights(deltas, first + n_in, n_out, tangent, first, n_in, out, start)
+        _outer_sum(deltas, first + n_in, n_out, tangent, first, n_in, out, start, True)
         first += n_in
         start += n_in * n_out + n_out
-
-
-@njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
-def _outer_sum_weights(deltas, first_out, n_out, source, first_in, n_in, out, start):
-    n = source.shape[1]
-    for j in range(n_out):
-        d = deltas[first_out + j]
-        for i in range(n_in):
-            a = source[first_in + i]
-            total = 0.0
-            for s in range(n):
-                total += d[s] * a[s]
-            out[start + j * n_in + i] += total
 
 
 @njit(cache=True, nogil=True)
 def products(theta, v, weights, x, y, dataset, sizes, activation, gauss_newton, out):
     """out (E, K, P) = curvature of sum_i w_i loss_i times each v (E, K, P); Hessian or Gauss-Newton, no L2 term."""
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    tangent, second = np.empty_like(units), np.empty_like(units)
-    probabilities = np.empty((sizes[-1], x.shape[2]))
-    bits = np.empty(x.shape[2], np.int64)
-    top = units.shape[0] - sizes[-1]
+    units, slopes, deltas, tangent, second, probabilities, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
         d = dataset[e]
-        _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-        _softmax(units, tangent, top, sizes[-1], bits)
-        probabilities[:] = tangent[top:]
+        network = theta[e], weights[e], x[d], y[d], sizes, activation
+        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
         for k in range(v.shape[1]):
             _product(
                 theta[e], v[e, k], weights[e], probabilities, sizes, activation,
@@ -492,7 +466,7 @@ def _column(theta, layer, out_unit, in_unit, weight, probabilities, sizes, activ
         n_in, n_out = sizes[k], sizes[k + 1]
         if k > layer:
             tangent[at + n_in : at + n_in + n_out] = 0.0
-            _affine_add(theta, offset, n_in, n_out, tangent, at, tangent, at + n_in)
+            _affine(theta, offset, n_in, n_out, tangent, at, tangent, at + n_in, True)
         if k < layers - 1:
             _times_slope(tangent, slopes, at + n_in, n_out)
         at += n_in
@@ -505,7 +479,7 @@ def _column(theta, layer, out_unit, in_unit, weight, probabilities, sizes, activ
         _outer_sum(second, at + n_in, n_out, units, at, n_in, column, offset, False)
         if k > layer:
             if not gauss_newton:
-                _outer_sum_weights(deltas, at + n_in, n_out, tangent, at, n_in, column, offset)
+                _outer_sum(deltas, at + n_in, n_out, tangent, at, n_in, column, offset, True)
             _affine_transposed(theta, offset, n_in, n_out, second, at + n_in, second, at, False)
             _times_slope(second, slopes, at, n_in)
             if not gauss_newton and activation != RELU:
@@ -515,17 +489,11 @@ def _column(theta, layer, out_unit, in_unit, weight, probabilities, sizes, activ
 @njit(cache=True, nogil=True)
 def matrices(theta, weights, x, y, dataset, sizes, activation, gauss_newton, out):
     """out (E, P, P) = the Hessian or Gauss-Newton matrix of sum_i w_i loss_i, no L2 term; symmetric."""
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    tangent, second = np.empty_like(units), np.empty_like(units)
-    probabilities = np.empty((sizes[-1], x.shape[2]))
-    bits = np.empty(x.shape[2], np.int64)
-    top = units.shape[0] - sizes[-1]
+    units, slopes, deltas, tangent, second, probabilities, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
         d = dataset[e]
-        _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-        _softmax(units, tangent, top, sizes[-1], bits)
-        probabilities[:] = tangent[top:]
+        network = theta[e], weights[e], x[d], y[d], sizes, activation
+        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
         p = 0
         for layer in range(sizes.shape[0] - 1):
             n_in, n_out = sizes[layer], sizes[layer + 1]
@@ -545,9 +513,7 @@ def matrices(theta, weights, x, y, dataset, sizes, activation, gauss_newton, out
 @njit(cache=True, nogil=True)
 def directional(theta, v, x, y, dataset, sizes, activation, out):
     """out (E, K, n) = derivative of each loss_i along v (E, K, P): forward mode, no per-example gradients."""
-    units = np.empty((sizes.sum(), x.shape[2]))
-    slopes, tangent, scratch = np.empty_like(units), np.empty_like(units), np.empty_like(units)
-    bits = np.empty(x.shape[2], np.int64)
+    units, slopes, scratch, tangent, _, _, bits = _buffers(sizes, x.shape[2])
     classes = sizes[-1]
     top = units.shape[0] - classes
     for e in range(theta.shape[0]):
@@ -565,9 +531,7 @@ def directional(theta, v, x, y, dataset, sizes, activation, out):
 def example_gradients(theta, x, y, dataset, sizes, activation, out):
     """out (E, n, P) = gradient of each loss_i."""
     n = x.shape[2]
-    units = np.empty((sizes.sum(), n))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    bits = np.empty(n, np.int64)
+    units, slopes, deltas, _, _, _, bits = _buffers(sizes, n)
     ones = np.ones(n)
     for e in range(theta.shape[0]):
         d = dataset[e]
@@ -592,21 +556,15 @@ def lissa(theta, v, x, y, draws, sizes, activation, decay, damping, scale, out):
     theta (P,); v, out (K, P); x (d, n); y (n,); draws (T,). The fixed point in the mean is (H + damping I)^-1 v
     (Agarwal, Bullins, Hazan 2016, with the scale of Koh and Liang 2017 dividing the damping too).
     """
-    units = np.empty((sizes.sum(), 1))
-    slopes, deltas = np.empty_like(units), np.empty_like(units)
-    tangent, second = np.empty_like(units), np.empty_like(units)
-    probabilities = np.empty((sizes[-1], 1))
-    bits = np.empty(1, np.int64)
+    units, slopes, deltas, tangent, second, probabilities, bits = _buffers(sizes, 1)
     one = np.ones(1)
-    top = units.shape[0] - sizes[-1]
     product, column = np.empty(theta.shape[0]), np.empty((x.shape[0], 1))
     out[:] = v
     for t in range(draws.shape[0]):
         i = draws[t]
         column[:, 0] = x[:, i]
-        _deltas(theta, one, column, y[i : i + 1], sizes, activation, units, slopes, deltas, bits)
-        _softmax(units, tangent, top, sizes[-1], bits)
-        probabilities[:] = tangent[top:]
+        network = theta, one, column, y[i : i + 1], sizes, activation
+        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
         for k in range(v.shape[0]):
             h = out[k]
             _product(

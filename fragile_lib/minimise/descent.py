@@ -16,6 +16,7 @@ from torch import Tensor
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.spectrum import extreme_eigenvalues
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
 STATIONARY = 1e-8  # ||grad J|| of a certified stationary point; starts have about 1
@@ -137,18 +138,3 @@ def kinks(objective: Objective, theta: Tensor, near: float = 1e-5) -> Tensor:
     found = [objective.model.preactivations(theta[s], objective.data.x[place[s]]) for s in range(len(theta))]
     live = [z[:, (z > 0).any(0)] for z in found]
     return torch.tensor([int((z.abs() < near).sum()) for z in live])
-
-
-class flushed_denormals:  # noqa: N801 (reads as a phrase after `with`)
-    """Within: denormal numbers count as zero on this thread; they make small converging networks many times slower."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        flushed_denormals.depth += 1
-        torch.set_flush_denormal(True)
-
-    def __exit__(self, *_: object) -> None:
-        flushed_denormals.depth -= 1
-        if not flushed_denormals.depth:
-            torch.set_flush_denormal(False)

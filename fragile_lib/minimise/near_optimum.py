@@ -122,9 +122,7 @@ class _Whitened:
 
 def value_and_gradient(objective: Objective, theta: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     """J (E,) and its gradient (E, P), in one pass over the data where the objective can do that."""
-    if hasattr(objective, "value_and_gradient"):
-        return objective.value_and_gradient(theta, weights, place)
-    return objective.value(theta, weights, place), objective.gradient(theta, weights, place)
+    return objective.value_and_gradient(theta, weights, place)
 
 
 def chord(

@@ -90,6 +90,16 @@ class MLP:
             at += n_in * n_out + n_out
         return x
 
+    def module(self, theta: Tensor) -> torch.nn.Sequential:
+        """The same network as torch.nn modules that own copies of theta, in its floating type and order."""
+        kinds = {"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh(), "softplus": torch.nn.Softplus(self.sharpness, 40.0)}
+        layers: list[torch.nn.Module] = []
+        for n_in, n_out in self.shapes:
+            layers += [torch.nn.Linear(n_in, n_out), kinds[self.activation]]
+        network = torch.nn.Sequential(*layers[:-1]).to(theta)
+        torch.nn.utils.vector_to_parameters(theta.detach().clone(), network.parameters())
+        return network
+
     def smoothed(self, sharpness: float) -> MLP:
         """The same network with softplus of this sharpness in the place of ReLU."""
         return replace(self, activation="softplus", sharpness=sharpness)

@@ -15,7 +15,7 @@ from fragile_lib.choices import Points
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.schedule import Continued, Schedule
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.dense import DenseSolver
+from fragile_lib.solvers.dense import DenseSolver, ExactSolver
 
 NUDGE = 1e-6  # damping of what is undamped: a common shift of the output biases has no curvature at all
 # Facts of a certificate that every row of the results carries, where they were measured.
@@ -94,17 +94,18 @@ class Network:
         return {"seed": self.seed, "fit": self.fit} | {k: self.certificate[k] for k in SHARED if k in self.certificate}
 
     @cached_property
-    def hessian(self) -> DenseSolver:
+    def hessian(self) -> ExactSolver:
         """The direct solver of the damped Hessian, made when it is first asked for."""
         return self._direct(gauss_newton=False)
 
     @cached_property
-    def gauss_newton(self) -> DenseSolver:
+    def gauss_newton(self) -> ExactSolver:
         """The same of the Gauss-Newton matrix."""
         return self._direct(gauss_newton=True)
 
-    def _direct(self, gauss_newton: bool) -> DenseSolver:
-        return DenseSolver(self.train, self.theta, self.damping, gauss_newton, single=self.single, dataset=self.place)
+    def _direct(self, gauss_newton: bool) -> ExactSolver:
+        common = self.train, self.theta, self.damping, gauss_newton
+        return ExactSolver(*common, self.place) if self.single is None else DenseSolver(*common, single=self.single)
 
     def alone(self) -> Network:
         """The same network with objectives on its own data set alone."""

@@ -14,7 +14,8 @@ from fragile_lib.minimise.descent import Certificate, certify, descend
 from fragile_lib.minimise.newton import finish
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network.base import Network
-from fragile_lib.objectives.base import Objective, make_objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import make_objective
 
 UNUSABLE = ("diverged", "constant", "separable", "not_certified")  # fits at which no influence is estimated
 

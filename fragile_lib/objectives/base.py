@@ -2,8 +2,8 @@
 
     J(theta; w) = sum_i w_i loss(z_i, theta) + (weight_decay / 2) ||theta_reg||^2,     w_i = 1/n by default
 
-Two classes with one interface: `Objective`, on torch.func, for any network and device, and `FusedObjective`, on the
-compiled kernels of `mlp_kernels`, for multilayer perceptrons on a CPU. `make_objective` chooses.
+`Objective`, on torch, serves any network and device; the other modules of this folder have the same interface.
+`fused.make_objective` chooses.
 
 Letters: E stack size, P parameters, n examples, K vectors, S data sets. Every method takes theta (E, P) and, where a
 stack member's data set is not the one of its own position, `dataset` (E,), the index of each member's data set.
@@ -11,29 +11,43 @@ stack member's data set is not the one of its own position, `dataset` (E,), the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from fragile_lib.data.sets import Data
-from fragile_lib.kernels import mlp as mlp_kernels
-from fragile_lib.kernels.shallow import shallow_matrices
-from fragile_lib.models.mlp import MLP
 from fragile_lib.tools.errors import bad_input
+
+SMALL = 2**22  # numbers: per-example gradients that are held at once rather than passed over for each direction
+
+
+class Model(Protocol):
+    """What an objective asks of a network: theta (P,), x (n, ...) -> logits (n, classes); P; where the L2 term acts."""
+
+    n_params: int
+    is_weight: Tensor
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class GrownError(ArithmeticError):
+    """A recursion was ended because it grew; its argument is the number of steps made."""
 
 
 class Objective:
-    """J and its derivatives by torch.func, for any `model(theta (P,), x (n, ...)) -> logits (n, classes)`.
+    """J and its derivatives by torch, for any `Model`.
 
     Raises:
         InputError: a weight decay that is negative or not finite.
     """
 
-    def __init__(self, model: MLP, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
+    def __init__(self, model: Model, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
         if not (np.isfinite(weight_decay) and weight_decay >= 0):
             raise bad_input("weight_decay", weight_decay, "give a finite number of at least 0")
         self.model, self.weight_decay = model, float(weight_decay)
@@ -82,11 +96,22 @@ class Objective:
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad loss(z_i, theta_e): (E, n, P), without L2 term."""
         d = self.members(theta, dataset)
-        one = vmap(grad(lambda t, x, y: self._loss(t, x[None], y[None])[0]), in_dims=(None, 0, 0))
-        return vmap(one)(theta, self.data.x[d], self.data.y[d])
+        losses = vmap(vmap(lambda t, x, y: self._loss(t, x[None], y[None])[0]))
+        each = theta[:, None].expand(-1, self.n, -1)
+        return slope(lambda t: losses(t, self.data.x[d], self.data.y[d]).sum(), each)
+
+    def logit_gradients(self, theta: Tensor, dataset: int = 0) -> Tensor:
+        """(n, classes) the derivative of each loss in its logits at theta (P,); softmax minus label: cross entropy."""
+        p = self.logits(theta[None], torch.tensor([dataset]))[0].softmax(1)
+        return p - one_hot(self.data.y[dataset], p.shape[1])
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """v_k . grad loss(z_i, theta_e): (E, K, n) for v (E, K, P), by forward mode: no per-example gradients."""
+        """v_k . grad loss(z_i, theta_e): (E, K, n) for v (E, K, P).
+
+        By one forward-mode pass for each v, without per-example gradients; where these are few numbers, by them.
+        """
+        if self.n * theta.numel() <= SMALL:
+            return v @ self.example_gradients(theta, dataset).mT
         d = self.members(theta, dataset)
 
         def one(t: Tensor, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -103,8 +128,33 @@ class Objective:
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad J(theta_e; w_e): (E, P)."""
         d = self.members(theta, dataset)
-        data_part = vmap(grad(self._weighted))(theta, weights, self.data.x[d], self.data.y[d])
-        return data_part + self.decay * theta
+        x, y = self.data.x[d], self.data.y[d]
+        return slope(lambda t: vmap(self._weighted)(t, weights, x, y).sum(), theta) + self.decay * theta
+
+    def value_and_gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """J (E,) and its gradient (E, P); in one pass over the data where the kind of objective can do that."""
+        return self.value(theta, weights, dataset), self.gradient(theta, weights, dataset)
+
+    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """(E, P) grad J(theta_e; w_e) + sum_i J_ei^T c_i, J_ei the Jacobian of the logits, c (n, classes)."""
+        x = self.data.x[self.members(theta, dataset)]
+        pulled = slope(lambda t: (cotangent * vmap(self.model)(t, x)).sum(), theta)
+        return self.gradient(theta, weights, dataset) + pulled
+
+    def value_and_gradient_with(
+        self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """J(theta_e; w_e) + sum_i <c_i, logits_ei> (E,) for c (n, classes), and its gradient, as `gradient_with`."""
+        paired = (cotangent * self.logits(theta, dataset)).sum((1, 2))
+        return self.value(theta, weights, dataset) + paired, self.gradient_with(theta, weights, cotangent, dataset)
+
+    def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
+        """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
+        some = Data(self.data.x[:, rows], self.data.y[:, rows])
+        part = type(self)(self.model, some, self.weight_decay, str(self.device))
+        return part.gradient(theta, weights[:, rows], dataset).to(theta.dtype)
 
     def products(
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
@@ -144,29 +194,52 @@ class Objective:
             theta = theta - rate * velocity
         return theta, velocity
 
+    def batch_products(
+        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
+    ) -> Tensor:
+        """(K, P): the mean Hessian of the losses of a few examples, or its Gauss-Newton part, times each v (K, P).
+
+        At one network theta (P,), for the examples `rows` (B,) of a data set, without L2 term.
+        """
+        x, y = self.data.x[dataset, rows], self.data.y[dataset, rows]
+        mean = torch.full_like(y, 1 / len(rows), dtype=theta.dtype)
+        one = self._ggn_product if gauss_newton else self._hessian_product
+        return vmap(one, in_dims=(None, 0, None, None, None))(theta, v, mean, x, y)
+
     def stochastic_recursion(
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+        self,
+        theta: Tensor,
+        v: Tensor,
+        draws: Iterable[np.ndarray],
+        dataset: Tensor,
+        damping: float,
+        scale: float,
+        growth: float | None = None,
     ) -> Tensor:
         """x (K, P) after h <- v + h - (H_t + L2 + damping) h / scale; x = h / scale.
 
         H_t is the mean Hessian of the examples draws[t], one (T,) or a minibatch (T, B). It ends early where h is not
         finite any more.
+
+        Raises:
+            GrownError: |h| after t steps is beyond `growth` (t + 1) |v|: that many times larger than contractions make
+                it.
         """
-        x, y, h = self.data.x[dataset[0]], self.data.y[dataset[0]], v
-        draws = draws.reshape(len(draws), -1)
-        mean = torch.full(draws.shape[1:], 1 / draws.shape[1], dtype=theta.dtype, device=theta.device)
-        product = vmap(self._hessian_product, in_dims=(None, 0, None, None, None))
-        for t, batch in enumerate(torch.from_numpy(draws).to(self.device)):
-            curved = product(theta, h, mean, x[batch], y[batch])
+        h, place, size = v, int(dataset[0]), v.norm(dim=1)
+        for step, rows in enumerate(draws, 1):
+            curved = self.batch_products(theta, h, np.atleast_1d(rows), place)
             h = v + h - (curved + (self.decay + damping) * h) / scale
-            if t % 100 == 99 and not torch.isfinite(h).all():
+            if growth is not None and not bool((h.norm(dim=1) <= growth * (step + 1) * size).all()):
+                raise GrownError(step)
+            if step % 100 == 0 and not torch.isfinite(h).all():
                 break
         return h / scale
 
     # -- of one network ----------------------------------------------------------------------------------------------
 
     def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(self.model(theta, x), y, reduction="none")
+        # cross entropy in two steps: as one, its first use under vmap imports for a third of a second
+        return -self.model(theta, x).log_softmax(1).gather(1, y[:, None])[:, 0]
 
     def _weighted(self, theta: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return (weights * self._loss(theta, x, y)).sum()
@@ -182,101 +255,6 @@ class Objective:
         return vjp(network, theta)[1](cotangent)[0]
 
 
-class FusedObjective(Objective):
-    """The same for an `MLP` on a CPU in float64, by compiled kernels that run each network inside the cache."""
-
-    def __init__(self, model: MLP, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
-        super().__init__(model, data, weight_decay, device)
-        self._x = np.ascontiguousarray(data.x.numpy().transpose(0, 2, 1))
-        self._y = np.ascontiguousarray(data.y.numpy())
-        self._sizes = np.array(model.sizes)
-        self._activation = {"relu": mlp_kernels.RELU, "tanh": mlp_kernels.TANH, "softplus": model.sharpness}[
-            model.activation
-        ]
-
-    def _arguments(self, theta: Tensor, dataset: Tensor | None) -> tuple:
-        return self._x, self._y, self.members(theta, dataset).numpy(), self._sizes, self._activation
-
-    def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        x, _, d, sizes, activation = self._arguments(theta, dataset)
-        out = np.empty((len(theta), self.model.n_classes, self.n))
-        mlp_kernels.logits(_array(theta), x, d, sizes, activation, out)
-        return torch.from_numpy(out).transpose(1, 2)
-
-    def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((len(theta), self.n, self.model.n_params))
-        mlp_kernels.example_gradients(_array(theta), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out)
-
-    def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((*v.shape[:2], self.n))
-        mlp_kernels.directional(_array(theta), _array(v), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out)
-
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty(theta.shape)
-        mlp_kernels.gradients(_array(theta), _array(weights), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out) + self.decay * theta
-
-    def products(  # noqa: D102
-        self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
-    ) -> Tensor:
-        out = np.empty(v.shape)
-        arguments = self._arguments(theta, dataset)
-        mlp_kernels.products(_array(theta), _array(v), _array(weights), *arguments, gauss_newton, out)
-        return torch.from_numpy(out) + self.decay * v
-
-    def matrices(  # noqa: D102
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
-    ) -> Tensor:
-        if self.model.depth == 1:  # one matrix product beats the kernel's columns
-            d = self.members(theta, dataset)
-            found = shallow_matrices(self.model, theta, self.data.x[d], self.data.y[d], weights, gauss_newton)
-            found.diagonal(dim1=1, dim2=2).add_(self.decay)
-            return found
-        out = np.empty((len(theta), theta.shape[1], theta.shape[1]))
-        arguments = self._arguments(theta, dataset)
-        mlp_kernels.matrices(_array(theta), _array(weights), *arguments, gauss_newton, out)
-        return torch.from_numpy(out) + torch.diag(self.decay)
-
-    def descend(  # noqa: D102
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        weights: Tensor,
-        dataset: Tensor,
-        rate: float,
-        momentum: float,
-        steps: int,
-    ) -> tuple[Tensor, Tensor]:
-        theta, velocity = theta.clone(), velocity.clone()
-        arguments = self._arguments(theta, dataset)
-        state = theta.numpy(), velocity.numpy(), _array(weights)
-        mlp_kernels.descend(*state, *arguments, self.decay.numpy(), rate, momentum, steps)
-        return theta, velocity
-
-    def stochastic_recursion(  # noqa: D102
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
-    ) -> Tensor:
-        if draws.ndim > 1:
-            return super().stochastic_recursion(theta, v, draws, dataset, damping, scale)
-        out, d = np.empty(v.shape), int(dataset[0])
-        options = self._sizes, self._activation, self.decay.numpy(), damping, scale
-        mlp_kernels.lissa(_array(theta), _array(v), self._x[d], self._y[d], draws, *options, out)
-        return torch.from_numpy(out)
-
-
-def make_objective(model: MLP, data: Data, weight_decay: float = 0.0, device: str = "auto") -> Objective:
-    """The fastest objective for this network, data and device; `auto` takes CUDA where there is one.
-
-    Raises:
-        InputError: a device that is not `auto`, `cpu` or `cuda`, or `cuda` where there is none.
-    """
-    device = resolve_device(device)
-    fused = isinstance(model, MLP) and device == "cpu" and data.x.dtype == torch.float64
-    return (FusedObjective if fused else Objective)(model, data, weight_decay, device)
-
-
 def resolve_device(device: str) -> str:
     """`cpu` or `cuda`, with `auto` resolved."""
     if device not in ("auto", "cpu", "cuda"):
@@ -286,5 +264,17 @@ def resolve_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float64)
+def slope(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """d value / d at, in the shape of `at`, by plain autograd: torch.func.grad imports for a second when first used."""
+    at = at.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(value(at), at)[0]
+
+
+def __getattr__(name: str) -> Any:
+    """What moved to `fused`, for those who still look for it here."""
+    if name not in ("FusedObjective", "make_objective"):
+        raise AttributeError(name)
+    from fragile_lib.objectives import fused
+
+    return getattr(fused, name)

@@ -78,24 +78,31 @@ class ConvObjective(Objective):
         self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
-    def gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
-    ) -> Tensor:
-        """grad J (E, P); with a constant c (n, classes) of all networks, that of J + sum_i <c_i, logits_i>.
+    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self._gradient(theta, weights, None, dataset)
+
+    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
+        """(E, P) grad of J + sum_i <c_i, logits_i> for c (n, classes), one for all networks.
 
         One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
 
         Raises:
             InputError: a cotangent c that is not (n, classes).
         """
-        return self._gradient(theta, weights, self._cotangent(cotangent), dataset)
+        return self._gradient(theta, weights, cotangent, dataset)
 
     def value_and_gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """J (E,), in float64, and its gradient (E, P), as `gradient`, in one pass; both with the cotangent."""
+        """J (E,), in float64, and its gradient (E, P), in one pass."""
+        return self.value_and_gradient_with(theta, weights, None, dataset)
+
+    def value_and_gradient_with(
+        self, theta: Tensor, weights: Tensor, cotangent: Tensor | None, dataset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As in `Objective`, values in float64, in one pass."""
         sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, self._cotangent(cotangent), dataset, sums)
+        gradient = self._gradient(theta, weights, cotangent, dataset, sums)
         wide = theta.double()
         return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
@@ -134,17 +141,16 @@ class ConvObjective(Objective):
         found = [one(theta[e], w[e], place) for e, place in enumerate(places)]
         return torch.stack(found) + torch.diag(self.decay)
 
-    def stochastic_recursion(
-        self, theta: Tensor, v: Tensor, draws: np.ndarray, dataset: Tensor, damping: float, scale: float
+    def batch_products(  # noqa: D102
+        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
     ) -> Tensor:
-        """As in `Objective`: draws (T,) of single examples or (T, B) of batches; ends early where h is not finite."""
-        h, place, packed = v, int(dataset[0]), self._packed(theta[None])
-        for t, rows in enumerate(draws.reshape(len(draws), -1)):
-            curved = self._batch_products(packed, h, rows, place) + (self.decay + damping) * h
-            h = v + h - curved / scale
-            if t % 100 == 99 and not torch.isfinite(h).all():
-                break
-        return h / scale
+        x, net = _blocked(self._pixels[dataset : dataset + 1, rows], self._lanes), self._layout.net
+        y = _filled(self._y[dataset : dataset + 1, rows], self._lanes)
+        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
+        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
+        fixed = self._packed(theta[None]), self._packed(v[None]), x, y, np.zeros(1, np.int64), w, gauss_newton
+        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
+        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -167,14 +173,14 @@ class ConvObjective(Objective):
         self,
         theta: Tensor,
         weights: Tensor,
-        cotangent: np.ndarray,
+        cotangent: Tensor | None,
         dataset: Tensor | None,
         values: np.ndarray | None = None,
     ) -> Tensor:
         """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
         places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
         w = _filled(self._array(weights), self._lanes)
-        fixed = self._packed(theta), self._x, self._y, places, w, cotangent
+        fixed = self._packed(theta), self._x, self._y, places, w, self._cotangent(cotangent)
         parts = _parts(0, self._blocks)
         out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
         sums = np.zeros((len(parts), 0)) if values is None else values
@@ -196,16 +202,6 @@ class ConvObjective(Objective):
         out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
         self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
-
-    def _batch_products(self, packed: np.ndarray, v: Tensor, rows: np.ndarray, place: int) -> Tensor:
-        """(K, P) the mean Hessian of the losses of a few examples times each v (K, P)."""
-        x, net = _blocked(self._pixels[place : place + 1, rows], self._lanes), self._layout.net
-        y = _filled(self._y[place : place + 1, rows], self._lanes)
-        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
-        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
-        fixed = packed, self._packed(v[None]), x, y, np.zeros(1, np.int64), w, False
-        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
-        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
 
     def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:
         """Gradients of single examples, or for weights w their square roots of the Gauss-Newton matrix, by blocks."""

@@ -16,15 +16,10 @@ training had ended.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vjp
-from torch.nn.functional import one_hot
 
-from fragile_lib.minimise.near_optimum import value_and_gradient
 from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.errors import bad_input
 
@@ -50,18 +45,19 @@ class ProximalObjective:
         self.objective, self.start, self.proximity = objective, theta, objective.decay + damping
         self.n, self.uniform, self.members = objective.n, objective.uniform, objective.members
         self._place = torch.tensor([dataset])
-        self._constant = -logit_gradients(objective, theta, dataset) / objective.n
+        self._constant = -objective.logit_gradients(theta, dataset) / objective.n
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad Q(theta_e; w_e - 1/n): (E, P); always on Q's own data set, whatever `dataset` says."""
-        found = gradient_with(self.objective, theta, weights, self._constant, int(self._place))
+        found = self.objective.gradient_with(theta, weights, self._constant, self._place.expand(len(theta)))
         return self._near(found, theta)
 
     def value_and_gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Q but for a constant (E,), and its gradient (E, P), as `gradient`."""
-        value, found = value_and_gradient_with(self.objective, theta, weights, self._constant, int(self._place))
+        places = self._place.expand(len(theta))
+        value, found = self.objective.value_and_gradient_with(theta, weights, self._constant, places)
         moved, decay = theta - self.start, self.objective.decay
         value = value + (0.5 * (moved * moved) @ self.proximity - 0.5 * (theta * theta) @ decay).to(value)
         return value, self._near(found, theta)
@@ -106,7 +102,7 @@ class TiltedObjective:
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """T (E,) and its gradient (E, P), as `gradient`."""
-        value, found = value_and_gradient(self.objective, theta, weights, self._place.expand(len(theta)))
+        value, found = self.objective.value_and_gradient(theta, weights, self._place.expand(len(theta)))
         moved = theta - self.start
         value = value + (0.5 * self.damping * (moved * moved).sum(1) - moved @ self.slope).to(value)
         return value, self._near(found, theta)
@@ -119,41 +115,3 @@ class TiltedObjective:
 def _check_damping(damping: float) -> None:
     if not (np.isfinite(damping) and damping >= 0):
         raise bad_input("damping", damping, "give a finite number of at least 0")
-
-
-def logit_gradients(objective: Objective, theta: Tensor, dataset: int = 0) -> Tensor:
-    """(n, C) the derivative of each loss in its logits at theta (P,); softmax minus label for cross entropy."""
-    if hasattr(objective, "logit_gradients"):
-        return objective.logit_gradients(theta, dataset)
-    p = objective.logits(theta[None], torch.tensor([dataset]))[0].softmax(1)
-    return p - one_hot(objective.data.y[dataset], objective.model.n_classes)
-
-
-def gradient_with(objective: Objective, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
-    """(E, P) grad J(theta_e; w_e) + sum_i J_ei^T c_i for c (n, C); in one pass where the objective can do that."""
-    places = torch.full((len(theta),), dataset)
-    if _takes_cotangents(objective):
-        return objective.gradient(theta, weights, places, cotangent)
-    pulled = torch.stack([pull_back(objective, t, cotangent, dataset) for t in theta])
-    return objective.gradient(theta, weights, places) + pulled
-
-
-def value_and_gradient_with(
-    objective: Objective, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: int = 0
-) -> tuple[Tensor, Tensor]:
-    """J(theta_e; w_e) + sum_i <c_i, logits_i> (E,) for c (n, C), and its gradient, as `gradient_with`."""
-    places = torch.full((len(theta),), dataset)
-    if _takes_cotangents(objective):
-        return objective.value_and_gradient(theta, weights, places, cotangent)
-    paired = (cotangent * objective.logits(theta, places)).sum((1, 2))
-    gradient = gradient_with(objective, theta, weights, cotangent, dataset)
-    return objective.value(theta, weights, places) + paired, gradient
-
-
-def _takes_cotangents(objective: Objective) -> bool:
-    return hasattr(objective, "value_and_gradient")  # `conv_objective.ConvObjective`
-
-
-def pull_back(objective: Objective, theta: Tensor, cotangent: Tensor, dataset: int = 0) -> Tensor:
-    """(P,) sum_i J_i^T c_i, J_i the Jacobian of the logits of example i at theta (P,), for c (n, C)."""
-    return vjp(partial(objective.model, x=objective.data.x[dataset]), theta)[1](cotangent)[0]

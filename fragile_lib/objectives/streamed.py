@@ -99,11 +99,20 @@ class StreamedObjective(Objective):
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
     ) -> Tensor:
         """(1, K, P): the Hessian of J, or its Gauss-Newton part, times each v (1, K, P); the L2 term included."""
-        t, product = _one(theta), gauss_newton_product if gauss_newton else hessian_product
         total = self.decay * v[0]
         for x, y, w in self._chunks(weights[0]):
-            total += torch.cat([product(self.model, t, u, w, x, y) for u in v[0].split(self.vectors)])
+            total += self._products(_one(theta), v[0], w, x, y, gauss_newton)
         return total[None]
+
+    def batch_products(  # noqa: D102
+        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
+    ) -> Tensor:
+        x, y = self.data.x[0, rows], self.data.y[0, rows]
+        return self._products(theta, v, torch.full_like(y, 1 / len(rows), dtype=v.dtype), x, y, gauss_newton)
+
+    def _products(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor, gauss_newton: bool) -> Tensor:
+        product = gauss_newton_product if gauss_newton else hessian_product
+        return torch.cat([product(self.model, theta, u, weights, x, y) for u in v.split(self.vectors)])
 
     def _chunks(self, weights: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(x, y, weights) of one chunk after the other."""

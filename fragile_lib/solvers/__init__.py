@@ -6,22 +6,24 @@ Outcomes (`Solution.status`) of all solvers:
 * `indefinite`: C + damping I is known to have an eigenvalue at or below zero. `ExactSolver` always knows;
   `BlockCGSolver` and `MinresSolver` know it from the Krylov spaces they searched, `ArnoldiSolver` from the eigenvalues
   it found. x is the inverse all the same, as far as the residual says, but of no minimum.
-* `not_converged`: an iteration ended above its tolerance; x is the last iterate and its residual is as stated.
+* `not_converged`: an iteration ended above its tolerance, or LiSSA or a direct solve at a residual of 1 or more; x is
+  the last iterate and its residual is as stated.
 * `solver_diverged`: something is not finite; x and residual are NaN.
 """
 
 from fragile_lib.solvers.base import Solution, Solver
 from fragile_lib.solvers.cg import BlockCGSolver
-from fragile_lib.solvers.exact import ExactSolver
+from fragile_lib.solvers.dense import DenseSolver, ExactSolver
 from fragile_lib.solvers.firstorder import IdentitySolver, tracin, trak
 from fragile_lib.solvers.kfac import EkfacSolver, KfacSolver
-from fragile_lib.solvers.lissa import LissaSolver
+from fragile_lib.solvers.lissa import LissaSolver, lissa_partition, lissa_random, lissa_single
 from fragile_lib.solvers.lowrank import ArnoldiSolver, NystroemSolver
 from fragile_lib.solvers.minres import MinresSolver
 
 __all__ = [
     "ArnoldiSolver",
     "BlockCGSolver",
+    "DenseSolver",
     "EkfacSolver",
     "ExactSolver",
     "IdentitySolver",
@@ -31,6 +33,9 @@ __all__ = [
     "NystroemSolver",
     "Solution",
     "Solver",
+    "lissa_partition",
+    "lissa_random",
+    "lissa_single",
     "tracin",
     "trak",
 ]

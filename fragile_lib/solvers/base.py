@@ -51,3 +51,15 @@ def check_damping(damping: float) -> None:
     """Raise InputError for a damping that is negative or not finite."""
     if not (np.isfinite(damping) and damping >= 0):
         raise bad_input("damping", damping, "give a finite number of at least 0")
+
+
+def nowhere(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Solution and residual of a solver that diverged, all NaN: (K, P) and (K,)."""
+    return torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
+
+
+def outcome(x: Tensor, residual: Tensor, seconds: float, status: str, products: float = 0.0) -> Solution:
+    """The solution with this status; `solver_diverged`, and all NaN, where a residual is not finite."""
+    if not torch.isfinite(residual).all():
+        return Solution(*nowhere(x), seconds, "solver_diverged", float(products))
+    return Solution(x, residual, seconds, status, float(products))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution
-from fragile_lib.solvers.operator import DampedCurvature, check_count, check_tolerance, nowhere
+from fragile_lib.solvers.base import Solution, outcome
+from fragile_lib.solvers.operator import DampedCurvature, check_tolerance
+from fragile_lib.tools.checks import check_count
 
 DEPENDENT = 1e-12  # a direction of the block with less than this share of the largest singular value is rounding
 STALLED = 1e-2  # a residual this far down that 4 P directions have not halved is held up by rounding: a new run is due
@@ -82,12 +83,9 @@ class BlockCGSolver:
         self.operator.products = 0
         parts = [self._solve(part) for part in v.split(self.block or len(v))]
         x, residual = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        seconds, products = perf_counter() - began, float(self.operator.products)
-        if not torch.isfinite(residual).all():
-            return Solution(*nowhere(v), seconds, "solver_diverged", products)
         status = "ok" if residual.max() <= self.tolerance else "not_converged"
         status = "indefinite" if any(part[2] for part in parts) else status
-        return Solution(x, residual, seconds, status, products)
+        return outcome(x, residual, perf_counter() - began, status, self.operator.products)
 
     def _solve(self, v: Tensor) -> tuple[Tensor, Tensor, bool]:
         """(x, measured relative residual, whether non-positive curvature was met) for one block v (K, P)."""

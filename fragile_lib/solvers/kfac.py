@@ -8,17 +8,21 @@ to the Gauss-Newton blocks rose from 0.32 to 0.62 on a small network.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from scipy import linalg
 from torch import Tensor, nn
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution
-from fragile_lib.solvers.kfac_layers import Layer, batches, find_layers, loss_root
-from fragile_lib.solvers.operator import DampedCurvature, check_count, check_positive_damping, nowhere
+from fragile_lib.solvers.kfac_layers import Layer, NormLayer, batches, check_module, find_layers, loss_root, own_copy
+from fragile_lib.solvers.operator import AppliedInverse, DampedCurvature, check_positive_damping
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
+
+PIECE = 2**24  # numbers in one temporary of patches or of examples' gradients: 64 MB in single precision
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,24 @@ class Block:
         return self.layer.split(self.left @ inside @ self.right.T)
 
 
-class KfacSolver:
+@dataclass(frozen=True)
+class DiagonalBlock:
+    """One normalisation layer's curvature without its off-diagonal: spectrum (p,); decay (p,) its L2 factors."""
+
+    layer: NormLayer
+    spectrum: Tensor
+    decay: Tensor
+
+    def solve(self, v: Tensor, damping: float) -> Tensor:
+        """(block + L2 + damping I)^-1 on the layer's parameters: (K, p) for v (K, p)."""
+        return v / (self.spectrum + self.decay + damping)
+
+    def dense(self) -> Tensor:
+        """The block without L2 (p, p)."""
+        return torch.diag(self.spectrum)
+
+
+class KfacSolver(AppliedInverse):
     """Kronecker-factored inverse of the Gauss-Newton matrix (Martens and Grosse 2015; Grosse and Martens 2016).
 
     The matrix is taken block by block, one for each linear or convolutional layer with its bias as one more input that
@@ -68,8 +89,18 @@ class KfacSolver:
 
     L2 and damping are added to the product, not to its factors, and the sum is inverted exactly: in the eigenbasis of A
     and G, where it is diagonal but for the bias, which does not decay: a change of rank one for each direction of G.
-    `damping` so means what it does for every other solver. Products: none; the set-up costs about one backward pass a
-    class, and measuring the residual counts neither in seconds nor in products.
+    `damping` so means what it does for every other solver.
+
+    The scale and shift of a normalisation layer (BatchNorm1d and 2d with frozen statistics, GroupNorm, LayerNorm) have
+    the diagonal of their Gauss-Newton block, for gradients g_nct at its outputs, t over the places that share a
+    parameter,
+
+        scale: mean_n sum_c (sum_t g_nct xhat_nt)^2,     shift: mean_n sum_c (sum_t g_nct)^2.
+
+    Products: none; the set-up, which counts in `seconds`, costs about one backward pass a class, or a drawn label.
+    Factors are in the floating type of theta; eigenvectors are found in double precision, since single precision leaves
+    eigenvalues below 1e-7 of the largest to chance. Memory: one batch's activations, the factors, and a patch matrix of
+    at most `PIECE` numbers, or of one example.
 
     `apply` is the inverse without its residual, and is positive: a preconditioner for `BlockCGSolver`. Where the
     factors fit badly it does harm: on Koh and Liang's network, where one filter works at many places, conjugate
@@ -79,19 +110,22 @@ class KfacSolver:
         objective: J on the training data, of cross-entropy losses.
         theta: one network (P,).
         damping: above 0, since the logits' loss has no curvature along their sum.
-        module: the same network as nn.Module of Linear and Conv2d layers, whose parameters in order are theta.
-            Default: `objective.model.module(theta)`.
+        module: the same network as nn.Module, whose parameters in order are theta. It is copied. Default:
+            `objective.model.module(theta)`.
         gauss_newton: which curvature the residual is measured on; the factors are always Gauss-Newton.
         dataset: which of the objective's data sets the network sees.
         batch: examples in one pass; the answer does not depend on it.
         samples: labels drawn from the network's own probabilities for each example, in the place of all classes; for
             networks of very many classes. Unbiased, since diag(p) - p p^T is the covariance of a drawn label.
         seed: of these draws.
+        residual: another objective to measure the residual on, with the same L2; default `objective`.
         chunk: vectors in one call of `objective.products`, for the residual.
 
     Raises:
-        InputError: a bad damping or count; a module that is not the network, or with parameters outside Linear and
-            Conv2d layers; L2 that differs within the weights or the biases of a layer.
+        InputError: a bad damping or count; a module that is not the network, with layers that are random or change in
+            training mode, with parameters outside these layers or used not exactly once, or with convolutions of
+            groups or of a padding other than zeros by number; another loss; L2 that differs within the weights or the
+            biases of a Kronecker block, or between `residual` and `objective`.
     """
 
     corrected = False
@@ -107,34 +141,58 @@ class KfacSolver:
         batch: int = 256,
         samples: int | None = None,
         seed: int = 0,
+        residual: Objective | None = None,
         chunk: int | None = None,
     ) -> None:
         check_positive_damping(damping, "the curvature is zero along the sum of the logits")
         check_count("batch", batch)
         check_count("samples", samples, optional=True)
-        self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset, chunk)
-        if type(objective)._loss is not Objective._loss:
-            raise bad_input("objective", type(objective).__name__, "K-FAC here knows the cross entropy alone")
+        residual = objective if residual is None else residual
+        self.operator = DampedCurvature(residual, theta, damping, gauss_newton, dataset, chunk)
+        for name, one in (("objective", objective), ("residual", residual)):
+            if getattr(type(one), "_loss", Objective._loss) is not Objective._loss:
+                raise bad_input(name, type(one).__name__, "K-FAC here knows the cross entropy alone")
+        if not torch.equal(residual.decay, objective.decay):
+            raise bad_input("residual", type(residual).__name__, "its L2 has to be the objective's")
         began = perf_counter()
         if module is None:
             if not hasattr(objective.model, "module"):
                 raise bad_input("module", None, "this model has no `module(theta)`; give the network as nn.Module")
             module = objective.model.module(theta)
-        x = objective.data.x[dataset]
-        layers = find_layers(module)
-        _check_same(objective, theta, module, x)
-        passes = [module, layers, x, batch, samples, seed]
-        factors = kronecker_factors(*passes)
-        bases = [[torch.linalg.eigh(factor) for factor in pair] for pair in factors]
-        if self.corrected:
-            spectra = corrected_spectra(*passes, [[basis[1] for basis in pair] for pair in bases])
-        else:
-            spectra = [(g[0].clamp(min=0)[:, None] * a[0].clamp(min=0)) for a, g in bases]
-        self.blocks = [
-            Block(layer, g[1], a[1], spectrum, *_decays(objective.decay, layer))
-            for layer, (a, g), spectrum in zip(layers, bases, spectra, strict=True)
-        ]
+        x, layers = objective.data.x[dataset], find_layers(module)
+        module, layers = own_copy(module, layers)
+        check_module(objective, theta, module, layers, x)
+        decays = [_decays(objective.decay, layer) if isinstance(layer, Layer) else None for layer in layers]
+        self.blocks = []
+        spectra = self._spectra(module, layers, x, batch, samples, seed)
+        for layer, decay, (left, right, spectrum) in zip(layers, decays, spectra, strict=True):
+            if isinstance(layer, Layer):
+                self.blocks.append(Block(layer, left, right, spectrum, *decay))
+            else:
+                self.blocks.append(DiagonalBlock(layer, spectrum, objective.decay[layer.place].to(theta)))
         self.seconds = perf_counter() - began
+
+    def _spectra(
+        self, module: nn.Module, layers: list, x: Tensor, batch: int, samples: int | None, seed: int
+    ) -> list[tuple]:
+        """(left, right, spectrum) of each layer; left and right None where the block is diagonal."""
+        found: list[tuple] = []
+        factors = kronecker_factors(module, layers, x, batch, samples, seed)
+        for layer in layers:
+            parts = factors.pop(0)  # one at a time, so that no factor outlives its eigenvectors
+            if isinstance(layer, Layer):
+                (a, right), (g, left) = [eigen(part.double()) for part in parts]
+                spectrum = g.clamp(min=0)[:, None] * a.clamp(min=0)
+                found.append(tuple(part.to(parts[0]) for part in (left, right, spectrum)))
+            else:
+                found.append((None, None, parts[0]))
+        if self.corrected:
+            places = [place for place, layer in enumerate(layers) if isinstance(layer, Layer)]
+            known, bases = [layers[place] for place in places], [found[place][:2] for place in places]
+            spectra = corrected_spectra(module, known, x, batch, samples, seed, bases)
+            for place, basis, spectrum in zip(places, bases, spectra, strict=True):
+                found[place] = (*basis, spectrum)
+        return found
 
     def apply(self, v: Tensor) -> Tensor:
         """(K-FAC + L2 + damping I)^-1 on each row of v (K, P)."""
@@ -145,17 +203,6 @@ class KfacSolver:
         """The approximation itself with L2, without damping (P, P), for small networks."""
         decay = self.operator.objective.decay.to(self.operator.theta)
         return torch.block_diag(*[block.dense() for block in self.blocks]) + torch.diag(decay)
-
-    def __call__(self, v: Tensor) -> Solution:
-        """Solve for each row of v (K, P)."""
-        self.operator.check(v)
-        began = perf_counter()
-        x = self.apply(v)
-        seconds = self.seconds + perf_counter() - began
-        residual = self.operator.residual(x, v)
-        if not torch.isfinite(residual).all():
-            return Solution(*nowhere(v), seconds, "solver_diverged")
-        return Solution(x, residual, seconds, "ok")
 
 
 class EkfacSolver(KfacSolver):
@@ -169,20 +216,45 @@ class EkfacSolver(KfacSolver):
     corrected = True
 
 
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), rising, and eigenvectors (n, n) of a symmetric matrix, by another driver where one fails.
+
+    A factor of ResNet-50's last block has 4,608 rows, and forty images of one place each give it rank forty. LAPACK's
+    divide and conquer can fail on so many equal eigenvalues; such a factor is then decomposed by relatively robust
+    representations (`evr`), and the eigenvectors are as good.
+
+    Raises:
+        torch.linalg.LinAlgError: a matrix that is not finite.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise torch.linalg.LinAlgError("a Kronecker factor is not finite")
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        values, vectors = linalg.eigh(matrix.cpu().numpy(), driver="evr")
+        return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
+
+
 def kronecker_factors(
-    module: nn.Module, layers: list[Layer], x: Tensor, batch: int, samples: int | None, seed: int
-) -> list[tuple[Tensor, Tensor]]:
-    """(A (in, in), G (out, out)) of each layer, means over all examples."""
-    found = [[0.0, 0.0] for _ in layers]
+    module: nn.Module, layers: list, x: Tensor, batch: int, samples: int | None, seed: int
+) -> list[list[Tensor]]:
+    """[A (in, in), G (out, out)] of each Kronecker layer, [diagonal (p,)] of each other: means over all examples."""
+    found = [[0.0, 0.0] if isinstance(layer, Layer) else [0.0] for layer in layers]
     for logits, inputs, outputs, draws in batches(module, layers, x, batch, samples, seed):
-        for place, layer in enumerate(layers):
-            a = layer.patches(inputs[place])
-            found[place][0] += torch.einsum("nti,ntj->ij", a, a) / (len(x) * a.shape[1])
+        for layer, parts, a, out in zip(layers, found, inputs, outputs, strict=True):
+            if isinstance(layer, Layer):
+                n_places = out[0].numel() // len(layer.module.weight)
+                for rows in _pieces(len(a), n_places * layer.module.weight[0].numel()):
+                    patches = layer.patches(a[rows]).flatten(0, 1)
+                    parts[0] += patches.T @ patches / (len(x) * n_places)
         for gradients in _output_gradients(logits, outputs, draws):
-            for place, layer in enumerate(layers):
-                g = layer.places(gradients[place]).flatten(0, 1)
-                found[place][1] += g.T @ g / len(x)
-    return [(a, g) for a, g in found]
+            for layer, parts, a, g in zip(layers, found, inputs, gradients, strict=True):
+                if isinstance(layer, Layer):
+                    g = layer.places(g).flatten(0, 1)
+                    parts[1] += g.T @ g / len(x)
+                else:
+                    parts[0] += layer.gradients(a, g).square_().sum(0) / len(x)
+    return found
 
 
 def corrected_spectra(
@@ -192,17 +264,36 @@ def corrected_spectra(
     batch: int,
     samples: int | None,
     seed: int,
-    bases: list[list[Tensor]],
+    bases: list[tuple[Tensor, Tensor]],
 ) -> list[Tensor]:
-    """(out, in) of each layer: the mean squares of the per-example gradients in the bases (U_a, U_g)."""
-    found = [torch.zeros(len(g), len(a), dtype=a.dtype, device=a.device) for a, g in bases]
+    """(out, in) of each layer: the mean squares of the per-example gradients in the bases (U_g, U_a)."""
+    found = [torch.zeros(len(g), len(a), dtype=a.dtype, device=a.device) for g, a in bases]
     for logits, inputs, outputs, draws in batches(module, layers, x, batch, samples, seed):
-        inside = [layer.patches(a) @ basis[0] for layer, a, basis in zip(layers, inputs, bases, strict=True)]
         for gradients in _output_gradients(logits, outputs, draws):
-            for place, layer in enumerate(layers):
-                g = layer.places(gradients[place]) @ bases[place][1]
-                found[place] += (g.mT @ inside[place]).square_().sum(0) / len(x)
+            for layer, total, a, g, basis in zip(layers, found, inputs, gradients, bases, strict=True):
+                total += _squares(layer, a, g, *basis) / len(x)
     return found
+
+
+def _squares(layer: Layer, a: Tensor, g: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(out, in): sum_n (U_g^T (sum_t g_nt a_nt^T) U_a)^2, entry by entry, in the cheapest order there is."""
+    g = layer.places(g)
+    n_places, n_out, n_in = g.shape[1], len(left), len(right)
+    if n_places == 1:  # the square of a product: no example needs a matrix of its own
+        return (g[:, 0] @ left).square_().T @ (layer.patches(a)[:, 0] @ right).square_()
+    early = n_places * (n_in**2 + n_out**2) < n_in * n_out * (n_in + n_out)
+    found = left.new_zeros(n_out, n_in)
+    for rows in _pieces(len(g), max(n_places, n_out) * n_in):
+        patches, signals = layer.patches(a[rows]), g[rows]
+        inside = (signals @ left).mT @ (patches @ right) if early else left.T @ (signals.mT @ patches) @ right
+        found += inside.square_().sum(0)
+    return found
+
+
+def _pieces(n: int, numbers: int) -> Iterator[slice]:
+    """Slices of n examples so small that temporaries of so many numbers an example keep to PIECE."""
+    step = max(1, PIECE // numbers)
+    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def _output_gradients(logits: Tensor, outputs: list[Tensor], draws: Tensor | None):
@@ -220,15 +311,3 @@ def _decays(decay: Tensor, layer: Layer) -> tuple[float, float]:
         if len(part) and not bool((part == part[0]).all()):
             raise bad_input("decay", part.unique().tolist(), f"a Kronecker block needs one L2 factor for its {name}")
     return float(weights[0]), float(bias[0]) if len(bias) else float(weights[0])
-
-
-def _check_same(objective: Objective, theta: Tensor, module: nn.Module, x: Tensor) -> None:
-    """Raise InputError where the module is not the model at theta."""
-    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
-    if flat.shape != theta.shape or not torch.equal(flat.to(theta), theta):
-        remedy = f"its parameters in order have to be theta ({len(theta)},), in {theta.dtype}"
-        raise bad_input("module", f"{type(module).__name__} of {len(flat)} parameters", remedy)
-    with torch.no_grad():
-        same = torch.allclose(module(x[:2]), objective.model(theta, x[:2]), rtol=1e-3, atol=1e-5)
-    if not same:
-        raise bad_input("module", type(module).__name__, "its logits have to be the model's at theta")

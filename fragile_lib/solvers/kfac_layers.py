@@ -1,15 +1,21 @@
-"""What K-FAC sees of a network: its layers' inputs, and the gradients at their outputs."""
+"""What K-FAC sees of a network: its layers' inputs, the gradients at their outputs, and that it is understood."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
+from torch.nn.functional import batch_norm, group_norm, layer_norm, unfold
 
+from fragile_lib.models.module import _check as check_constant
+from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.errors import bad_input
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -64,30 +70,93 @@ class Layer:
         return g.reshape(len(g), -1, g.shape[-1])
 
 
-def find_layers(module: nn.Module) -> list[Layer]:
+@dataclass(frozen=True)
+class NormLayer:
+    """A layer scale * xhat + shift, xhat (n, ...) normalised by its own or by frozen statistics.
+
+    place: where its scale and then its shift lie in the flat parameter vector.
+    """
+
+    module: nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
+    place: slice
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """xhat of the layer's input x, both (n, ...)."""
+        m = self.module
+        if isinstance(m, nn.LayerNorm):
+            return layer_norm(x, m.normalized_shape, eps=m.eps)
+        if isinstance(m, nn.GroupNorm):
+            return group_norm(x, m.num_groups, eps=m.eps)
+        return batch_norm(x, m.running_mean, m.running_var, eps=m.eps)
+
+    def gradients(self, x: Tensor, g: Tensor) -> Tensor:
+        """Each example's own gradient (n, p), of its input x and the gradient g at its output."""
+        products = {"weight": lambda: g * self.normalised(x), "bias": lambda: g}
+        own = self.module.named_parameters(recurse=False)
+        return torch.cat([self._sum_places(products[name](), p.numel()) for name, p in own], dim=1)
+
+    def _sum_places(self, g: Tensor, size: int) -> Tensor:
+        """(n, size): the sum over what shares a parameter, places before a LayerNorm's features or after channels."""
+        if isinstance(self.module, nn.LayerNorm):
+            return g.reshape(len(g), -1, size).sum(1)
+        return g.reshape(len(g), size, -1).sum(2)
+
+
+def find_layers(module: nn.Module) -> list[Layer | NormLayer]:
     """All layers with parameters, in the order of the flat vector.
 
     Raises:
-        InputError: parameters outside Linear and Conv2d layers or in two of them, or a convolution with groups or with
-            a padding other than zeros by number.
+        InputError: parameters outside the known layers or in two of them; a subclass that computes something else; a
+            convolution with groups or with a padding other than zeros by number; random layers in training mode.
     """
     layers, at = [], 0
     for name, part in module.named_modules():
-        if not list(part.parameters(recurse=False)):
+        check_constant(name, part)
+        own = dict(part.named_parameters(recurse=False))
+        if not own:
             continue
-        if not isinstance(part, nn.Linear | nn.Conv2d):
-            raise bad_input("module", f"{name}: {type(part).__name__}", "K-FAC knows Linear and Conv2d layers alone")
-        plain = isinstance(part, nn.Linear) or (
+        known = any(isinstance(part, k) and type(part).forward is k.forward for k in (nn.Linear, nn.Conv2d, *NORMS))
+        if not known or not own.keys() <= {"weight", "bias"}:
+            remedy = "parameters have to be those of Linear, Conv2d, BatchNorm, GroupNorm or LayerNorm"
+            raise bad_input("module", f"{name}: {type(part).__name__}", remedy)
+        if isinstance(part, nn.Conv2d) and not (
             part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
-        )
-        if not plain:
+        ):
             raise bad_input("module", f"{name}: {part}", "K-FAC knows convolutions of one group, zero-padded by number")
-        size = sum(p.numel() for p in part.parameters())
-        layers.append(Layer(part, slice(at, at + size)))
+        size = sum(p.numel() for p in own.values())
+        layers.append((NormLayer if isinstance(part, NORMS) else Layer)(part, slice(at, at + size)))
         at += size
     if at != sum(p.numel() for p in module.parameters()):
         raise bad_input("module", type(module).__name__, "no two layers may share parameters")
     return layers
+
+
+def own_copy(module: nn.Module, layers: list) -> tuple[nn.Module, list]:
+    """The module and its layers in a copy where no parameter is frozen: gradients have to reach every output."""
+    memo: dict = {}
+    copied = deepcopy(module, memo).requires_grad_(True)
+    return copied, [type(layer)(memo[id(layer.module)], layer.place) for layer in layers]
+
+
+def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers: list, x: Tensor) -> None:
+    """Raise InputError where the module is not the model at theta, or a layer is not used exactly once."""
+    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    if flat.dtype != theta.dtype or not torch.equal(flat, theta.to(flat.device)):
+        remedy = f"its parameters in order have to be theta ({len(theta)},), in {theta.dtype}"
+        raise bad_input("module", f"{type(module).__name__} of {len(flat)} parameters", remedy)
+    used: Counter = Counter()
+    hooks = [layer.module.register_forward_hook(lambda part, *_: used.update([part])) for layer in layers]
+    with torch.no_grad():
+        logits = module(x[:2])
+        expected = objective.model(theta, x[:2]) if hasattr(objective, "model") else logits
+    for hook in hooks:
+        hook.remove()
+    for layer in layers:
+        if used[layer.module] != 1:
+            raise bad_input("module", str(layer.module), f"a layer has to be used once, not {used[layer.module]} times")
+    # rounding as large as the largest logit leaves, since single precision in deep networks leaves no more
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        raise bad_input("module", type(module).__name__, "its logits have to be the model's at theta")
 
 
 def batches(
@@ -103,8 +172,6 @@ def batches(
         inputs, outputs = {}, {}
 
         def keep(part: nn.Module, given: tuple, result: Tensor, inputs=inputs, outputs=outputs) -> Tensor:
-            if part in inputs:
-                raise bad_input("module", str(part), "no layer may be used twice")
             inputs[part], outputs[part] = given[0].detach(), result
             return result.clone()  # what follows may work in place
 

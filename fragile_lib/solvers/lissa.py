@@ -1,27 +1,71 @@
-"""The stochastic recursion (LiSSA)."""
+"""The stochastic recursion (LiSSA): one loop, three ways to draw its examples.
+
+    h <- v + h - (H_t + L2 + damping I) h / scale,    x = h / scale,    averaged over `repeats`
+
+Agarwal, Bullins and Hazan (2016), as Koh and Liang (2017) use it; H_t is the mean Hessian of the examples drawn for
+step t. The fixed point in the mean is (H + damping I)^-1 v: the scale divides the damping too, so that it changes the
+speed and not the answer.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution, check_damping, relative
+from fragile_lib.objectives.base import GrownError, Objective
+from fragile_lib.solvers.base import Solution, check_damping, nowhere, outcome, relative
 from fragile_lib.solvers.spectrum import example_curvature_bound
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
+
+POWER_STEPS = 5  # of each minibatch's power iteration
+MARGIN = 1.5  # on the largest eigenvalue that so few steps find
+GROWTH = 2.0  # a recursion that is this many times larger than contractions can make it has diverged
+OVERFLOWN = 1e100
+DRAWS = ("random", "partition")
+
+
+class DivergedWarning(UserWarning):
+    """A recursion was ended because it grew; the text names the scale to use."""
 
 
 class LissaSolver:
-    """Stochastic recursion of Agarwal, Bullins and Hazan (2016), as Koh and Liang (2017) use it.
+    """The recursion with one of two ways to draw its examples, each with a scale that fits it.
 
-    h <- v + h - (H_t + L2 + damping I) h / scale, `depth` times, H_t the mean Hessian of `batch` randomly drawn
-    examples; x = h / scale, averaged over `repeats`. Its fixed point in the mean is (H + damping I)^-1 v: the scale
-    divides the damping too, so that it changes the speed and not the answer. Default scale: the largest curvature of
-    any single example, plus L2 and damping, which makes every factor a contraction where the examples' Hessians are
+    `random`: each step draws `batch` examples anew, with replacement. Default scale: the largest curvature of any
+    single example, plus L2 and damping, which makes every factor a contraction where the examples' Hessians are
     positive. A recursion that overflows ends early, with the outcome `solver_diverged`.
+
+    `partition`, for large networks: the minibatches are those of one partition of the examples, taken in random order.
+    Few examples carry most of a trained network's curvature, so that the mean curvature says little about a
+    minibatch's, and a scale made from it lets the recursion grow wherever such an example is drawn. So the default
+    scale is `MARGIN` times the largest Gauss-Newton eigenvalue of any of them, found by power iteration, plus damping
+    and L2. While every factor I - (H_t + ...) / scale contracts, |h| after t steps is at most (t + 1) |v|. A recursion
+    beyond `GROWTH` times that is ended at once with the outcome `solver_diverged` and a `DivergedWarning` that names a
+    scale. Where a minibatch's Hessian has curvature below minus the damping a larger scale only slows the growth.
+
+    A residual of 1 or more gives the outcome `not_converged`.
+
+    Args:
+        objective: J on the training data.
+        theta: one network (P,).
+        damping: added to the curvature's diagonal.
+        depth: steps.
+        repeats: recursions, with other draws, that are averaged.
+        seed: of the draws.
+        scale: see above.
+        dataset: which of the objective's data sets the network sees.
+        batch: examples in each step.
+        draws: `random` or `partition`.
+
+    Raises:
+        InputError: a bad damping, count, scale or way to draw, or a batch larger than the data.
     """
 
     def __init__(
@@ -35,35 +79,86 @@ class LissaSolver:
         scale: float | None = None,
         dataset: int = 0,
         batch: int = 1,
+        draws: str = "random",
     ) -> None:
         check_damping(damping)
-        if depth < 1 or repeats < 1:
-            raise bad_input("lissa_depth, lissa_repeats", (depth, repeats), "give whole numbers of at least 1")
-        if not 1 <= batch <= objective.n:
-            raise bad_input("batch", batch, f"give a whole number from 1 to the {objective.n} training examples")
+        for name, value in (("lissa_depth", depth), ("lissa_batch", batch), ("lissa_repeats", repeats)):
+            check_count(name, value)
+        if batch > objective.n:
+            raise bad_input("lissa_batch", batch, f"give at most the {objective.n} training examples")
         if scale is not None and not (np.isfinite(scale) and scale > 0):
-            raise bad_input("scale", scale, "give a finite number above 0, or leave it out")
+            raise bad_input("lissa_scale", scale, "give a finite number above 0, or leave it out")
+        check_name("draws", draws, DRAWS)
+        began = perf_counter()
         self.objective, self.theta, self.damping, self.dataset = objective, theta, damping, torch.tensor([dataset])
-        self.repeats, self.seed = repeats, seed
-        self.shape = (depth,) if batch == 1 else (depth, batch)
-        if scale is None:
-            scale = example_curvature_bound(objective, theta, dataset) + objective.weight_decay + damping
-        self.scale = scale
+        self.depth, self.repeats, self.seed, self.batch = depth, repeats, seed, batch
+        self.parts: list[np.ndarray] = []
+        self.products, self.growth = 0.0, None
+        if draws == "partition":
+            self.rng, self.growth = self._generator(), GROWTH
+            rows = self.rng.permutation(objective.n)
+            self.parts = list(rows[: len(rows) - len(rows) % batch].reshape(-1, batch))
+        self.scale = self._fitting_scale() if scale is None else scale
+        self.seconds = perf_counter() - began
 
     def __call__(self, v: Tensor) -> Solution:
         """Solve for each row of v (K, P)."""
-        began = perf_counter()
-        rng = np.random.default_rng([self.seed, 2])
-        runs = [
-            self.objective.stochastic_recursion(
-                self.theta, v, rng.integers(self.objective.n, size=self.shape), self.dataset, self.damping, self.scale
-            )
-            for _ in range(self.repeats)
-        ]
+        began, objective = perf_counter(), self.objective
+        settings = self.dataset, self.damping, self.scale, self.growth
+        each = self.repeats * self.depth * self.batch / objective.n
+        products = self.products + len(v) * (each if self.parts else 1 + each)  # random draws count the residual's too
+        rng = self.rng if self.parts else self._generator()
+        try:
+            runs = [
+                objective.stochastic_recursion(self.theta, v, self._draws(rng), *settings) for _ in range(self.repeats)
+            ]
+        except GrownError as grown:
+            self._warn(*grown.args)
+            return Solution(*nowhere(v), self.seconds + perf_counter() - began, "solver_diverged", products)
         x = torch.stack(runs).mean(0)
-        if not torch.isfinite(x).all() or x.abs().max() > 1e100:
-            nowhere = torch.full_like(v, torch.nan)
-            return Solution(nowhere, nowhere[:, 0], perf_counter() - began, "solver_diverged")
-        curved = self.objective.products(self.theta[None], x[None], self.objective.uniform(1), self.dataset)[0]
-        products = len(v) * (1 + self.repeats * np.prod(self.shape) / self.objective.n)
-        return Solution(x, relative(curved + self.damping * x - v, v), perf_counter() - began, "ok", float(products))
+        seconds = self.seconds + perf_counter() - began
+        if not x.abs().max() <= OVERFLOWN:
+            return Solution(*nowhere(v), seconds, "solver_diverged", products)
+        curved = objective.products(self.theta[None], x[None], objective.uniform(1), self.dataset)[0]
+        residual = relative(curved + self.damping * x - v, v)
+        return outcome(x, residual, seconds, "ok" if residual.max() < 1 else "not_converged", products)
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2])
+
+    def _draws(self, rng: np.random.Generator) -> Iterable[np.ndarray]:
+        """The examples of each step of one recursion: (depth,), or (depth, batch)."""
+        if self.parts:
+            return self._in_random_order(rng)
+        return rng.integers(self.objective.n, size=(self.depth,) if self.batch == 1 else (self.depth, self.batch))
+
+    def _in_random_order(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        order: list[int] = []
+        for _ in range(self.depth):
+            order = order or rng.permutation(len(self.parts)).tolist()
+            yield self.parts[order.pop()]
+
+    def _fitting_scale(self) -> float:
+        place, others = int(self.dataset), self.objective.weight_decay + self.damping
+        if not self.parts:
+            return example_curvature_bound(self.objective, self.theta, place) + others
+        start = np.random.default_rng(0).standard_normal(len(self.theta))
+        largest = 0.0
+        for rows in self.parts:
+            v = torch.from_numpy(start).to(self.theta)[None]
+            for _ in range(POWER_STEPS):
+                v = self.objective.batch_products(self.theta, v / v.norm(), rows, place, gauss_newton=True)
+            largest = max(largest, float(v.norm()))
+            self.products += POWER_STEPS * len(rows) / self.objective.n
+        return MARGIN * largest + others
+
+    def _warn(self, steps: int) -> None:
+        better = max(self._fitting_scale(), 2 * self.scale)
+        text = f"LiSSA diverged after {steps} of {self.depth} steps at lissa_scale = {self.scale:.3g}"
+        text += f"; give {better:.3g} or leave it out, or raise the damping above the most negative curvature"
+        warnings.warn(text, DivergedWarning, stacklevel=3)
+
+
+lissa_single = partial(LissaSolver, batch=1)
+lissa_random = partial(LissaSolver, batch=100)
+lissa_partition = partial(LissaSolver, depth=100, batch=10, draws="partition")

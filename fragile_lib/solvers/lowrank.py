@@ -10,14 +10,15 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution, check_damping
-from fragile_lib.solvers.operator import DampedCurvature, NotFiniteError, check_count, check_positive_damping, nowhere
+from fragile_lib.solvers.base import check_damping
+from fragile_lib.solvers.operator import AppliedInverse, DampedCurvature, NotFiniteError, check_positive_damping
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 REMAINDERS = ("drop", "diagonal")
 
 
-class LowRankSolver:
+class LowRankSolver(AppliedInverse):
     """x = S (I + U f(Lambda) U^T) S v, or x = U (Lambda + damping)^-1 U^T v; the parts come from the two below.
 
     With `scale` S = (L2 + damping)^-1/2, a diagonal, U Lambda U^T stands for S C0 S, C0 the curvature without its L2:
@@ -27,16 +28,12 @@ class LowRankSolver:
     exact where U holds all eigenvectors. Without it, U Lambda U^T stands for C itself, and what U does not span is
     dropped.
 
-    seconds include the set-up and products are those of the set-up; measuring the residual counts in neither, since the
-    method does not need it. The memory is U, (P, rank), and what finding it takes.
+    The memory is U, (P, rank), and what finding it takes.
     """
 
-    operator: DampedCurvature
     scale: Tensor | None
     vectors: Tensor  # U (P, rank)
     spectrum: Tensor  # Lambda (rank,)
-    seconds: float
-    status: str = "ok"
 
     def apply(self, v: Tensor) -> Tensor:
         """The approximate inverse on each row of v (K, P); a preconditioner with `scale` if none is negative."""
@@ -45,18 +42,6 @@ class LowRankSolver:
         v = v * self.scale
         shrunk = ((v @ self.vectors) * (self.spectrum / (1 + self.spectrum))) @ self.vectors.T
         return (v - shrunk) * self.scale
-
-    def __call__(self, v: Tensor) -> Solution:
-        """Solve for each row of v (K, P)."""
-        self.operator.check(v)
-        products = float(self.operator.products)
-        began = perf_counter()
-        x = self.apply(v)
-        seconds = self.seconds + perf_counter() - began
-        residual = self.operator.residual(x, v)
-        if not torch.isfinite(residual).all():
-            return Solution(*nowhere(v), seconds, "solver_diverged", products)
-        return Solution(x, residual, seconds, self.status, products)
 
     def _outcome(self, converged: bool) -> str:
         floor = 0.0 if self.scale is None else 1 - self.operator.damping

@@ -11,8 +11,9 @@ from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution
-from fragile_lib.solvers.operator import DampedCurvature, NotFiniteError, check_count, check_tolerance, nowhere
+from fragile_lib.solvers.base import Solution, outcome
+from fragile_lib.solvers.operator import DampedCurvature, NotFiniteError, check_tolerance
+from fragile_lib.tools.checks import check_count
 
 EVERY = 0.1  # share of the iterations between two looks at the residual: the products that this costs on top
 
@@ -62,12 +63,9 @@ class MinresSolver:
         self.operator.products = 0
         runs = [_Run(self.operator, row, self.tolerance, self.max_iterations) for row in v]
         x, residual = torch.stack([run.x for run in runs]), torch.stack([run.residual for run in runs])
-        seconds, products = perf_counter() - began, float(self.operator.products)
-        if not torch.isfinite(residual).all():
-            return Solution(*nowhere(v), seconds, "solver_diverged", products)
         status = "ok" if residual.max() <= self.tolerance else "not_converged"
         status = "indefinite" if min(run.lowest for run in runs) <= 0 else status
-        return Solution(x, residual, seconds, status, products)
+        return outcome(x, residual, perf_counter() - began, status, self.operator.products)
 
 
 class _Reached(Exception):

@@ -6,6 +6,7 @@ Every solver of this package that is not the dense one reaches the curvature thr
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import check_damping, relative
+from fragile_lib.solvers.base import Solution, check_damping, outcome, relative
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 
@@ -98,17 +100,31 @@ class DampedCurvature:
         return (self.curvature(u) - self.objective.decay.to(u) * u) * scale
 
 
-def nowhere(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Solution and residual of a solver that diverged, all NaN: (K, P) and (K,)."""
-    return torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
+class AppliedInverse:
+    """A solver that applies an approximate inverse, which it has ready, and measures its residual besides.
 
+    The residual, which the method does not need, counts neither in seconds nor in products; those are of the set-up.
+    """
 
-def check_count(name: str, value: object, optional: bool = False) -> None:
-    """Raise InputError for what is not a whole number of at least 1."""
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise bad_input(name, value, "give a whole number of at least 1")
+    operator: DampedCurvature
+    seconds: float = 0.0
+    status: str = "ok"
+
+    def apply(self, v: Tensor) -> Tensor:
+        """The approximate inverse on each row of v (K, P)."""
+        raise NotImplementedError
+
+    def residual(self, x: Tensor, v: Tensor) -> Tensor:
+        """||(C + damping I) x - v|| / ||v|| of each row: (K,)."""
+        return self.operator.residual(x, v)
+
+    def __call__(self, v: Tensor) -> Solution:
+        """Solve for each row of v (K, P)."""
+        self.operator.check(v)
+        began = perf_counter()
+        x = self.apply(v)
+        seconds = self.seconds + perf_counter() - began
+        return outcome(x, self.residual(x, v), seconds, self.status, self.operator.products)
 
 
 def check_tolerance(tolerance: float) -> None:

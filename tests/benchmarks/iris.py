@@ -20,7 +20,8 @@ from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
 from fragile_lib.network.modules import own
 from fragile_lib.network.stack import descended
-from fragile_lib.objectives.base import Objective, make_objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import make_objective
 from fragile_lib.solvers import Solver
 
 SEEDS, LEFT_OUT, STEPS, TRAINING = 10, 25, 200, 2000

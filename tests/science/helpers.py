@@ -15,7 +15,8 @@ from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
-from fragile_lib.objectives.base import FusedObjective, Objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import FusedObjective
 from fragile_lib.solvers import Solver
 
 
@@ -103,6 +104,14 @@ def leave_one_out(indices: Tensor, n: int) -> Tensor:
 def along(network: Network, points: Points, solver: Solver, d: Tensor) -> Tensor:
     """The derivative of the test losses along any changes of the weights d (k, n): (k, m)."""
     return -torch.as_tensor(d) @ network.slopes(solver(network.test_gradients(points)).x)
+
+
+def influence_along(
+    train: Objective, test: Objective, theta: Tensor, d: Tensor, points: Tensor, solver: Solver
+) -> Tensor:
+    """As `along`, for test points by their indices."""
+    some = Points(points.numpy(), ["random"] * len(points))
+    return along(network_of(train, test, theta), some, solver, d)
 
 
 def network_of(train: Objective, test: Objective, theta: Tensor, damping: float = 0.0, place: int = 0) -> Network:

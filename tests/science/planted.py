@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from helpers import Linear, iris_subset, rotated
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
+from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import Objective
 
 SPECTRA = {
@@ -32,6 +32,7 @@ class Planted:
     def __init__(self, matrix: np.ndarray, decay: np.ndarray | None = None, dtype: torch.dtype = torch.float64) -> None:
         self.matrix = torch.tensor(matrix, dtype=dtype)
         self.decay = torch.zeros(len(matrix), dtype=dtype) if decay is None else torch.tensor(decay, dtype=dtype)
+        self.data = Data(self.matrix, self.matrix)
         self.products_used, self.largest_stack = 0, 0
 
     @property
@@ -64,41 +65,10 @@ def right_hand_sides(k: int, size: int, seed: int = 1) -> Tensor:
     return torch.tensor(np.random.default_rng(seed).standard_normal((k, size)))
 
 
-def mlp_module(model: MLP, theta: Tensor) -> nn.Sequential:
-    """The same network as torch layers."""
-    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[model.activation]
-    layers: list[nn.Module] = []
-    for n_in, n_out in model.shapes:
-        layers += [nn.Linear(n_in, n_out), activation()]
-    return filled(nn.Sequential(*layers[:-1]), theta)
-
-
 def filled(module: nn.Module, theta: Tensor) -> nn.Module:
     module = module.to(theta)
     nn.utils.vector_to_parameters(theta, module.parameters())
     return module
-
-
-class Torch:
-    """A network of torch layers as a pure function of one flat vector, with the way back by `module`."""
-
-    activation = "none"
-
-    def __init__(self, build: Callable[[], nn.Module], n_classes: int) -> None:
-        self.build, self.n_classes = build, n_classes
-        self.skeleton = build()
-        self.names = [(name, p.shape) for name, p in self.skeleton.named_parameters()]
-        self.n_params = sum(p.numel() for p in self.skeleton.parameters())
-        parts = [torch.full((shape.numel(),), float(len(shape) > 1)) for _, shape in self.names]
-        self.is_weight = torch.cat(parts).double()
-
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        parts = theta.split([shape.numel() for _, shape in self.names])
-        state = {name: part.view(shape) for (name, shape), part in zip(self.names, parts, strict=True)}
-        return functional_call(self.skeleton, state, (x,))
-
-    def module(self, theta: Tensor) -> nn.Module:
-        return filled(self.build(), theta)
 
 
 def conv_net(**options: object) -> nn.Sequential:
@@ -114,7 +84,7 @@ def conv_problem(
     n: int = 13, weight_decay: float = 0.02, seed: int = 0, build: Callable[[], nn.Module] = conv_net
 ) -> tuple[Objective, Tensor]:
     rng = np.random.default_rng([seed, 9])
-    model = Torch(build, 3)
+    model = ModuleModel(build(), 3)
     data = Data(torch.tensor(rng.standard_normal((1, n, 2, 7, 7))), torch.tensor(rng.integers(0, 3, (1, n))))
     theta = torch.tensor(0.5 * rng.standard_normal(model.n_params))
     return Objective(model, data, weight_decay), theta
@@ -128,7 +98,7 @@ def mlp_problem(
     model = MLP(2, 5, activation)
     data = Data(torch.tensor(rng.standard_normal((1, n, 4))), torch.tensor(rng.integers(0, 3, (1, n))))
     theta = torch.tensor(0.7 * rng.standard_normal(model.n_params))
-    return Objective(model, data, weight_decay), theta, mlp_module(model, theta)
+    return Objective(model, data, weight_decay), theta, model.module(theta)
 
 
 def linear_problem(weight_decay: float = 0.02, per_class: int = 10) -> tuple[Objective, Objective, Tensor, nn.Module]:

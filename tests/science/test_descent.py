@@ -10,7 +10,7 @@ from helpers import iris_subset, random_network, sklearn_softmax, softmax_regres
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.descent import accuracy, certify, descend, kinks, separable
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective
+from fragile_lib.objectives.fused import FusedObjective
 from fragile_lib.tools.errors import InputError
 
 

@@ -34,7 +34,7 @@ from fragile_lib.objectives.photographs import PhotoObjective, Scoring, read_job
 from fragile_lib.objectives.score import main
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.rows import compare
-from fragile_lib.solvers.kfac_modules import eigen
+from fragile_lib.solvers.kfac import eigen
 from fragile_lib.tools.checkpoint import Checkpoint
 from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import leave_out

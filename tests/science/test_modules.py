@@ -22,7 +22,7 @@ from fragile_lib.network.modules import own, prepare
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.rows import as_estimate, compare
-from fragile_lib.solvers.batch_lissa import BatchLissaSolver, DivergedWarning
+from fragile_lib.solvers.lissa import DivergedWarning, lissa_partition
 from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import leave_out
 
@@ -117,7 +117,7 @@ def test_lissa_has_the_damped_inverse_as_its_fixed_point_at_any_scale(both, stre
     damping = 0.5 - float(torch.linalg.eigvalsh(dense(whole, theta, 0.0))[0].clamp(max=0))
     scale = stretch * float(torch.linalg.eigvalsh(dense(whole, theta, damping))[-1])
     depth = int(250 * stretch)
-    solver = BatchLissaSolver(streamed, theta, damping, depth=depth, batch=N, scale=scale)
+    solver = lissa_partition(streamed, theta, damping, depth=depth, batch=N, scale=scale)
     solution = solver(v[:2])
     expected = torch.linalg.solve(dense(whole, theta, damping), v[:2].T).T
     torch.testing.assert_close(solution.x, expected, rtol=1e-6, atol=1e-8)
@@ -126,7 +126,7 @@ def test_lissa_has_the_damped_inverse_as_its_fixed_point_at_any_scale(both, stre
 
 def test_the_default_scale_bounds_every_minibatch(both):
     streamed, _, theta, _ = both
-    solver = BatchLissaSolver(streamed, theta, 0.01, batch=4)
+    solver = lissa_partition(streamed, theta, 0.01, batch=4)
     for rows in solver.parts:
         part = Objective(streamed.model, Data(streamed.data.x[:, rows], streamed.data.y[:, rows]))
         ggn = part.matrices(theta[None], part.uniform(1), gauss_newton=True)[0]
@@ -137,24 +137,24 @@ def test_the_default_scale_bounds_every_minibatch(both):
 def test_a_recursion_that_grows_is_ended_early_and_names_a_scale_that_works(both):
     streamed, whole, theta, v = both
     damping = 3.0  # above the negative curvature of every minibatch
-    parts = BatchLissaSolver(streamed, theta, damping, batch=4).parts
+    parts = lissa_partition(streamed, theta, damping, batch=4).parts
     for rows in parts:
         part = Objective(whole.model, Data(whole.data.x[:, rows], whole.data.y[:, rows]))
         assert float(torch.linalg.eigvalsh(part.matrices(theta[None], part.uniform(1))[0])[0]) > -damping
     with pytest.warns(DivergedWarning, match=r"after \d+ of 1000000 steps at lissa_scale = .*; give ") as told:
-        solution = BatchLissaSolver(streamed, theta, damping, depth=1_000_000, batch=4, scale=1.0)(v)
+        solution = lissa_partition(streamed, theta, damping, depth=1_000_000, batch=4, scale=1.0)(v)
     assert solution.status == "solver_diverged" and torch.isnan(solution.x).all()
     named = float(str(told[0].message).split("give ")[1].split()[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert BatchLissaSolver(streamed, theta, damping, depth=50, batch=4, scale=named)(v).status == "ok"
+        assert lissa_partition(streamed, theta, damping, depth=50, batch=4, scale=named)(v).status == "ok"
 
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"batch": N + 1}, {"scale": -1.0}, {"damping": -0.1}])
 def test_bad_settings_of_the_recursion_are_refused(both, options):
     streamed, _, theta, _ = both
     with pytest.raises(InputError):
-        BatchLissaSolver(streamed, theta, **{"damping": 0.1, **options})
+        lissa_partition(streamed, theta, **{"damping": 0.1, **options})
 
 
 # -- training and retraining -----------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from fragile_lib.data.sets import iris_splits
 from fragile_lib.minimise.near_optimum import approach, chord
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import Objective, make_objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import make_objective
 from fragile_lib.solvers import ExactSolver
 from fragile_lib.tools.errors import InputError
 

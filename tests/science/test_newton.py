@@ -10,7 +10,7 @@ from fragile_lib.data.sets import Data
 from fragile_lib.minimise.descent import certify, descend
 from fragile_lib.minimise.newton import SHARPNESS, finish, newton
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective
+from fragile_lib.objectives.fused import FusedObjective
 
 
 @pytest.mark.parametrize("weight_decay", [0.3, 0.01])

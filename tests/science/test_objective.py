@@ -9,7 +9,11 @@ from torch.nn.functional import cross_entropy
 
 from fragile_lib.data.sets import Data
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective, Objective, make_objective, resolve_device
+from fragile_lib.models.small_cnn import SmallCNN
+from fragile_lib.objectives import base
+from fragile_lib.objectives.base import Objective, resolve_device
+from fragile_lib.objectives.conv import ConvObjective
+from fragile_lib.objectives.fused import FusedObjective, make_objective
 from fragile_lib.tools.errors import InputError
 
 SHAPES = [(1, 5, 121), (1, 8, 7), (2, 3, 7), (2, 8, 121), (4, 3, 121), (4, 5, 7), (4, 8, 7), (1, 1, 1)]
@@ -129,10 +133,17 @@ def test_descent_changes_neither_its_start_nor_its_velocity():
 # -- meaning of weights, decay, data sets, stacks --------------------------------------------------------------------
 
 
-@pytest.fixture(params=[0, 1], ids=["fused", "reference"])
+@pytest.fixture(params=["fused", "reference", "convolution"])
 def either(request):
-    case = random_network("tanh", 2, 5, 11)
-    return case[request.param], *case[2:]
+    """An objective of each kind on three data sets of 25 examples, theta (3, P), weights (3, 25)."""
+    if request.param != "convolution":
+        fused, reference, *case = random_network("tanh", 2, 5, 25)
+        return fused if request.param == "fused" else reference, *case
+    model, draw = SmallCNN(2, 3, 21), torch.Generator().manual_seed(0)
+    x = torch.rand(3, 25, 1, 21, 21, generator=draw, dtype=torch.float64)
+    data = Data(x, torch.randint(0, 3, (3, 25), generator=draw))
+    theta = torch.stack([model.init(s) for s in range(3)])
+    return ConvObjective(model, data, 0.03), theta, torch.rand(3, 25, generator=draw, dtype=torch.float64) / 25
 
 
 def everything(objective, theta, weights, dataset=None):
@@ -149,16 +160,16 @@ def everything(objective, theta, weights, dataset=None):
 
 def test_an_example_of_weight_zero_is_absent(either):
     objective, theta, weights = either
-    gone = weights.clone()
-    gone[:, 4] = 0
-    keep = torch.arange(objective.n) != 4
+    keep = torch.ones(25, dtype=torch.bool)
+    keep[[3, *range(8, 16)]] = False  # also a whole block of the convolution kernels
+    gone = weights * keep
     smaller = type(objective)(
         objective.model, Data(objective.data.x[:, keep], objective.data.y[:, keep]), objective.weight_decay
     )
     for found, expected in zip(
         everything(objective, theta, gone), everything(smaller, theta, weights[:, keep]), strict=True
     ):
-        close(found, expected, 1e-12)
+        close(found, expected, 1e-11)
 
 
 def test_the_order_of_examples_does_not_matter(either):
@@ -170,9 +181,9 @@ def test_the_order_of_examples_does_not_matter(either):
     for found, expected in zip(
         everything(shuffled, theta, weights[:, order]), everything(objective, theta, weights), strict=True
     ):
-        close(found, expected, 1e-12)
-    close(shuffled.losses(theta), objective.losses(theta)[:, order], 1e-12)
-    close(shuffled.example_gradients(theta), objective.example_gradients(theta)[:, order], 1e-12)
+        close(found, expected, 1e-11)
+    close(shuffled.losses(theta), objective.losses(theta)[:, order], 1e-11)
+    close(shuffled.example_gradients(theta), objective.example_gradients(theta)[:, order], 1e-11)
 
 
 def test_the_decay_acts_on_weights_alone_in_value_gradient_products_and_matrices(either):
@@ -181,12 +192,12 @@ def test_the_decay_acts_on_weights_alone_in_value_gradient_products_and_matrices
     marks, decay, v = objective.model.is_weight, 0.03, vectors(theta)
     with_decay, without = everything(objective, theta, weights), everything(free, theta, weights)
     added = [with_term - term for with_term, term in zip(with_decay, without, strict=True)]
-    close(added[0], decay / 2 * (marks * theta**2).sum(1), 1e-12)
-    close(added[1], decay * marks * theta, 1e-12)
+    close(added[0], decay / 2 * (marks * theta**2).sum(1), 1e-11)
+    close(added[1], decay * marks * theta, 1e-11)
     for product in added[2:4]:
-        close(product, decay * marks * v, 1e-12)
+        close(product, decay * marks * v, 1e-11)
     for matrix in added[4:6]:
-        close(matrix, torch.diag(decay * marks).expand(3, -1, -1), 1e-12)
+        close(matrix, torch.diag(decay * marks).expand(3, -1, -1), 1e-11)
     assert torch.equal(objective.losses(theta), free.losses(theta))
     assert torch.equal(objective.example_gradients(theta), free.example_gradients(theta))
 
@@ -197,8 +208,8 @@ def test_the_objective_on_test_data_has_no_decay(either):
     assert type(test) is type(objective)
     assert (test.n, test.weight_decay) == (5, 0.0)
     uniform = test.uniform(3)
-    close(test.value(theta, uniform), objective.losses(theta)[:, :5].mean(1), 1e-12)
-    close(test.gradient(theta, uniform), objective.example_gradients(theta)[:, :5].mean(1), 1e-12)
+    close(test.value(theta, uniform), objective.losses(theta)[:, :5].mean(1), 1e-11)
+    close(test.gradient(theta, uniform), objective.example_gradients(theta)[:, :5].mean(1), 1e-11)
 
 
 def test_smoothing_keeps_data_and_decay():
@@ -212,7 +223,7 @@ def test_smoothing_keeps_data_and_decay():
 
 def test_default_weights_are_one_over_n(either):
     objective = either[0]
-    assert torch.equal(objective.uniform(2), torch.full((2, 11), 1 / 11, dtype=torch.float64))
+    assert torch.equal(objective.uniform(2), torch.full((2, 25), 1 / 25, dtype=torch.float64))
 
 
 def test_each_member_sees_the_data_set_it_is_told(either):
@@ -224,19 +235,73 @@ def test_each_member_sees_the_data_set_it_is_told(either):
     for found, expected in zip(
         everything(objective, theta, weights, places), everything(moved, theta, weights), strict=True
     ):
-        close(found, expected, 1e-12)
+        close(found, expected, 1e-11)
     v = vectors(theta)
-    close(objective.losses(theta, places), moved.losses(theta), 1e-12)
-    close(objective.directional(theta, v, places), moved.directional(theta, v), 1e-12)
-    close(objective.example_gradients(theta, places), moved.example_gradients(theta), 1e-12)
+    close(objective.losses(theta, places), moved.losses(theta), 1e-11)
+    close(objective.directional(theta, v, places), moved.directional(theta, v), 1e-11)
+    close(objective.example_gradients(theta, places), moved.example_gradients(theta), 1e-11)
 
 
 def test_one_data_set_serves_every_member_and_an_unclear_choice_is_refused(either):
     objective, theta, weights = either
     single = type(objective)(objective.model, Data(objective.data.x[:1], objective.data.y[:1]), 0.03)
-    close(single.losses(theta), objective.losses(theta, torch.zeros(3, dtype=torch.long)), 1e-12)
+    close(single.losses(theta), objective.losses(theta, torch.zeros(3, dtype=torch.long)), 1e-11)
     with pytest.raises(InputError, match="^dataset = "):
         objective.losses(theta[:2])
+
+
+@pytest.mark.parametrize("place", [None, torch.tensor([2, 2, 1])])
+def test_values_gradients_and_pulled_back_cotangents_are_those_written_out(either, place):
+    objective, theta, weights = either
+    rows, constant = np.array([24, 3, 3, 7]), torch.linspace(-1, 1, 75, dtype=torch.float64).view(25, 3)
+    value, gradient = objective.value_and_gradient(theta, weights, place)
+    more, with_constant = objective.value_and_gradient_with(theta, weights, constant, place)
+    times = torch.zeros(25, dtype=torch.float64).index_add_(0, torch.tensor(rows), torch.ones(4).double())
+    close(
+        objective.batch_gradient(theta, weights, rows, place), objective.gradient(theta, weights * times, place), 1e-11
+    )
+    close(objective.gradient_with(theta, weights, constant, place), with_constant, 1e-11)
+    for e, d in enumerate(range(3) if place is None else place.tolist()):
+        x, y = objective.data.x[d], objective.data.y[d]
+
+        def total(t, c, x=x, y=y, e=e):
+            lost = cross_entropy(objective.model(t, x), y, reduction="none")
+            decayed = 0.015 * (objective.model.is_weight * t**2).sum()
+            return (weights[e] * lost).sum() + decayed + (c * objective.model(t, x)).sum()
+
+        close(value[e], total(theta[e], 0 * constant), 1e-11)
+        close(more[e], total(theta[e], constant), 1e-11)
+        close(gradient[e], grad(total)(theta[e], 0 * constant), 1e-11)
+        close(with_constant[e], grad(total)(theta[e], constant), 1e-11)
+        in_logits = grad(lambda z, y=y: cross_entropy(z, y, reduction="sum"))(objective.model(theta[e], x))
+        close(objective.logit_gradients(theta[e], d), in_logits, 1e-11)
+
+
+def test_products_with_a_few_examples_are_their_mean_curvature(either):
+    objective, theta, _ = either
+    rows, v = np.array([24, 3, 7, 12, 0]), vectors(theta)[1]
+    weights = torch.zeros(1, 25, dtype=torch.float64)
+    weights[0, rows] = 0.2
+    for gauss_newton in (False, True):
+        whole = objective.products(theta[1:2], v[None], weights, torch.tensor([2]), gauss_newton)[0]
+        found = objective.batch_products(theta[1], v, rows, 2, gauss_newton)
+        close(found, whole - objective.decay * v, 1e-11)
+
+
+def test_a_recursion_that_grows_beyond_what_it_may_is_ended(either):
+    objective, theta, _ = either
+    v, settings = vectors(theta)[1], (torch.tensor([0]), 10.0, 0.01)
+    with pytest.raises(base.GrownError, match="^1$"):
+        objective.stochastic_recursion(theta[1], v, np.zeros(3000, int), *settings, growth=2.0)
+    assert not torch.isfinite(objective.stochastic_recursion(theta[1], v, np.zeros(3000, int), *settings)).all()
+
+
+def test_directional_derivatives_by_forward_mode_are_those_by_rows(monkeypatch):
+    _, reference, theta, _ = random_network("tanh", 2, 5, 11)
+    by_rows = reference.directional(theta, vectors(theta))
+    monkeypatch.setattr(base, "SMALL", 0)
+    monkeypatch.setattr(Objective, "example_gradients", None)
+    close(reference.directional(theta, vectors(theta)), by_rows, 1e-12)
 
 
 def test_a_stack_equals_its_single_networks_bit_for_bit():

@@ -10,7 +10,8 @@ from fragile_lib.minimise.descent import FLAT
 from fragile_lib.minimise.newton import newton
 from fragile_lib.minimise.quasi_newton import LEAST, RANK, AbsoluteInverse, _Search, left_out_minimum, minimum
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import Objective, make_objective
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import make_objective
 from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.tools.errors import InputError
 

@@ -1,99 +1,65 @@
-"""Inverse-Hessian-vector products: planted spectra, closed forms of the recursion, named outcomes."""
+"""The direct solvers' residual and data set, spectra, and the stochastic recursion: closed forms, named outcomes."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import PlantedObjective, Regression, iris_subset, random_network, rotated, softmax_regression
+from helpers import iris_subset, random_network, softmax_regression
+from planted import SPECTRA, planted, right_hand_sides
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
-from fragile_lib.objectives.base import FusedObjective
-from fragile_lib.solvers import ExactSolver, LissaSolver
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.fused import FusedObjective
+from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.solvers import DenseSolver, ExactSolver, LissaSolver, lissa_partition, lissa_random, lissa_single
 from fragile_lib.solvers.spectrum import example_curvature_bound, extreme_eigenvalues
 from fragile_lib.tools.errors import InputError
-
-ONE = torch.zeros(6, dtype=torch.float64)
-V = torch.tensor(np.random.default_rng(1).standard_normal((3, 6)))
 
 
 def eye(like):
     return torch.eye(len(like), dtype=torch.float64)
 
 
-SPECTRA = {
-    "well conditioned": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-    "condition number 1e8": [1e-7, 1e-5, 1e-3, 0.1, 1.0, 10.0],
-    "negative eigenvalues": [-2.0, -0.3, 0.4, 1.0, 3.0, 8.0],
-    "rank deficient": [0.0, 0.0, 0.0, 1.0, 2.0, 5.0],
-}
+# -- direct solvers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("damping", [1e-2, 0.5, 4.0])
-def test_the_exact_solver_inverts_every_planted_spectrum(name, damping):
-    matrix = rotated(SPECTRA[name])
-    solution = ExactSolver(PlantedObjective(matrix), ONE, damping)(V)
-    expected = np.linalg.solve(matrix + damping * np.eye(6), V.numpy().T).T
-    np.testing.assert_allclose(solution.x, expected, rtol=1e-9, atol=1e-9)
-    assert solution.residual.shape == (3,) and solution.residual.max() < 1e-12
-    assert solution.status == ("ok" if min(SPECTRA[name]) + damping > 0 else "indefinite")
+@pytest.mark.parametrize("kind", [ExactSolver, DenseSolver])
+def test_the_residual_is_relative_whatever_the_size_of_the_right_hand_side(kind):
+    """Off by a thousandth of v, whether v is large or small, is a residual of a thousandth."""
+    objective = planted("well conditioned")
+    solver, v = kind(objective, objective.theta, 0.5), right_hand_sides(3, 12)
+    damped = objective.matrix + 0.5 * eye(objective.matrix)
+    solver.shifted = lambda v, shift: 1.001 * torch.linalg.solve(damped, v.T).T
+    if kind is DenseSolver:
+        solver.shifted = lambda v, shift: 0 * v
+    for size in (1e-6, 1.0, 1e6):
+        found = solver(size * v)
+        expected = 1e-3 if kind is ExactSolver else 1.0
+        torch.testing.assert_close(found.residual, torch.full((3,), expected).double(), rtol=1e-6, atol=0.0)
+        assert found.status == ("ok" if kind is ExactSolver else "not_converged")
 
 
-def test_the_exact_solver_drops_no_eigenvalue_however_small():
-    spectrum = np.array(SPECTRA["condition number 1e8"])
-    solution = ExactSolver(PlantedObjective(np.diag(spectrum)), ONE, 0.0)(torch.eye(6).double())
-    np.testing.assert_allclose(solution.x, np.diag(1 / spectrum), rtol=1e-12)
-    assert solution.status == "ok" and solution.residual.max() < 1e-12
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_an_exact_answer_that_is_none_is_not_called_ok(size):
+    objective = planted("well conditioned")
+    solver = ExactSolver(objective, objective.theta, 0.5)
+    solver.shifted = lambda v, shift: 0 * v
+    assert solver(size * right_hand_sides(2, 12)).status == "not_converged"
 
 
-@pytest.mark.parametrize(
-    ("lowest", "damping", "status"),
-    [
-        (1e-3, 0.0, "ok"),
-        (-1.0, 1.0 + 1e-9, "ok"),
-        (-1.0, 1.0, "indefinite"),
-        (-1.0, 0.999, "indefinite"),
-        (0.0, 0.0, "indefinite"),
-        (0.0, 1e-9, "ok"),
-    ],
-)
-def test_indefinite_means_an_eigenvalue_at_or_below_minus_the_damping(lowest, damping, status):
-    matrix = np.diag([lowest, 1.0, 2.0, 3.0, 4.0, 5.0])
-    assert ExactSolver(PlantedObjective(matrix), ONE, damping)(V).status == status
-
-
-def test_a_negative_eigenvalue_keeps_its_sign_in_the_inverse():
-    solution = ExactSolver(PlantedObjective(np.diag([-2.0, 1, 1, 1, 1, 1])), ONE, 0.0)(torch.eye(6)[:1].double())
-    assert solution.x[0, 0].item() == pytest.approx(-0.5)
-
-
-def test_curvature_that_is_not_finite_is_named():
-    matrix = np.eye(6)
-    matrix[2, 3] = np.nan
-    solution = ExactSolver(PlantedObjective(matrix), ONE, 0.1)(V)
-    assert solution.status == "solver_diverged"
-    assert torch.isnan(solution.x).all() and torch.isnan(solution.residual).all()
-    assert np.isnan(extreme_eigenvalues(torch.tensor(matrix))).all()
-
-
-def test_extreme_eigenvalues_of_a_planted_spectrum():
-    found = extreme_eigenvalues(torch.tensor(rotated(SPECTRA["negative eigenvalues"])))
-    assert found == pytest.approx((-2.0, 8.0))
-
-
-def test_linear_regression_is_solved_by_the_closed_form_and_gauss_newton_is_the_same():
-    problem = Regression()
-    v = torch.tensor(np.random.default_rng(0).standard_normal((2, 4)))
-    expected = np.linalg.solve(problem.hessian() + 0.1 * np.eye(4), v.numpy().T).T
-    for gauss_newton in (False, True):
-        solution = ExactSolver(problem.train, problem.fitted(), 0.1, gauss_newton)(v)
-        np.testing.assert_allclose(solution.x, expected, rtol=1e-10)
+def test_curvature_that_is_not_finite_has_no_spectrum_and_a_planted_one_has_its_ends():
+    assert np.isnan(extreme_eigenvalues(torch.full((3, 3), torch.nan))).all()
+    name = "negative eigenvalues"
+    assert extreme_eigenvalues(planted(name).matrix) == pytest.approx((-2.0, 8.0))
+    assert SPECTRA[name].min() == -2.0
 
 
 def test_the_exact_solver_takes_hessian_or_gauss_newton_and_the_data_set_it_is_told():
     fused, _, theta, _ = random_network("tanh", 2, 3, 11)
-    v = torch.randn(2, theta.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v = right_hand_sides(2, theta.shape[1])
     for gauss_newton in (False, True):
         solution = ExactSolver(fused, theta[0], 0.7, gauss_newton, dataset=2)(v)
         matrix = fused.matrices(theta[:1], fused.uniform(1), torch.tensor([2]), gauss_newton)[0]
@@ -199,12 +165,56 @@ def test_a_bad_damping_is_named(small_optimum, damping):
     [
         ("lissa_depth", {"depth": 0}),
         ("lissa_repeats", {"repeats": 0}),
-        ("scale", {"scale": 0.0}),
-        ("scale", {"scale": -1.0}),
-        ("scale", {"scale": float("nan")}),
+        ("lissa_batch", {"batch": 19}),
+        ("draws", {"draws": "sorted"}),
+        *[("lissa_scale", {"scale": bad}) for bad in (0.0, -1.0, float("nan"))],
     ],
 )
 def test_a_bad_setting_of_lissa_is_named(small_optimum, name, setting):
     objective, theta, _ = small_optimum
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=f"^{name} = "):
         LissaSolver(objective, theta, 0.1, **setting)
+
+
+def test_the_three_ways_to_draw_are_the_recursion_written_out(small_optimum):
+    """Each with its own stream of random numbers, on which the recorded numbers stand."""
+    objective, theta, v = small_optimum
+    n, damping, scale, seed = objective.n, 0.5, 20.0, 3
+
+    def by_hand(draws):
+        h = v
+        for rows in draws:
+            part = Objective(objective.model, Data(objective.data.x[:, rows], objective.data.y[:, rows]), 0.02)
+            h = v + h - (part.products(theta[None], h[None], part.uniform(1))[0] + damping * h) / scale
+        return h / scale
+
+    def stream():
+        return np.random.default_rng([seed, 2])
+
+    single, random = stream().integers(n, size=(2, 5, 1)), stream().integers(n, size=(2, 5, 4))
+    rng = stream()
+    rows = rng.permutation(n)[:16].reshape(4, 4)  # two of eighteen are left over
+    partition = []
+    for _ in range(2):
+        order = np.concatenate([rng.permutation(4)[::-1], rng.permutation(4)[::-1]])[:5]
+        partition.append(rows[order])
+    streamed = StreamedObjective(objective.model, objective.data, 0.02, chunk=5, vectors=1)
+    options = {"depth": 5, "repeats": 2, "seed": seed, "scale": scale}
+    for j in (objective, Objective(objective.model, objective.data, 0.02), streamed):
+        for make, draws in (
+            (lissa_single, single),
+            (partial(lissa_random, batch=4), random),
+            (partial(lissa_partition, batch=4), partition),
+        ):
+            found = make(j, theta, damping, **options)(v)
+            torch.testing.assert_close(found.x, (by_hand(draws[0]) + by_hand(draws[1])) / 2, rtol=1e-10, atol=1e-12)
+
+
+def test_a_residual_of_one_or_more_is_not_called_ok(small_optimum):
+    objective, theta, v = small_optimum
+    for make in (lissa_single, partial(lissa_partition, batch=4)):
+        solver = make(objective, theta, 3.0, depth=1, scale=1.0)
+        solver.growth = None
+        early, late = solver(v), make(objective, theta, 3.0, depth=60, scale=25.0)(v)
+        assert early.status == "not_converged" and early.residual.max() >= 1
+        assert late.status == "ok" and late.residual.max() < 1

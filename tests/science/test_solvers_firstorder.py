@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fragile_lib.influence import influence, leave_one_out
-from helpers import Linear, Regression, iris_subset
+from helpers import Linear, Regression, influence_along, leave_one_out
 from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
 
 from fragile_lib.data.sets import Data
@@ -32,7 +31,7 @@ def everyone(objective):
 def test_the_gradient_product_has_the_sign_and_scale_of_one_gradient_step_without_the_example(linear):
     train, test, theta = linear
     d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(test.n)
-    found = influence(train, test, theta, d, points, IdentitySolver(train, theta)).changes
+    found = influence_along(train, test, theta, d, points, IdentitySolver(train, theta))
     size, weights = 1e-5, train.uniform(train.n) + d
     stack = theta.expand(train.n, -1)
     whole = theta - size * train.gradient(theta[None], train.uniform(1))[0]
@@ -44,9 +43,11 @@ def test_the_gradient_product_has_the_sign_and_scale_of_one_gradient_step_withou
 def test_the_gradient_product_is_the_vectors_themselves_and_needs_no_products(linear):
     train, _, theta = linear
     v = right_hand_sides(3, 15)
-    solution = IdentitySolver(train, theta, 0.1)(v)
-    assert torch.equal(solution.x, v) and solution.x is not v
-    assert solution.status == "ok" and solution.products == 0
+    for measured in (False, True):
+        solution = IdentitySolver(train, theta, 0.1, measured=measured)(v)
+        assert torch.equal(solution.x, v) and solution.x is not v
+        assert solution.status == "ok" and solution.products == 0
+        assert bool(torch.isnan(solution.residual).any()) is not measured
     damped = ExactSolver(train, theta, 0.1).matrix + 0.1 * torch.eye(15).double()
     torch.testing.assert_close(solution.residual, (v @ damped - v).norm(dim=1) / v.norm(dim=1))
 
@@ -176,7 +177,7 @@ def test_trak_is_a_quarter_of_influence_where_every_probability_is_one_half():
     """The matrix of two classes is sum p (1 - p) phi phi^T / n, and TRAK's is without p (1 - p) = 1/4."""
     train, test, theta = two_classes(), two_classes(5, seed=1), torch.zeros(8).double()
     d, points = leave_one_out(torch.arange(40), 40), torch.arange(5)
-    found = influence(train, test, theta, d, points, ExactSolver(train, theta, 0.01, True)).changes
+    found = influence_along(train, test, theta, d, points, ExactSolver(train, theta, 0.01, True))
     torch.testing.assert_close(4 * trak(train, test, theta[None], d, points, dim=None, damping=0.04), found)
 
 
@@ -193,7 +194,7 @@ def test_a_projection_to_as_many_numbers_as_there_are_directions_changes_nothing
 def test_trak_agrees_with_influence_in_sign_and_order(linear):
     train, test, theta = linear
     d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(test.n)
-    exact = influence(train, test, theta, d, points, ExactSolver(train, theta, 0.01)).changes
+    exact = influence_along(train, test, theta, d, points, ExactSolver(train, theta, 0.01))
     found = trak(train, test, theta[None], d, points, dim=None, damping=0.01)
     each = [np.corrcoef(found[:, t], exact[:, t])[0, 1] for t in range(test.n)]
     assert np.median(each) > 0.8 and min(each) > 0
@@ -286,11 +287,14 @@ def test_the_gradient_product_of_linear_regression_is_its_closed_form():
         problem.design @ theta.numpy() - problem.y, problem.design_test @ theta.numpy() - problem.y_test
     )  # fmt: skip
     expected = residual[:, None] * (problem.design @ problem.design_test.T) * residual_test / problem.n
-    found = influence(problem.train, problem.test, theta, d, points, IdentitySolver(problem.train, theta)).changes
+    found = influence_along(problem.train, problem.test, theta, d, points, IdentitySolver(problem.train, theta))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
     traced = tracin(problem.train, problem.test, theta[None], torch.tensor([1.0]), d, points)
     torch.testing.assert_close(traced, found)
 
 
-def test_the_number_of_flowers_is_what_these_tests_assume():
-    assert len(iris_subset(10)[0]) == 30
+def test_the_gradient_product_of_a_linear_network_makes_no_product_with_the_curvature(linear, monkeypatch):
+    train, test, theta = linear
+    monkeypatch.setattr(Objective, "products", None)
+    d, points = leave_one_out(torch.arange(train.n), train.n), torch.arange(3)
+    assert torch.isfinite(influence_along(train, test, theta, d, points, IdentitySolver(train, theta))).all()

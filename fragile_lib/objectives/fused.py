@@ -1,0 +1,113 @@
+"""J of multilayer perceptrons on a CPU, by the compiled kernels of `kernels.mlp`, and the choice of an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fragile_lib.data.sets import Data
+from fragile_lib.kernels import mlp
+from fragile_lib.models.mlp import MLP
+from fragile_lib.objectives.base import Model, Objective, resolve_device
+
+
+class FusedObjective(Objective):
+    """The same for an `MLP` on a CPU in float64, by compiled kernels that run each network inside the cache."""
+
+    def __init__(self, model: MLP, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
+        super().__init__(model, data, weight_decay, device)
+        self._x = np.ascontiguousarray(data.x.numpy().transpose(0, 2, 1))
+        self._y = np.ascontiguousarray(data.y.numpy())
+        self._sizes = np.array(model.sizes)
+        self._activation = {"relu": mlp.RELU, "tanh": mlp.TANH, "softplus": model.sharpness}[model.activation]
+
+    def _arguments(self, theta: Tensor, dataset: Tensor | None) -> tuple:
+        return self._x, self._y, self.members(theta, dataset).numpy(), self._sizes, self._activation
+
+    def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        x, _, d, sizes, activation = self._arguments(theta, dataset)
+        out = np.empty((len(theta), self.model.n_classes, self.n))
+        mlp.logits(_array(theta), x, d, sizes, activation, out)
+        return torch.from_numpy(out).transpose(1, 2)
+
+    def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        out = np.empty((len(theta), self.n, self.model.n_params))
+        mlp.example_gradients(_array(theta), *self._arguments(theta, dataset), out)
+        return torch.from_numpy(out)
+
+    def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        out = np.empty((*v.shape[:2], self.n))
+        mlp.directional(_array(theta), _array(v), *self._arguments(theta, dataset), out)
+        return torch.from_numpy(out)
+
+    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        out = np.empty(theta.shape)
+        mlp.gradients(_array(theta), _array(weights), *self._arguments(theta, dataset), out)
+        return torch.from_numpy(out) + self.decay * theta
+
+    def products(  # noqa: D102
+        self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
+    ) -> Tensor:
+        out = np.empty(v.shape)
+        arguments = self._arguments(theta, dataset)
+        mlp.products(_array(theta), _array(v), _array(weights), *arguments, gauss_newton, out)
+        return torch.from_numpy(out) + self.decay * v
+
+    def matrices(  # noqa: D102
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
+    ) -> Tensor:
+        out = np.empty((len(theta), theta.shape[1], theta.shape[1]))
+        arguments = self._arguments(theta, dataset)
+        mlp.matrices(_array(theta), _array(weights), *arguments, gauss_newton, out)
+        return torch.from_numpy(out) + torch.diag(self.decay)
+
+    def descend(  # noqa: D102
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        weights: Tensor,
+        dataset: Tensor,
+        rate: float,
+        momentum: float,
+        steps: int,
+    ) -> tuple[Tensor, Tensor]:
+        theta, velocity = theta.clone(), velocity.clone()
+        arguments = self._arguments(theta, dataset)
+        state = theta.numpy(), velocity.numpy(), _array(weights)
+        mlp.descend(*state, *arguments, self.decay.numpy(), rate, momentum, steps)
+        return theta, velocity
+
+    def stochastic_recursion(  # noqa: D102
+        self,
+        theta: Tensor,
+        v: Tensor,
+        draws: Iterable[np.ndarray],
+        dataset: Tensor,
+        damping: float,
+        scale: float,
+        growth: float | None = None,
+    ) -> Tensor:
+        if growth is not None or not isinstance(draws, np.ndarray) or draws.ndim > 1:
+            return super().stochastic_recursion(theta, v, draws, dataset, damping, scale, growth)
+        out, d = np.empty(v.shape), int(dataset[0])
+        options = self._sizes, self._activation, self.decay.numpy(), damping, scale
+        mlp.lissa(_array(theta), _array(v), self._x[d], self._y[d], draws, *options, out)
+        return torch.from_numpy(out)
+
+
+def make_objective(model: Model, data: Data, weight_decay: float = 0.0, device: str = "auto") -> Objective:
+    """The fastest objective for this network, data and device; `auto` takes CUDA where there is one.
+
+    Raises:
+        InputError: a device that is not `auto`, `cpu` or `cuda`, or `cuda` where there is none.
+    """
+    device = resolve_device(device)
+    fused = isinstance(model, MLP) and device == "cpu" and data.x.dtype == torch.float64
+    return (FusedObjective if fused else Objective)(model, data, weight_decay, device)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float64)
