@@ -89,21 +89,6 @@ class Regression:
         return np.array(changes)
 
 
-class PlantedObjective:
-    """Stands in for an objective whose curvature is a given matrix."""
-
-    n, weight_decay = 1, 0.0
-
-    def __init__(self, matrix: np.ndarray) -> None:
-        self.matrix = torch.tensor(matrix)
-
-    def uniform(self, size: int) -> Tensor:
-        return torch.ones(size, 1, dtype=torch.float64)
-
-    def matrices(self, theta: Tensor, weights: Tensor, dataset: Tensor, gauss_newton: bool = False) -> Tensor:
-        return self.matrix[None].clone()
-
-
 def rotated(spectrum: list[float], seed: int = 0) -> np.ndarray:
     """A symmetric matrix with these eigenvalues and random eigenvectors."""
     q = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(spectrum), len(spectrum))))[0]
