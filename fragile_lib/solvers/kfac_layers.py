@@ -43,6 +43,17 @@ class Layer:
         """Whether it has one."""
         return self.module.bias is not None
 
+    def decays(self, decay: Tensor) -> tuple[float, float]:
+        """The L2 factors of its weights and of its bias in decay (P,), each of which has to be one number."""
+        own = decay[self.place]
+        weights, bias = own[: self.n_weights], own[self.n_weights :]
+        for name, part in (("weights", weights), ("bias", bias)):
+            if len(part) and not bool((part == part[0]).all()):
+                raise bad_input(
+                    "decay", part.unique().tolist(), f"a Kronecker block needs one L2 factor for its {name}"
+                )
+        return float(weights[0]), float(bias[0]) if len(bias) else float(weights[0])
+
     def join(self, v: Tensor) -> Tensor:
         """(K, p) -> (K, out, in)."""
         weights = v[:, : self.n_weights].unflatten(1, (len(self.module.weight), -1))
@@ -79,6 +90,10 @@ class NormLayer:
 
     module: nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
     place: slice
+
+    def decays(self, decay: Tensor) -> tuple[Tensor]:
+        """The L2 factors (p,) of its parameters in decay (P,)."""
+        return (decay[self.place],)
 
     def normalised(self, x: Tensor) -> Tensor:
         """xhat of the layer's input x, both (n, ...)."""
