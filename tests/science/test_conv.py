@@ -157,6 +157,13 @@ def test_a_cotangent_of_the_logits_is_pulled_back_with_the_losses_and_where_no_w
     assert found.dtype == kind
     for e in range(3):
         close(found[e], expected[e], tolerance)
+    value, gradient = ours.value_and_gradient_with(theta.to(kind), weights.to(kind), cotangent.to(kind))
+    paired = (cotangent * reference.logits(theta)).sum((1, 2))
+    assert value.dtype == torch.float64 and torch.equal(gradient, found)
+    close(value, reference.value(theta, weights) + paired, tolerance)
+    value, gradient = ours.value_and_gradient(theta.to(kind), weights.to(kind))
+    close(value, reference.value(theta, weights), tolerance)
+    assert torch.equal(gradient, ours.gradient(theta.to(kind), weights.to(kind)))
 
 
 def test_a_cotangent_of_zero_is_none_and_takes_no_other_code():
@@ -305,21 +312,6 @@ def test_a_parameter_that_is_not_finite_shows_and_stays_in_its_network(model):
     assert torch.isnan(ours.losses(theta)[1]).all()
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=["64", "32"])
-@pytest.mark.parametrize("n", [13, 150])  # one part, several parts
-def test_value_and_gradient_in_one_pass_are_those_of_the_reference(n, kind, tolerance):
-    ours, reference, theta, weights, _ = instance(ODD, n=n, kind=kind)
-    value, gradient = ours.value_and_gradient(theta.to(kind), weights.to(kind))
-    assert value.dtype == torch.float64 and gradient.dtype == kind
-    close(value, reference.value(theta.to(kind).double(), weights), tolerance)
-    assert torch.equal(gradient, ours.gradient(theta.to(kind), weights.to(kind)))
-    cotangent = torch.randn(n, ODD.n_classes, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(kind)
-    more, gradient = ours.value_and_gradient_with(theta.to(kind), weights.to(kind), cotangent)
-    paired = (cotangent.double() * reference.logits(theta.to(kind).double())).sum((1, 2))
-    close(more, value + paired, 10 * tolerance)
-    assert torch.equal(gradient, ours.gradient_with(theta.to(kind), weights.to(kind), cotangent))
-
-
 def test_the_value_of_a_sure_mistake_is_finite_and_right_in_single_precision():
     ours, reference, theta, weights, _ = instance(kind=torch.float32)
     far = theta.float() * 200  # the odds of some labels underflow
@@ -338,35 +330,6 @@ def test_sure_networks_stay_finite_and_right():
     dense = ours.matrices(sure, weights.abs(), gauss_newton=True)
     # the reference takes p - p^2 as a difference, which loses the digits that the factors keep
     close(torch.einsum("epq,ekq->ekp", dense, v), reference.products(sure, v, weights.abs(), gauss_newton=True), 1e-7)
-
-
-# -- recursion, batches ------------------------------------------------------------------------------------------------
-
-
-def test_the_recursion_is_the_reference_one_on_single_draws():
-    ours, reference, theta, _, v = instance()
-    draws = np.random.default_rng(0).integers(ours.n, size=5)
-    options = theta[1], v[1], draws, torch.tensor([1]), 0.1, 30.0
-    close(ours.stochastic_recursion(*options), reference.stochastic_recursion(*options))
-
-
-def test_the_recursion_takes_the_mean_curvature_of_batches():
-    ours, reference, theta, _, v = instance()
-    draws = np.random.default_rng(0).integers(ours.n, size=(3, 10))
-    h = v[0]
-    for rows in draws:
-        part = Objective(SMALL, Data(ours.data.x[:1, rows], ours.data.y[:1, rows]), ours.weight_decay)
-        h = v[0] + h - (part.products(theta[:1], h[None], part.uniform(1))[0] + 0.1 * h) / 30.0
-    close(ours.stochastic_recursion(theta[0], v[0], draws, torch.tensor([0]), 0.1, 30.0), h / 30.0)
-
-
-def test_a_batch_gradient_sums_the_rows_it_is_given_and_counts_a_row_twice_that_comes_twice():
-    ours, reference, theta, weights, _ = instance(n=25)
-    rows = np.array([24, 3, 3, 7, 12, 0, 1, 2, 5, 9, 20, 21])
-    times = torch.zeros(25, dtype=torch.float64).index_add_(0, torch.tensor(rows), torch.ones(len(rows)).double())
-    for places in (None, torch.tensor([1, 1]), torch.tensor([1, 0])):
-        found = ours.batch_gradient(theta, weights, rows, places)
-        close(found, reference.gradient(theta, weights * times, places))
 
 
 # -- bad input, stale code ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from fragile_lib.data.sets import Data
+from fragile_lib.models.mlp import MLP
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
@@ -233,6 +234,15 @@ def test_the_small_convolutional_network_of_the_study_is_understood_and_brings_i
     assert torch.equal(own, given)
     trace = curvature((objective, theta)).trace() + objective.decay.sum()
     torch.testing.assert_close(own.trace(), trace, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
+def test_a_perceptron_brings_its_own_module(activation):
+    model, x = MLP(2, 5, activation, sharpness=2.5), right_hand_sides(7, 4)
+    theta = model.init(0)
+    module = model.module(theta)
+    torch.testing.assert_close(module(x), model(theta, x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), theta)
 
 
 # -- drawn labels ----------------------------------------------------------------------------------------------------
