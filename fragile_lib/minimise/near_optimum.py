@@ -17,9 +17,9 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from fragile_lib.minimise.descent import flushed_denormals
 from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
 Solve = Callable[[Tensor], Tensor]  # (K, P) -> (K, P), the inverse curvature times each row
@@ -102,7 +102,7 @@ class _Whitened:
 
     def value(self, u: np.ndarray) -> tuple[float, np.ndarray]:
         theta = self.kind(self.start + self.unwhitened(u))
-        value, gradient = value_and_gradient(self.objective, theta, self.weights, self.place)
+        value, gradient = self.objective.value_and_gradient(theta, self.weights, self.place)
         self.passes += 1
         self.norm = float(gradient.norm())
         return float(value), self.whitened(gradient[0])
@@ -118,11 +118,6 @@ class _Whitened:
     def stop(self, _: np.ndarray) -> None:
         if self.norm <= self.tolerance:
             raise StopIteration
-
-
-def value_and_gradient(objective: Objective, theta: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """J (E,) and its gradient (E, P), in one pass over the data where the objective can do that."""
-    return objective.value_and_gradient(theta, weights, place)
 
 
 def chord(

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fragile_lib.minimise.descent import FLAT, STATIONARY, flushed_denormals, separable
+from fragile_lib.minimise.descent import FLAT, STATIONARY, separable
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.numerics import flushed_denormals
 
 SHARPNESS = (10.0, 100.0, 1e3)  # of softplus, in the order in which `finish` follows them
 ESCAPES = 5  # times that `finish` leaves a saddle

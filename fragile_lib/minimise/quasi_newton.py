@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.minimise.descent import FLAT, flushed_denormals
-from fragile_lib.minimise.near_optimum import Optimum, value_and_gradient
+from fragile_lib.minimise.descent import FLAT
+from fragile_lib.minimise.near_optimum import Optimum
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.dense import DenseSolver
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions
@@ -181,7 +182,7 @@ class _Search:
         """The state at theta, in float64; J itself in the type of the objective's data."""
         self.passes += 1
         stack = theta[None].to(self.weights)
-        value, gradient = value_and_gradient(self.objective, stack, self.weights, self.place)
+        value, gradient = self.objective.value_and_gradient(stack, self.weights, self.place)
         return _State(theta, float(value), gradient[0].double())
 
     def descend(self, state: _State, inverse: Tensor, goal: float, steps: int) -> _State:

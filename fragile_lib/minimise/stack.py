@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.data.sets import Data
-from fragile_lib.minimise.descent import flushed_denormals
 from fragile_lib.minimise.schedule import Continued, Schedule
 from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
 RMS = 0.99  # of RMSProp, as in torch.optim
@@ -159,7 +158,11 @@ def _steps(
     objective: Objective, weights: Tensor, schedule: Schedule, dataset: Tensor | None, label: str
 ) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
     """Each step with the gradient on its batch, theta (E, P) -> (E, P), under the weights of the first E members."""
-    gradient = _batch_gradient(objective, _on_batches(objective, weights, schedule), dataset)
+    of_batch = _on_batches(objective, weights, schedule)
+
+    def gradient(theta: Tensor, rows: np.ndarray) -> Tensor:
+        return objective.batch_gradient(theta, of_batch[: len(theta)], rows, dataset)
+
     drawn = schedule.rows(objective.n)
     with flushed_denormals(), progress(total=schedule.steps, desc=label) as bar:
         for step, rows in enumerate(drawn):
@@ -170,21 +173,6 @@ def _steps(
 def _on_batches(objective: Objective, weights: Tensor, schedule: Schedule) -> Tensor:
     """The weights of examples in a batch, which stands for all of them."""
     return (weights * (objective.n / schedule.batch)).to(objective.data.x.dtype)
-
-
-def _batch_gradient(
-    objective: Objective, weights: Tensor, dataset: Tensor | None
-) -> Callable[[Tensor, np.ndarray], Tensor]:
-    """(theta (E, P), rows) -> the gradient (E, P) on these rows under the weights of the first E members."""
-    if hasattr(objective, "batch_gradient"):
-        return lambda theta, rows: objective.batch_gradient(theta, weights[: len(theta)], rows, dataset)
-
-    def gradient(theta: Tensor, rows: np.ndarray) -> Tensor:
-        some = Data(objective.data.x[:, rows], objective.data.y[:, rows])
-        part = type(objective)(objective.model, some, objective.weight_decay, str(objective.device))
-        return part.gradient(theta, weights[: len(theta), rows], dataset).to(theta.dtype)
-
-    return gradient
 
 
 def _advance(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -269,12 +269,3 @@ def slope(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     at = at.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(value(at), at)[0]
-
-
-def __getattr__(name: str) -> Any:
-    """What moved to `fused`, for those who still look for it here."""
-    if name not in ("FusedObjective", "make_objective"):
-        raise AttributeError(name)
-    from fragile_lib.objectives import fused
-
-    return getattr(fused, name)

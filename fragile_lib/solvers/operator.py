@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution, check_damping, nowhere, outcome, relative  # noqa: F401 (old place)
+from fragile_lib.solvers.base import Solution, check_damping, outcome, relative
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
