@@ -5,8 +5,9 @@
 The reference is reports/records, or a folder that this script has filled elsewhere (`--out`), with another revision
 (`--root`) say. On one machine with one thread a run is the same to the last digit that a record holds, so that the
 reference of another revision must be met exactly (`--exact`). Records of another kind of processor differ by the order
-of floating-point operations, which training amplifies: `TOLERANCES` states, for each column, how far runs of one
-revision were apart on processors with and without AVX-512.
+of floating-point operations, which training amplifies. `APART` states how far apart, in each column, one revision was
+on processors with and without AVX-512; twice that is allowed. The networks that are not in it were as far apart as
+correlations can be (up to 0.81, with other test points chosen): they are compared with `--exact` alone.
 """
 
 from __future__ import annotations
@@ -38,8 +39,26 @@ SELECTION = (  # the longest first
 KEY = ("seed", "test_point", "test_choice", "train_choice", "fit", "estimator", "ground_truth")
 COST = ("seconds_estimate", "seconds_retrain", "memory_mb")  # what a run took is no result of it
 CORRELATIONS = ("spearman", "pearson", "slope", "sign_agreement", "ceiling_pearson", "ceiling_spearman")
+SOLVED = 1e-8  # a relative residual below is round-off, whose size depends on the order of sums
 ROUNDING = 1.01e-3  # relative: one unit in the last of four digits
-TOLERANCES: dict[str, dict[str, float]] = {"iris": {}, "small_mnist": {}, "mnist_cifar10": {}}
+APART = {  # "points" is relative to the largest of its list, the others are absolute
+    "small_mnist-wd0.001-s0": {
+        "eig_min": 4.6e-12, "solver_residual": 4.4e-9, "pearson": 0.0025, "spearman": 0.015, "slope": 0.0069
+    },
+    "iris-relu-d8-w5-wd0.005": {
+        "solver_residual": 8.4e-13, "norm_spearman": 0.095, "norm_ratio": 0.011, "grad_norm": 1.1e-9,
+        "eig_min": 1.6e-10, "eig_max": 0.09, "pearson": 0.07, "spearman": 0.34, "slope": 30.0, "sign_agreement": 0.14,
+        "n_points": 1.0, "n_uncertified": 1.0, "points": 0.74
+    },
+    "iris-relu-d8-w5-wd0": {"solver_residual": 1.1e-11, "norm_spearman": 0.11, "spearman": 0.012},
+    "iris-relu-d5-w5-wd0.005": {
+        "solver_residual": 1.4e-11, "control_change": 0.0046, "grad_norm": 1.5e-4, "eig_min": 1.1e-5, "eig_max": 0.72,
+        "norm_spearman": 0.25, "norm_ratio": 0.029, "pearson": 0.0034, "slope": 0.071
+    },
+    "iris-relu-d5-w5-wd0": {"solver_residual": 1.4e-11},
+    "iris-relu-d1-w5-wd0.005": {"solver_residual": 2.7e-14, "eig_min": 9e-18},
+    "iris-relu-d1-w5-wd0": {"solver_residual": 1.8e-13, "norm_ratio": 2.0, "sign_agreement": 0.0084},
+}  # fmt: skip
 
 
 def run(run_id: str, root: Path, out: Path) -> Path:
@@ -66,13 +85,20 @@ def run(run_id: str, root: Path, out: Path) -> Path:
 
 def differences(found: dict, expected: dict, exact: bool) -> list[str]:
     """One line for each number or word that differs by more than its tolerance."""
-    lines, tolerances = [], {} if exact else TOLERANCES[found["notebook"]]
+    apart = {} if exact else APART[found["run_id"]]
+    lines, tolerances = [], {column: 2 * value for column, value in apart.items()}
     ours, theirs = rows_by_key(found), rows_by_key(expected)
     lines += [f"row {key} is missing" for key in theirs.keys() - ours.keys()]
     for key in ours.keys() & theirs.keys():
         for column, value in theirs[key].items():
-            if column not in (*COST, *KEY) and not close(ours[key].get(column), value, tolerances.get(column, 0.0)):
-                lines.append(f"{key} {column}: {ours[key].get(column)} for {value}")
+            other = ours[key].get(column)
+            if (
+                column in (*COST, *KEY)
+                or close(other, value, tolerances.get(column, 0.0))
+                or excused(column, ours[key])
+            ):
+                continue
+            lines.append(f"{key} {column}: {other} for {value}")
     ours, theirs = points_by_key(found), points_by_key(expected)
     lines += [f"point {key} is missing" for key in theirs.keys() - ours.keys()]
     allowed = tolerances.get("points", 0.0)
@@ -82,6 +108,12 @@ def differences(found: dict, expected: dict, exact: bool) -> list[str]:
         if worst > (ROUNDING + allowed) * size:
             lines.append(f"point {key}: off by {worst:.2e} of {size:.2e}")
     return lines
+
+
+def excused(column: str, row: dict) -> bool:
+    """A residual of round-off; and the status where nothing was solved, which older records called ok."""
+    residual = row.get("solver_residual") or 0.0
+    return (column == "solver_residual" and residual < SOLVED) or (column == "status" and residual >= 1)
 
 
 def close(a: object, b: object, allowed: float) -> bool:
@@ -122,9 +154,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--exact", action="store_true", help="no tolerance but a record's rounding")
     given = parser.parse_args()
+    runs = [run_id for run_id in given.runs if given.exact or run_id in APART]
+    for run_id in given.runs:
+        if run_id not in runs:
+            print(f"{run_id}: left out; it differs between processors. Fill a folder with `--out`, then `--exact`")
     wrong = 0
     with ThreadPoolExecutor(given.jobs) as pool:
-        made = {run_id: pool.submit(run, run_id, given.root, given.out) for run_id in given.runs}
+        made = {run_id: pool.submit(run, run_id, given.root, given.out) for run_id in runs}
         for run_id, job in made.items():
             expected = given.reference / run_id / "result.json"
             if not expected.exists():

@@ -173,6 +173,7 @@ def test_the_mean_of_many_repetitions_is_more_reliable_than_one_and_the_correcti
     assert row["repeats"] == 16 and row["unseen"] == pytest.approx(0.25)
     assert row["spearman_single"] < row["spearman"] <= row["spearman_corrected"]
     assert row["reliability_single"] < row["reliability"] < 1
+    assert row["spearman_corrected"] == pytest.approx(row["spearman"] / np.sqrt(row["reliability"]), rel=1e-12)
     expected = true.var() / (true.var() + 0.25)  # of one repetition, by Pearson's correlation
     assert row["reliability_single"] == pytest.approx(expected, abs=0.15)
     assert row["pearson_corrected"] == pytest.approx(1, abs=0.05)
