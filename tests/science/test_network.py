@@ -42,7 +42,7 @@ def test_all_that_it_tells_is_of_its_own_data(network: Network) -> None:
 def test_its_direct_solvers_are_of_its_own_curvature_and_made_once(network: Network, gauss_newton: bool) -> None:
     solver = network.gauss_newton if gauss_newton else network.hessian
     matrix = network.train.matrices(network.theta[None], network.train.uniform(1), torch.tensor([1]), gauss_newton)[0]
-    expected = torch.linalg.solve(matrix + 0.1 * torch.eye(len(matrix)), network.theta)
+    expected = torch.linalg.solve(matrix + 0.1 * torch.eye(len(matrix)).double(), network.theta)
     torch.testing.assert_close(solver(network.theta[None]).x[0], expected, rtol=1e-8, atol=1e-10)
     assert solver is (network.gauss_newton if gauss_newton else network.hessian)
     assert not isinstance(solver, DenseSolver)  # that one is for a matrix in float32
