@@ -62,7 +62,8 @@ def _lissa_random(network: Network, **options: object) -> Solver:
 
 def _lissa_partition(network: Network, scale: float = 0.0, **options: object) -> Solver:
     """Minibatches of a fixed partition; scale: from the largest curvature of any of them, or as given above 0."""
-    return solvers.lissa_partition(*_common(network), seed=network.seed, scale=scale or None, **options)
+    given = {"dataset": network.place, "seed": network.seed, "scale": scale or None, **options}
+    return solvers.lissa_partition(*_common(network), **given)
 
 
 def _lissa_single(network: Network, **options: object) -> Solver:
@@ -73,7 +74,7 @@ def _lissa_single(network: Network, **options: object) -> Solver:
 def _kronecker(kind: Callable[..., Solver]) -> Make:
     def make(network: Network, **options: object) -> Solver:
         module = network.curvature.model.module(network.theta)
-        return kind(*_common(network), module=module, **{"seed": network.seed, **options})
+        return kind(*_common(network), module=module, **{"dataset": network.place, "seed": network.seed, **options})
 
     return make
 
@@ -118,7 +119,7 @@ def tracin(network: Network, points: Points, removals: Removals | None = None) -
     """TracIn: each checkpoint stands for the steps up to the next, step sizes are the learning rates."""
 
     def run(test: object, changes: Tensor, places: Tensor) -> Tensor:
-        return solvers.tracin(network.train, test, network.checkpoints, network.rates, changes, places)
+        return solvers.tracin(network.alone().train, test, network.checkpoints, network.rates, changes, places)
 
     return _without_solver(run, network, points, removals)
 
@@ -128,7 +129,7 @@ def trak(network: Network, points: Points, removals: Removals | None = None) -> 
 
     def run(test: object, changes: Tensor, places: Tensor) -> Tensor:
         thetas, fixed = network.theta[None], {"damping": TRAK_DAMPING, "seed": network.seed}
-        return solvers.trak(network.train, test, thetas, changes, places, **fixed)
+        return solvers.trak(network.alone().train, test, thetas, changes, places, **fixed)
 
     return _without_solver(run, network, points, removals)
 

@@ -80,7 +80,7 @@ def near(
 def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeat: bool, bfgs_points: int | None) -> Truth:
     began = perf_counter()
     removals, further = _sought(kind, chosen, bfgs_points)
-    if kind == "minimum" and not network.certified:
+    if not len(removals) or (kind == "minimum" and not network.certified):
         return Truth(Removals((), removals.n), np.zeros((0, len(points))), np.zeros(len(points)))
     network = network.alone()
     respond = Minima(network, kind)
