@@ -18,7 +18,6 @@ from fragile_lib.tools.errors import bad_input
 
 NAN = float("nan")
 FEWEST = 3  # removals that give a correlation
-TEST_CHOICES = ("max_loss", "p50_loss", "random")
 GROUP_CHOICES = ("random", "same_class", "top_influence")
 
 

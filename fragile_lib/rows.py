@@ -5,6 +5,8 @@ Letters: m examined test points, k removals of a choice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from fragile_lib import agreement
@@ -32,17 +34,31 @@ def compare(
     rows = []
     for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
         losses = network.test_losses()[some.index].tolist() if len(some) else []
-        shared = network.shared | ({"selected_by": one.selected_by} if one.selected_by else {})
         for train_choice, removals in one.removals.items():
             for j, left_out in enumerate(removals):
-                place = {"test_point": some.called[j], "test_choice": some.choice[j], "train_choice": train_choice}
-                place |= {"test_loss": losses[j]}
-                for name, estimated in by.items():
-                    for truth_name, truth in of.items():
-                        if name != truth_name and estimated.covers(left_out) and truth.covers(left_out):
-                            named = {"estimator": name, "ground_truth": truth_name}
-                            rows.append(shared | place | named | _row(network, j, left_out, estimated, truth))
+                place = _place(some, j, train_choice) | {"test_loss": losses[j]}
+                for named, estimated, truth in _pairs(by, of, [left_out]):
+                    told = network.shared | _selected(one) | place | named
+                    rows.append(told | _row(network, j, left_out, estimated, truth))
     return rows
+
+
+def _selected(chosen: Chosen) -> dict:
+    return {"selected_by": chosen.selected_by} if chosen.selected_by else {}
+
+
+def _place(points: Points, j: int, train_choice: str) -> dict:
+    return {"test_point": points.called[j], "test_choice": points.choice[j], "train_choice": train_choice}
+
+
+def _pairs(
+    estimates: dict[str, Estimate], truths: dict[str, Truth], removals: list[Removals]
+) -> Iterator[tuple[dict, Estimate, Truth]]:
+    """Each estimate and truth that tell of all these removals, with their names; no truth stands against itself."""
+    for name, estimated in estimates.items():
+        for truth_name, truth in truths.items():
+            if name != truth_name and all(estimated.covers(left) and truth.covers(left) for left in removals):
+                yield {"estimator": name, "ground_truth": truth_name}, estimated, truth
 
 
 def _row(network: Network, j: int, removals: Removals, estimate: Estimate, truth: Truth) -> dict:
@@ -135,16 +151,13 @@ def together(
     """Rows over all pairs of the test points of one choice together, `max_loss_together` and so on (claim S5)."""
     rows = []
     for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
-        shared = network.shared | ({"selected_by": one.selected_by} if one.selected_by else {})
         for train_choice, removals in one.removals.items():
             for test_choice in dict.fromkeys(some.choice):
                 pairs = [(j, removals[j]) for j in some.places(test_choice)]
                 place = {"test_point": None, "test_choice": f"{test_choice}_together", "train_choice": train_choice}
-                for name, estimated in by.items():
-                    for truth_name, truth in of.items():
-                        if all(estimated.covers(left) and truth.covers(left) for _, left in pairs):
-                            named = {"estimator": name, "ground_truth": truth_name}
-                            rows.append(shared | place | named | _pooled(network, pairs, estimated, truth))
+                for named, estimated, truth in _pairs(by, of, [left for _, left in pairs]):
+                    told = network.shared | _selected(one) | place | named
+                    rows.append(told | _pooled(network, pairs, estimated, truth))
     return rows
 
 
@@ -175,10 +188,9 @@ def scatter(
     found = []
     for network, some, one, by, of in zip(networks, points, chosen, estimates, truths, strict=True):
         shared = {"seed": network.seed, "fit": network.fit, "weight_decay": network.curvature.weight_decay}
-        shared |= {"selected_by": one.selected_by} if one.selected_by else {}
         for train_choice, removals in one.removals.items():
             for j, left in enumerate(removals):
-                place = {"test_point": some.called[j], "test_choice": some.choice[j], "train_choice": train_choice}
+                place = _selected(one) | _place(some, j, train_choice)
                 true = {name: t.on(left)[:, j] for name, t in of.items() if t.covers(left)}
                 estimated = {name: e.on(left)[:, j] for name, e in by.items() if e.covers(left)}
                 found.append(shared | place | {"index": left.indices, "estimate": estimated, "truth": true})

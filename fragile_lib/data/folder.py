@@ -15,8 +15,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from fragile_lib.tools.errors import bad_input
 
 MARK = "standin.json"  # in a folder that `standin` made
-OUTPUTS = 1000  # of ImageNet's networks: its classes
-FIRST, LAST = "n01440764", "n15075141"  # of ImageNet's class folders, whose sorted order is that of the outputs
+CLASSES = 1000  # of ImageNet
+FIRST, LAST = "n01440764", "n15075141"  # of its class folders, whose sorted order is that of a network's outputs
 LAYOUT = "put the images of each class into a folder of its own, as torchvision.datasets.ImageFolder has them"
 
 
@@ -69,7 +69,29 @@ class Listing:
         if self.is_standin:
             return "imagenet_standin"
         ends = len(self.classes), self.classes[0], self.classes[-1]
-        return "imagenet" if ends == (OUTPUTS, FIRST, LAST) else "imagefolder"
+        return "imagenet" if ends == (CLASSES, FIRST, LAST) else "imagefolder"
+
+    def check_outputs(self, outputs: int, classes: tuple[str, ...] = (), imagenet: bool = False) -> None:
+        """Whether a network's outputs can stand for the class folders, in their sorted order.
+
+        Raises:
+            InputError: another number of them, other names than `classes`, or, for ImageNet's weights, names that are
+                not its WordNet ids: sorted otherwise, they would stand for other outputs.
+        """
+        folder, found = str(self.folder), self.classes
+        if len(found) != outputs:
+            remedy = (
+                f"has {len(found)} class folders, and the weights {outputs} outputs; give the folder that fits them"
+            )
+            raise bad_input("folder", folder, remedy)
+        if classes and tuple(classes) != found:
+            odd = next((a, b) for a, b in zip(found, classes, strict=True) if a != b)
+            raise bad_input("folder", folder, f"class folder {odd[0]} stands where the weights have {odd[1]}")
+        if imagenet and (found[0], found[-1]) != (FIRST, LAST):
+            remedy = f"its class folders run from {found[0]} to {found[-1]}, and not from {FIRST} to {LAST}"
+            raise bad_input(
+                "folder", folder, f"{remedy}; name them by their WordNet ids, which the weights' order is of"
+            )
 
     def labelled_by(self, classes: Sequence[str]) -> Listing:
         """The same photographs with the labels of another set's classes.

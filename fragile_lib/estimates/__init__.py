@@ -12,7 +12,7 @@ import numpy as np
 
 from fragile_lib.choices import Chosen, Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS, budgets, by_solver, tracin, trak
-from fragile_lib.estimates.influence import as_estimate, influence, parameter_change
+from fragile_lib.estimates.influence import influence, parameter_change
 from fragile_lib.estimates.rescaled import newton_step, rescaled
 from fragile_lib.estimates.second_order import second_order
 from fragile_lib.estimates.streamed import estimate_streamed
@@ -92,4 +92,4 @@ def selecting(estimates: Mapping[str, Estimate], wanted: str) -> str:
     raise bad_input("estimators", list(estimates), "all diverged; add cg_ggn, or raise the damping")
 
 
-__all__ = ["ESTIMATORS", "as_estimate", "budgets", "estimate", "influence", "parameter_change", "selecting"]
+__all__ = ["ESTIMATORS", "budgets", "estimate", "influence", "parameter_change", "selecting"]

@@ -79,10 +79,10 @@ def from_direction(network: Network, found: Direction, removals: Removals | None
     began = perf_counter()
     with Peak() as peak:
         slopes = network.slopes(found.x).double().cpu().numpy()
-    return as_estimate(network, found, slopes, removals, perf_counter() - began, peak.mb)
+    return from_slopes(network, found, slopes, removals, perf_counter() - began, peak.mb)
 
 
-def as_estimate(
+def from_slopes(
     network: Network, found: Direction, slopes: np.ndarray, removals: Removals | None, seconds: float, mb: float = NAN
 ) -> Estimate:
     """Loss changes from the slopes x_j . grad loss_i (n, m) of all training examples along a direction."""

@@ -45,7 +45,7 @@ def rescaled(
     """
     began = perf_counter()
     with Peak() as peak:
-        solve = _counted(SOLVERS[solver](network, **options))
+        solve = _Counted(SOLVERS[solver](network, **options))
         gradients = network.test_gradients(points)
         examples = Removals.single(sorted({i for group in removals.members for i in group}), removals.n)
         steps = [_steps(network, solve, gradients, part) for part in np.array_split(examples.indices, _parts(examples))]
@@ -69,7 +69,7 @@ def newton_step(
     began = perf_counter()
     with Peak() as peak:
         made, gradients = SOLVERS[solver](network, **options), network.test_gradients(points)
-        solve = _counted(made)
+        solve = _Counted(made)
         if isinstance(made, ExactSolver):
             matrix = (made.vectors * made.spectrum) @ made.vectors.T
             matrix.diagonal().add_(made.damping)
@@ -82,7 +82,7 @@ def newton_step(
     return Estimate(removals, changes, *told, indefinite=bad, additive=False)
 
 
-class _counted:  # noqa: N801
+class _Counted:
     """A solver's solutions, with the worst residual and outcome of all, and the products in all."""
 
     def __init__(self, solver: object) -> None:
@@ -100,7 +100,7 @@ def _parts(examples: Removals) -> int:
     return max(1, -(-len(examples) // AT_ONCE))
 
 
-def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _steps(network: Network, solve: _Counted, gradients: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(changes (k, m) of leaving out each of some examples, whether what is left is positive definite (k,))."""
     b, c = factors_of(network.train, network.theta, torch.from_numpy(rows), network.place)
     solved = solve(b.flatten(0, 1)).view(b.shape)
@@ -112,7 +112,7 @@ def _steps(network: Network, solve: _counted, gradients: Tensor, rows: np.ndarra
 
 
 def _whole_step(
-    network: Network, solve: _counted, gradients: Tensor, group: tuple[int, ...]
+    network: Network, solve: _Counted, gradients: Tensor, group: tuple[int, ...]
 ) -> tuple[np.ndarray, bool]:
     """The same for one removal as a whole, its members' factors stacked."""
     found = factors_of(network.train, network.theta, torch.tensor(group), network.place)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fragile_lib.choices import NAN, Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
-from fragile_lib.estimates.influence import Direction, as_estimate, direction
+from fragile_lib.estimates.influence import Direction, direction, from_slopes
 from fragile_lib.network import Network
 from fragile_lib.solvers.base import Solution, Solver, nowhere
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
@@ -43,7 +43,7 @@ def estimate_streamed(
     for name, d in directions.items():
         if d.finite:
             part, at = slopes[:, at : at + m], at + m
-            found[name] = as_estimate(network, d, part, everything, seconds * m / slopes.shape[1])
+            found[name] = from_slopes(network, d, part, everything, seconds * m / slopes.shape[1])
         else:
             nothing = np.full((len(slopes), m), np.nan)
             found[name] = Estimate(everything, nothing, NAN, d.seconds, d.products, d.memory_mb, d.status)

@@ -1,7 +1,7 @@
 """Minimise J for a stack of (theta_0, w), and certify what was reached.
 
 `descend` is the paper's protocol: full-batch gradient descent for a stated number of steps. It serves training, seeds,
-leave-one-out and controls alike, since all of these differ only in (theta_0, w). So does `stationary.newton`, which
+leave-one-out and controls alike, since all of these differ only in (theta_0, w). So does `newton.newton`, which
 drives a stack on to points whose gradient vanishes.
 """
 

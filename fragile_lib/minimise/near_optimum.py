@@ -1,6 +1,6 @@
 """Networks of some thousand parameters: one network towards its optimum, then its left-out optima.
 
-`stationary.newton` factors a new Hessian at every step of every network. Here that is too dear, and not needed: the
+`newton.newton` factors a new Hessian at every step of every network. Here that is too dear, and not needed: the
 optimum is approached by L-BFGS in coordinates in which the Gauss-Newton matrix is the identity (`approach`; from there
 `quasi_newton.minimum` goes on), and the left-out optima, which lie close to it, by steps with the one Hessian of the
 optimum (`chord`: Newton's method with a fixed matrix). Each left-out optimum is certified by its own gradient on all

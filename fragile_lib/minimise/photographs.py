@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from fragile_lib.data.folder import OUTPUTS
+from fragile_lib.data.folder import Listing
 from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, stream
 from fragile_lib.minimise.modules import Trained, copied, losses_of, make_optimiser, one_step
 from fragile_lib.minimise.schedule import Continued, Schedule
-from fragile_lib.models.weights import NONE, make_network, pretrained
+from fragile_lib.models.weights import NONE, OUTPUTS, TORCHVISION, load_state, make_network, read_state
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
@@ -61,7 +61,7 @@ def network_with(
     """ResNet-50 with weights from elsewhere, or, for `none`, trained here on the photographs by the schedule.
 
     Raises:
-        InputError: more class folders than outputs; and what `weights.pretrained` and `Schedule.rows` raise.
+        InputError: more class folders than outputs; and what `pretrained` and `Schedule.rows` raise.
     """
     if weights != NONE:
         module = pretrained(weights, photos.listing, photos.size).to(loading.device)
@@ -70,6 +70,20 @@ def network_with(
         raise bad_input("outputs", outputs, f"give at least {len(photos.listing.classes)}, the number of classes")
     module = make_network(outputs, photos.size, width_multiplier, schedule.seed).to(photos.dtype)
     return train_streamed(module, photos, np.arange(len(photos)), schedule, weight_decay, loading)
+
+
+def pretrained(weights: str, listing: Listing, size: int = 224) -> nn.Module:
+    """ResNet-50 with weights, in evaluation mode, whose outputs are the classes of the listing.
+
+    Raises:
+        InputError: what `read_state` and `load_state` raise; class folders that are not the weights' classes.
+    """
+    state, classes = read_state(weights)
+    last = state.get("fc.weight")
+    outputs = len(last) if last is not None and last.dim() == 2 else OUTPUTS
+    network = load_state(make_network(max(outputs, 2), size), state, weights)
+    listing.check_outputs(outputs, classes, imagenet=weights == TORCHVISION)
+    return network
 
 
 def further(schedule: Schedule, n: int, epochs: int, trained_here: bool) -> Schedule:

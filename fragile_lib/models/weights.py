@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from fragile_lib.data.folder import FIRST, LAST, OUTPUTS, Listing
 from fragile_lib.models.architectures import _drawing_from, build
 from fragile_lib.tools.errors import bad_input
 
 NONE, TORCHVISION = "none", "torchvision"
+OUTPUTS = len(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])  # of ImageNet's networks
 TIMEOUT = 10  # seconds that the download may be silent
 
 
@@ -101,39 +101,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], weights: str) ->
         raise bad_input("weights", weights, f"are not ResNet-50's: {'; '.join(faults[:3])}{more}")
     network.load_state_dict({**{name: wanted[name] for name in counters}, **state})
     return network.eval()
-
-
-def pretrained(weights: str, listing: Listing, size: int = 224) -> nn.Module:
-    """ResNet-50 with weights, in evaluation mode, whose outputs are the classes of the listing.
-
-    Raises:
-        InputError: what `read_state` and `load_state` raise; class folders that are not the weights' classes.
-    """
-    state, classes = read_state(weights)
-    last = state.get("fc.weight")
-    outputs = len(last) if last is not None and last.dim() == 2 else OUTPUTS
-    network = load_state(make_network(max(outputs, 2), size), state, weights)
-    check_classes(listing, outputs, classes, imagenet=weights == TORCHVISION)
-    return network
-
-
-def check_classes(listing: Listing, outputs: int, classes: tuple[str, ...] = (), imagenet: bool = False) -> None:
-    """Whether a network's outputs can stand for the class folders of a listing, in their sorted order.
-
-    Raises:
-        InputError: another number of them, other names than `classes`, or, for ImageNet's weights, names that are not
-            its WordNet ids: sorted otherwise, they would stand for other outputs.
-    """
-    folder, found = str(listing.folder), listing.classes
-    if len(found) != outputs:
-        remedy = f"has {len(found)} class folders, and the weights {outputs} outputs; give the folder that fits them"
-        raise bad_input("folder", folder, remedy)
-    if classes and tuple(classes) != found:
-        odd = next((a, b) for a, b in zip(found, classes, strict=True) if a != b)
-        raise bad_input("folder", folder, f"class folder {odd[0]} stands where the weights have {odd[1]}")
-    if imagenet and (found[0], found[-1]) != (FIRST, LAST):
-        remedy = f"its class folders run from {found[0]} to {found[-1]}, and not from {FIRST} to {LAST}"
-        raise bad_input("folder", folder, f"{remedy}; name them by their WordNet ids, which the weights' order is of")
 
 
 def _torchvision_state() -> dict[str, Tensor]:

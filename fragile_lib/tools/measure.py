@@ -29,11 +29,6 @@ class Peak:
         self._watch.join()
         self._look()
 
-    def so_far(self) -> float:
-        """The highest rise until now."""
-        self._look()
-        return self.mb
-
     def _look(self) -> None:
         self.mb = max(self.mb, (self._process.memory_info().rss - self._start) / 1e6)
 

@@ -25,7 +25,7 @@ from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.estimates.streamed import direction_of
 from fragile_lib.minimise import photographs as training
 from fragile_lib.minimise.modules import ModuleTrainer, Trained, losses_of, make_optimiser
-from fragile_lib.minimise.photographs import PhotoTrainer
+from fragile_lib.minimise.photographs import PhotoTrainer, pretrained
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models import weights
 from fragile_lib.models.module import ModuleModel
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folde
     listing = find_sets(folder)[0]
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
-        weights.pretrained(str(tmp_path / "linear.pt"), listing)
+        pretrained(str(tmp_path / "linear.pt"), listing)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     with pytest.raises(InputError, match="cannot be read as weights alone"):
         weights.read_state(str(tmp_path / "module.pt"))
@@ -333,13 +333,13 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folde
 
 def test_class_folders_have_to_be_the_weights_classes(folder):
     listing = find_sets(folder)[0]
-    weights.check_classes(listing, 3, ("ant", "bee", "cow"))
+    listing.check_outputs(3, ("ant", "bee", "cow"))
     with pytest.raises(InputError, match="has 3 class folders, and the weights 1000 outputs"):
-        weights.check_classes(listing, 1000, imagenet=True)
+        listing.check_outputs(1000, imagenet=True)
     with pytest.raises(InputError, match="class folder bee stands where the weights have cat"):
-        weights.check_classes(listing, 3, ("ant", "cat", "cow"))
+        listing.check_outputs(3, ("ant", "cat", "cow"))
     with pytest.raises(InputError, match="from ant to cow, and not from n01440764"):
-        weights.check_classes(listing, 3, imagenet=True)
+        listing.check_outputs(3, imagenet=True)
 
 
 def test_the_network_is_torchvisions_resnet_50():
