@@ -154,7 +154,8 @@ def left_out_minimum(
     in float64, in which the gradient is measured. What was reached is returned.
 
     Args:
-        objective: what is minimised, in float64: J, or one of `proximal`'s around a network; single: the same in float32.
+        objective: what is minimised, in float64: J, or one of `proximal`'s around a network; single: the same in
+            float32.
         start: where the search begins: the network, or a point beside it.
         weights: of the examples.
         inverse: of the curvature under these weights (P, P), in float32, since BFGS mends what is rounded; overwritten.

@@ -25,7 +25,9 @@ from fragile_lib.tools.errors import bad_input
 
 
 class ProximalObjective:
-    """Q around one network, in the form that `near_optimum.chord` and `quasi_newton.left_out_minimum` take: weights are 1/n + d.
+    """Q around one network, in the form that `near_optimum.chord` and `quasi_newton.left_out_minimum` take.
+
+    Weights are 1/n + d.
 
     grad Q = sum_i w_i grad loss_i - sum_i J_i^T r_i / n + (decay + damping)(theta - theta_s), r_i the derivative of
     loss_i in its logits at theta_s: the second sum turns the part 1/n of each loss into its Bregman divergence.
