@@ -135,7 +135,11 @@ def _publish(given: argparse.Namespace, root: Path) -> int:
 
 COMMANDS = {
     "list": (_list, "show the runs of a profile and how each stands; writes nothing", "--profile --notebook"),
-    "run": (_run, "run what is not up to date, then pages and report", "--profile --notebook --jobs --only-runs"),
+    "run": (
+        _run,
+        "run what is not up to date, then collect, execute pages, build the report",
+        "--profile --notebook --jobs --only-runs",
+    ),
     "execute": (_execute, "execute one planned run (what Snakemake calls)", "run_dir"),
     "collect": (_collect, "write results.csv from the finished runs", "--profile"),
     "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
