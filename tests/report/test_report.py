@@ -83,6 +83,8 @@ def test_structure(report):
         assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), (path, levels)
         assert all(image.get("alt") for image in soup("img"))
         assert all(table.caption and table("th", scope=True) for table in soup("table"))
+        regions = [region["aria-label"] for region in soup(role="region")]
+        assert len(set(regions)) == len(regions), "each region has a name of its own"
         assert soup.main and soup.header and soup.footer and soup.find("a", class_="skip")
 
 
@@ -128,7 +130,7 @@ def test_notebook_page(report):
     figure = soup.find(id="figure-1")
     assert figure.img["alt"].startswith("Spearman falls") and figure.figcaption.get_text() == "Agreement against depth."
     assert (figure.img["width"], figure.img["height"]) == ("640", "360")
-    assert [c.get_text() for c in soup("caption")] == ["A level skipped", "Means over seeds."]
+    assert [c.get_text() for c in soup("caption")] == ["A level skipped", *["Means over seeds."] * 2]
     for summary in ("Parameters of this run", "Code: Train the networks"):
         assert soup.find("summary", string=summary)
     assert soup.find("a", href="summary.html") and soup.find("a", href="#fall-with-depth")

@@ -122,11 +122,16 @@ def _order_headings(soup: BeautifulSoup) -> list[tuple[int, str, str]]:
         level = min(max(level, 2), headings[-1][0] + 1) if headings else 1
         text = tag.get_text(" ", strip=True)
         base = slug(tag.get_text())
-        anchor = next(a for n in itertools.count(1) if (a := f"{base}-{n}" if n > 1 else base) not in taken)
+        anchor = _unlike(taken, base, "{}-{}")
         taken.add(anchor)
         tag.name, tag["id"] = f"h{level}", anchor
         headings.append((level, anchor, text))
     return headings
+
+
+def _unlike(taken: Collection[str], name: str, numbered: str) -> str:
+    """The name, or with the first number from 2 on that makes it none of those taken."""
+    return next(a for n in itertools.count(1) if (a := numbered.format(name, n) if n > 1 else name) not in taken)
 
 
 def _offline(soup: BeautifulSoup, image: Tag, images: Collection[str]) -> None:
@@ -157,7 +162,8 @@ def _accessible(soup: BeautifulSoup, table: Tag) -> None:
         caption = soup.new_tag("caption", attrs={} if given else {"class": "hidden"})
         caption.string = given["data-caption"] if given else (section.get_text(" ", strip=True) if section else "Table")
         table.insert(0, caption)
-    label = table.caption.get_text(" ", strip=True)
+    taken = [region["aria-label"] for region in soup(attrs={"role": "region", "aria-label": True})]
+    label = _unlike(taken, table.caption.get_text(" ", strip=True), "{} ({})")  # regions are told apart by their names
     table.wrap(soup.new_tag("div", attrs={"class": "scroll", "role": "region", "tabindex": "0", "aria-label": label}))
 
 
