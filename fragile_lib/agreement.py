@@ -31,6 +31,7 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_SEEDS = 3  # an interval over one or two seeds would only look like one
 SEED = 20210502  # any fixed number: the same results give the same verdicts
+SELF = ("repeats", "reliability_single", "reliability", "reliability_pearson")  # what a truth's repetitions tell of it
 Group = TypeVar("Group")
 Reduce = Callable[[pd.DataFrame], pd.Series]  # seeds x axis values -> one number for each seed (none where unusable)
 
@@ -302,6 +303,66 @@ def noise_ceiling(repeats: np.ndarray, splits: int = 200, seed: int = 0) -> Nois
     factor = n_repeats / half
     corrected = [spearman_brown(r, factor) for r in (pearson, spearman)]
     return NoiseCeiling(pearson, spearman, *corrected, n_repeats, n_points, "ok")
+
+
+def beside_reliability(
+    estimate: np.ndarray, repeats: np.ndarray, averaged: bool = True, resamples: int = 200, seed: int = 0
+) -> dict[str, float]:
+    """How an estimate (k,) agrees with R repetitions (R, k) of a truth, and what their noise leaves to be said.
+
+    * `spearman_single`: the mean correlation with one repetition, what a single measurement would have found.
+    * `reliability_single`, `reliability`: of one repetition and of the truth, the mean of R if `averaged`, else one;
+      by Spearman's correlations (Spearman and Brown, `noise_ceiling`). `reliability_pearson`: the truth's by Pearson's.
+    * `spearman_corrected`, `pearson_corrected`: r / sqrt(reliability) with the truth; nan where it is not above 0. It
+      may pass 1 by chance. The ceiling of an errorless estimate is sqrt(reliability).
+    * `..._low`, `..._high`: 95% intervals of `spearman`, of `spearman_single`, `spearman_corrected` and `reliability`:
+      percentiles over resampled points, the repetitions split into halves anew in each (C. Spearman, "The proof and
+      measurement of association between two things", American Journal of Psychology 15, 1904, for the correction).
+    * `ceiling_pearson`, `ceiling_spearman`: the agreement of two half-means (of two repetitions, where there are two).
+
+    All is nan where there are fewer than two repetitions.
+    """
+    names = ("spearman", "spearman_single", "spearman_corrected", "reliability")
+    told = dict.fromkeys(("spearman_single", "spearman_corrected", "pearson_corrected", *SELF), NAN)
+    told |= {f"{name}_{end}": NAN for name in names for end in ("low", "high")}
+    noise = noise_ceiling(repeats)
+    told |= {"ceiling_pearson": noise.pearson, "ceiling_spearman": noise.spearman}
+    told["repeats"] = len(repeats) if len(repeats) > 1 else NAN
+    if noise.status != "ok" or not np.isfinite(estimate).all() or _is_constant(np.asarray(estimate, dtype=float)):
+        return told
+    count, half = len(repeats), len(repeats) // 2
+    factor = count if averaged else 1.0
+    told["spearman_single"] = float(np.nanmean([compare(estimate, one).spearman for one in repeats]))
+    told["reliability_single"] = spearman_brown(noise.spearman, 1 / half)
+    told["reliability"] = spearman_brown(noise.spearman, factor / half)
+    told["reliability_pearson"] = spearman_brown(noise.pearson, factor / half)
+    found = compare(estimate, repeats.mean(axis=0) if averaged else repeats[0])
+    told["spearman_corrected"] = corrected(found.spearman, told["reliability"])
+    told["pearson_corrected"] = corrected(found.pearson, told["reliability_pearson"])
+    rng = np.random.default_rng([SEED, seed])
+    drawn = {name: [] for name in names}
+    for _ in range(resamples):
+        points, order = rng.integers(0, len(estimate), len(estimate)), rng.permutation(count)
+        one, other = (repeats[rows][:, points].mean(axis=0) for rows in (order[:half], order[half : 2 * half]))
+        ranks = stats.rankdata(np.stack([estimate[points], one, other]), axis=-1)
+        if _is_constant(ranks).any():
+            continue
+        first, second, between = (float(_pearson(ranks[i], ranks[j])) for i, j in ((0, 1), (0, 2), (1, 2)))
+        r = corrected((first + second) / 2, between)
+        drawn["spearman_corrected"].append(r)
+        drawn["reliability"].append(spearman_brown(between, factor / half))
+        for name, extent in (("spearman", factor / half), ("spearman_single", 1 / half)):
+            drawn[name].append(r * max(spearman_brown(between, extent), 0.0) ** 0.5)
+    for name, values in drawn.items():
+        finite = np.array([v for v in values if np.isfinite(v)])
+        if len(finite) > resamples / 2:
+            told[f"{name}_low"], told[f"{name}_high"] = percentiles(finite)
+    return told
+
+
+def corrected(r: float, reliability: float) -> float:
+    """A correlation without the noise of one of its sides: r / sqrt(reliability), nan where that is not above 0."""
+    return r / reliability**0.5 if reliability > 0 else NAN
 
 
 def spearman_brown(r: float, factor: float = 2.0) -> float:

@@ -269,6 +269,30 @@ class Truth:
         return replace(self, changes=self.changes - self.control, repeats=repeats, norms=self.norms_from_control)
 
 
+def mean_of(repetitions: Sequence[Truth]) -> Truth:
+    """The truth that is the mean of R repetitions of the same removals, which it keeps; nan where one of them is."""
+    first = repetitions[0]
+    if len(repetitions) == 1:
+        return first
+
+    def mean(name: str) -> np.ndarray:
+        return np.mean([getattr(one, name) for one in repetitions], axis=0)
+
+    return Truth(
+        first.removals,
+        mean("changes"),
+        mean("control"),
+        repeats=np.stack([one.changes for one in repetitions]),
+        repeat_controls=np.stack([one.control for one in repetitions]),
+        norms=mean("norms"),
+        norms_from_control=mean("norms_from_control"),
+        seconds=sum(one.seconds for one in repetitions),
+        averaged=True,
+        images=sum(one.images for one in repetitions),
+        unseen=mean("unseen"),
+    )
+
+
 def choose_points(losses: Tensor, counts: dict[str, int]) -> Points:
     """Test points by their losses (n_test,): {`max_loss`: count of largest, `p50_loss`: count nearest the median rank}.
 

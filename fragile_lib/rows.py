@@ -13,10 +13,6 @@ from fragile_lib import agreement
 from fragile_lib.choices import NAN, Chosen, Estimate, Points, Removals, Truth
 from fragile_lib.network import Network
 
-REPEATED = (
-    "ceiling_pearson", "ceiling_spearman", "repeats", "spearman_single", "spearman_corrected", "pearson_corrected",
-    "reliability_single", "reliability",
-)  # fmt: skip
 REACHED_SHARE = 0.8  # of a choice's left-out networks that must be there for a row to be `ok`
 
 
@@ -83,7 +79,7 @@ def _row(network: Network, j: int, removals: Removals, estimate: Estimate, truth
         "products": estimate.products,
         "memory_mb": estimate.memory_mb,
         "unseen": truth.unseen_on(removals),
-        **_with_itself(estimate, truth, removals, j, found),
+        **_with_itself(estimate, truth, removals, j),
     }
 
 
@@ -108,37 +104,13 @@ def _sign_agreement(estimated: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean(np.sign(estimated) == np.sign(true)))
 
 
-def _with_itself(
-    estimate: Estimate, truth: Truth, removals: Removals, j: int, found: agreement.Agreement
-) -> dict[str, float]:
-    """How well repetitions of a truth agree with one another, and what that says of the estimate.
-
-    ceiling_*: the split-half agreement (of two repetitions, where there are two); an errorless estimate reaches the
-    square root of it. Where the truth is the mean of R repetitions: spearman_single, the mean correlation with each
-    of them; reliability_single and reliability, of one and of the mean, by Spearman's correlations (Spearman and
-    Brown); and the correlations corrected for it, r / sqrt(reliability), nan where that is not above 0.
-    """
-    repeats = truth.repeats_on(removals, j)
-    told = dict.fromkeys(REPEATED, NAN)
-    if len(repeats) < 2:
-        return told
-    noise = agreement.noise_ceiling(repeats)
-    told |= {"ceiling_pearson": noise.pearson, "ceiling_spearman": noise.spearman}
-    if not truth.averaged:
-        return told
-    kept = np.isfinite(truth.repeats[:, truth.removals.places(removals), j]).all(axis=0)
-    estimated = estimate.on(removals)[kept, j]
-    singles = [agreement.compare(estimated, one).spearman for one in repeats]
-    count = len(repeats)
-    told |= {"repeats": count, "spearman_single": float(np.mean(singles))}
-    told |= {"reliability": noise.spearman_corrected}
-    told["reliability_single"] = agreement.spearman_brown(noise.spearman_corrected, 1 / count)
-    for name, r, reliability in (
-        ("spearman", found.spearman, noise.spearman_corrected),
-        ("pearson", found.pearson, noise.pearson_corrected),
-    ):
-        told[f"{name}_corrected"] = r / reliability**0.5 if reliability > 0 else NAN
-    return told
+def _with_itself(estimate: Estimate, truth: Truth, removals: Removals, j: int) -> dict[str, float]:
+    """What a truth's repetitions say of it and of the estimate, on the removals that all of them reached."""
+    repeats, estimated = truth.repeats_on(removals, j), np.zeros(0)
+    if len(repeats):
+        kept = np.isfinite(truth.repeats[:, truth.removals.places(removals), j]).all(axis=0)
+        estimated = estimate.on(removals)[kept, j]
+    return agreement.beside_reliability(estimated, repeats, truth.averaged)
 
 
 def together(

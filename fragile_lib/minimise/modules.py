@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fragile_lib.minimise.schedule import Continued, Schedule
+from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.models.architectures import frozen_statistics
 from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.progress import progress
@@ -143,6 +143,21 @@ class ModuleTrainer:
         losses[unseen] = control
         images += len(batches) * schedule.batch
         return Continued(before, control, losses, images, perf_counter() - began, unseen)
+
+    def state(self, schedule: Schedule) -> State:
+        """What `go_on` begins with, as vectors in the order of theta: the trained network, its optimiser's memory."""
+        module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
+        parameters = list(module.parameters())
+        memory = [optimiser.state.get(parameter, {}) for parameter in parameters]
+
+        def vector(*names: str) -> Tensor:
+            held = [next((m[n] for n in names if m.get(n) is not None), None) for m in memory]
+            pairs = zip(parameters, held, strict=True)
+            return torch.cat([torch.zeros_like(p).flatten() if h is None else h.flatten() for p, h in pairs])[None]
+
+        theta = torch.cat([parameter.detach().flatten() for parameter in parameters])[None]
+        steps = max(int(m.get("step", 0)) for m in memory)
+        return State(theta, vector("exp_avg", "momentum_buffer"), vector("exp_avg_sq", "square_avg"), steps)
 
     def from_scratch(
         self, schedule: Schedule, members: Sequence[np.ndarray], test: Objective, start: int | None = None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fragile_lib.tools.errors import bad_input
 
@@ -109,6 +111,24 @@ class Schedule:
                 break
             first[waiting[holds[np.ix_(waiting, rows)].any(axis=1)]] = step
         return first
+
+
+@dataclass(frozen=True)
+class State:
+    """What training goes on from: theta (E, P), the optimiser's memory (E, P) twice, and the steps it has made.
+
+    first: Adam's mean of gradients, or SGD's momentum; second: the mean of their squares.
+    """
+
+    theta: Tensor
+    first: Tensor
+    second: Tensor
+    count: int = 0
+
+    @classmethod
+    def at(cls, theta: Tensor) -> State:
+        """Networks theta (E, P) and an optimiser without a memory."""
+        return cls(theta, torch.zeros_like(theta), torch.zeros_like(theta))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.minimise.schedule import Continued, Schedule
+from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.numerics import flushed_denormals
@@ -73,7 +73,7 @@ def train(
     for step, gradient in _steps(objective, weights, schedule, dataset, label):
         if step in wanted:
             kept.append(theta.clone())
-        _advance(schedule, theta, gradient(theta), first, second, step, step + 1)
+        advance(schedule, theta, gradient(theta), first, second, step, step + 1)
     if steps in wanted:
         kept.append(theta.clone())
     copies = torch.stack(kept) if kept else theta.new_empty(0, *theta.shape)
@@ -116,7 +116,7 @@ def train_beside(
             part[awake:joined] = part[0]
         awake = joined
         now = [part[:awake] for part in (stack, first, second)]
-        _advance(schedule, now[0], gradient(now[0]), *now[1:], step, step + 1)
+        advance(schedule, now[0], gradient(now[0]), *now[1:], step, step + 1)
     stack[awake:] = stack[0]
     found = torch.empty_like(stack)
     found[order] = stack
@@ -142,6 +142,10 @@ class StackTrainer:
         """The same from the model's start of a seed."""
         theta = self.single.model.init(start).float().to(self.theta.device)
         return self._from(theta, schedule, members, test, "from scratch")
+
+    def state(self, schedule: Schedule) -> State:
+        """What `go_on` begins with: the network, and an optimiser without a memory."""
+        return State.at(self.theta[None])
 
     def _from(
         self, theta: Tensor, schedule: Schedule, members: Sequence[np.ndarray], test: Objective, label: str
@@ -175,10 +179,13 @@ def _on_batches(objective: Objective, weights: Tensor, schedule: Schedule) -> Te
     return (weights * (objective.n / schedule.batch)).to(objective.data.x.dtype)
 
 
-def _advance(
+def advance(
     schedule: Schedule, theta: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, count: int
 ) -> None:
-    """One step of the optimiser, in place: the arithmetic of torch.optim, in its order."""
+    """Step `step` of a schedule, in place: the arithmetic of torch.optim, in its order.
+
+    first, second: the optimiser's memory; count: the steps that it has made with this one (Adam's bias correction).
+    """
     rate = schedule.rate(step)
     if schedule.optimiser == "sgd":
         first.mul_(schedule.momentum).add_(gradient)

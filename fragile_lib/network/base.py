@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fragile_lib.choices import Points
 from fragile_lib.data.sets import Data
-from fragile_lib.minimise.schedule import Continued, Schedule
+from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.dense import DenseSolver, ExactSolver
 
@@ -27,6 +27,10 @@ class Trainer(Protocol):
 
     def go_on(self, schedule: Schedule, members: Sequence[np.ndarray], test: Objective) -> Continued:
         """Losses on the examples of `test` after going on without each removal's members, and of a control."""
+        ...
+
+    def state(self, schedule: Schedule) -> State:
+        """What going on begins with."""
         ...
 
 

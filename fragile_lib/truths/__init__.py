@@ -1,4 +1,4 @@
-"""Ground truths by name: TRUTHS[name](networks, points, chosen, repeat, **options) -> one `Truth` for each network.
+"""Ground truths by name: TRUTHS[name](networks, points, chosen, repeats, **options) -> one `Truth` for each network.
 
 Networks of one stack are retrained as one computation. A name means one algorithm, whatever the data set;
 `params/methods.yaml` documents each with its formula and options.
@@ -11,26 +11,29 @@ from functools import partial
 
 from fragile_lib.choices import Chosen, Points, Truth
 from fragile_lib.network import Network
-from fragile_lib.tools.checks import check_name
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.truths.minima import minimum_by_newton, near
 from fragile_lib.truths.retrained import scratch_batches, scratch_starts, warm_minibatch
 from fragile_lib.truths.stacked import warm_descent
+from fragile_lib.truths.unrolled import unrolled_descent, unrolled_minibatch
 
 MINUS_CONTROL = "_minus_control"
 
 
 def minimum(
-    networks: list[Network], points: list[Points], chosen: list[Chosen], repeat: bool = False, **options: object
+    networks: list[Network], points: list[Points], chosen: list[Chosen], repeats: int = 1, **options: object
 ) -> list[Truth]:
     """The certified minimum of J without the removal: a stack's with new Hessians, a larger network's with its one."""
     if networks[0].single is None:
-        return minimum_by_newton(networks, points, chosen, repeat, **options)
-    return near("minimum", networks, points, chosen, repeat, **options)
+        return minimum_by_newton(networks, points, chosen, repeats, **options)
+    return near("minimum", networks, points, chosen, repeats, **options)
 
 
 TRUTHS: dict[str, Callable[..., list[Truth]]] = {
     "warm_descent": warm_descent,
     "warm_minibatch": warm_minibatch,
+    "unrolled_descent": unrolled_descent,
+    "unrolled_minibatch": unrolled_minibatch,
     "minimum": minimum,
     "tilted_minimum": partial(near, "tilted_minimum"),
     "pbrf": partial(near, "pbrf"),
@@ -44,7 +47,7 @@ def leave_out(
     points: list[Points],
     chosen: list[Chosen],
     names: Iterable[str],
-    repeat: bool = False,
+    repeats: int = 1,
     options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[dict[str, Truth]]:
     """What really happens to the test losses of each network when what is chosen is left out, by each truth.
@@ -56,16 +59,18 @@ def leave_out(
         points: of each network.
         chosen: what is left out of each network for each of its test points.
         names: of `TRUTHS`.
-        repeat: measure each truth's own noise, at the first test point.
-        options: of each truth, by its name.
+        repeats: R, how often each truth is measured: in other orders of the batches or from other starts.
+        options: of each truth, by its name; a number of repeats of its own among them.
 
     Raises:
-        InputError: an unknown name, or a bad option.
+        InputError: an unknown name, fewer than one repetition, or a bad option.
     """
     found: list[dict[str, Truth]] = [{} for _ in networks]
     for name in names:
         check_name("truth", name, tuple(TRUTHS))
-        truths = TRUTHS[name](networks, points, chosen, repeat, **(options or {}).get(name, {}))
+        given = {"repeats": repeats, **(options or {}).get(name, {})}
+        check_count("repeats", given["repeats"])
+        truths = TRUTHS[name](networks, points, chosen, **given)
         for by_name, truth in zip(found, truths, strict=True):
             by_name[name] = truth
             if name.startswith("warm_"):

@@ -25,27 +25,25 @@ from fragile_lib.minimise.quasi_newton import LEFT_OUT_SHIFT, AbsoluteInverse, l
 from fragile_lib.network import NUDGE, Network
 from fragile_lib.objectives.proximal import ProximalObjective, TiltedObjective
 from fragile_lib.tools.progress import progress
-from fragile_lib.truths.stacked import stacked
+from fragile_lib.truths.stacked import displaced, stacked
 
 LEFT_OUT = 1e-2  # ||grad|| at a left-out minimum, as a share of what leaving out made it
 STEPS = 12  # gradients of each left-out network at most; one that needs more has left the network's neighbourhood
 CERTIFIED_STEPS = 2  # the same without damping: most need one or two, and those that need more need many more
 REPEATED = 4  # one in so many minima is sought again where a truth is repeated
 AT_ONCE = 256  # left-out networks held at once
-# Displacement from which a truth is repeated, a share of ||theta||: more than most images at the 30th percentile cause.
-DISPLACED = 3e-4
 # What is minimised around the network by each kind of minimum; None: J itself.
 AROUND = {"minimum": None, "tilted_minimum": TiltedObjective, "pbrf": ProximalObjective}
 
 
 def minimum_by_newton(
-    networks: list[Network], points: list[Points], chosen: list[Chosen], repeat: bool = False
+    networks: list[Network], points: list[Points], chosen: list[Chosen], repeats: int = 1
 ) -> list[Truth]:
     """`minimum` for a stack of small networks: Levenberg-Marquardt steps, each with a new Hessian, to ||grad J|| <=
-    `STATIONARY`. Nothing is repeated: there is no choice in it that a repetition could vary.
+    `STATIONARY`, in each repetition but the first from a start displaced at random (`stacked.stacked`).
     """  # noqa: D205
     minimise = partial(newton, networks[0].train, max_steps=250)
-    return stacked(networks, points, chosen, minimise, tolerance=STATIONARY)
+    return stacked(networks, points, chosen, minimise, repeats, tolerance=STATIONARY)
 
 
 def near(
@@ -53,7 +51,7 @@ def near(
     networks: list[Network],
     points: list[Points],
     chosen: list[Chosen],
-    repeat: bool = False,
+    repeats: int = 1,
     bfgs_points: int | None = None,
 ) -> list[Truth]:
     """The minimum `kind` of `AROUND` by Newton steps with the network's one curvature, and by BFGS where they fail.
@@ -65,19 +63,20 @@ def near(
         networks: of some thousand parameters.
         points: the examined test points of each.
         chosen: what is left out.
-        repeat: for one in `REPEATED` of what is left out at the first test point, and ten at least, the minimum is
-            sought again from a start displaced at random, by BFGS too.
+        repeats: R - 1 further times, for one in `REPEATED` of what is left out at the first test point, and ten at
+            least, the minimum is sought again from a start displaced at random, by BFGS too: a certified minimum hardly
+            depends on the start, and a few tell.
         bfgs_points: the first test points for whose first choice, what has most influence, the search goes on by BFGS;
             None: for everything. `minimum`, where Newton steps mostly fail for these, leaves that choice out for these
             points alone. A network that is at no minimum has none: then nothing is reached.
     """
     return [
-        _near(kind, network, some, one, repeat, bfgs_points)
+        _near(kind, network, some, one, repeats, bfgs_points)
         for network, some, one in zip(networks, points, chosen, strict=True)
     ]
 
 
-def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeat: bool, bfgs_points: int | None) -> Truth:
+def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeats: int, bfgs_points: int | None) -> Truth:
     began = perf_counter()
     removals, further = _sought(kind, chosen, bfgs_points)
     if not len(removals) or (kind == "minimum" and not network.certified):
@@ -95,15 +94,15 @@ def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeat: b
     control, *changes = found_from(network.theta, removals, further, CERTIFIED_STEPS if kind == "minimum" else STEPS)
     changes = np.array(changes).reshape(len(removals), len(points))
     truth = Truth(removals, changes, control, seconds=perf_counter() - began)
-    again = [group for group in chosen.first().members if group in set(removals.members)] if repeat else []
+    again = [group for group in chosen.first().members if group in set(removals.members)] if repeats > 1 else []
     if not again:
         return truth
     some = Removals(tuple(again[:: max(1, min(REPEATED, len(again) // 10))]), removals.n)
-    second = np.full_like(changes, np.nan)
-    second[removals.places(some), 0] = found_from(displaced(network), some, some, STEPS)[1:, 0]
-    first = changes.copy()
-    first[:, 1:] = np.nan  # other points share but a few removals with the first
-    return replace(truth, repeats=np.stack([first, second]), seconds=perf_counter() - began)
+    found = np.full((repeats, *changes.shape), np.nan)
+    found[0, :, 0] = changes[:, 0]  # other points share but a few removals with the first
+    for r in range(1, repeats):
+        found[r, removals.places(some), 0] = found_from(displaced(network, r), some, some, STEPS)[1:, 0]
+    return replace(truth, repeats=found, seconds=perf_counter() - began)
 
 
 def _sought(kind: str, chosen: Chosen, bfgs_points: int | None) -> tuple[Removals, Removals]:
@@ -116,13 +115,6 @@ def _sought(kind: str, chosen: Chosen, bfgs_points: int | None) -> tuple[Removal
     if kind != "minimum":
         return everything, influential
     return Removals.union([influential, *(part for parts in others for part in parts)]), influential
-
-
-def displaced(network: Network) -> Tensor:
-    """theta moved by `DISPLACED` of its length in a random direction."""
-    rng = np.random.default_rng([network.seed, 7])
-    direction = torch.from_numpy(rng.standard_normal(len(network.theta))).to(network.theta)
-    return network.theta + DISPLACED * network.theta.norm() / direction.norm() * direction
 
 
 class Minima:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fragile_lib.choices import Chosen, Points, Removals, Truth
-from fragile_lib.minimise.schedule import Continued, Schedule
+from fragile_lib.choices import Chosen, Points, Truth, mean_of
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
-from fragile_lib.tools.checks import check_count
+from fragile_lib.tools.errors import bad_input
 
 AGAIN = 1_000  # added to a seed where a truth is repeated with other batches
 
@@ -22,82 +22,64 @@ def warm_minibatch(
     networks: list[Network],
     points: list[Points],
     chosen: list[Chosen],
-    repeat: bool = False,
+    repeats: int = 1,
     *,
     schedule: Schedule | None = None,
     fraction: float | None = None,
-    repeats: int = 1,
 ) -> list[Truth]:
     """The paper's retraining: going on from the network by minibatches, the removal masked, beside a control.
 
-    Every removal that any choice asks for is left out once, for all test points. Whether the optimiser goes on with its
-    memory is the network's trainer's: a torch.nn.Module's does, a stack's begins without one.
+    Every removal that any choice asks for is left out once for each order of the batches, for all test points. Whether
+    the optimiser goes on with its memory is the network's trainer's: a torch.nn.Module's does, a stack's begins without
+    one.
 
     Args:
         networks: each with a trainer.
         points: the examined test points of each.
         chosen: what is left out.
-        repeat: what is asked for at the first test point is left out again with batches in another order.
+        repeats: R orders of batches, each with a control of its own; the truth is their mean.
         schedule: how to go on, or
         fraction: the share of its own training steps that each network goes on for, at the rate training ended with.
-        repeats: R orders of batches for everything, each with a control of its own; the truth is then their mean.
     """
-    found = []
-    for network, some, one in zip(networks, points, chosen, strict=True):
-        how = schedule or network.schedule.continued(network.schedule.share(fraction), network.seed)
-        found.append(
-            _warm(network, some, one, how, repeat) if repeats == 1 else _mean(network, some, one, how, repeats)
-        )
-    return found
+    return [
+        mean_of([_warm(network, some, one, order) for order in orders(network, repeats, schedule, fraction)])
+        for network, some, one in zip(networks, points, chosen, strict=True)
+    ]
 
 
-def _warm(network: Network, points: Points, chosen: Chosen, schedule: Schedule, repeat: bool) -> Truth:
-    removals = chosen.all()
-    found = _gone_on(network, points, removals, schedule)
-    changes, control = _finite(found.removed - found.before), found.control - found.before
-    truth = Truth(
-        removals, changes, control, seconds=found.seconds, unseen=found.unseen.astype(float), images=found.images
-    )
-    if not repeat:
-        return truth
-    again = chosen.first()
-    other = _gone_on(network, points, again, replace(schedule, seed=schedule.seed + AGAIN))
-    repeats = np.full((2, *changes.shape), np.nan)  # at the first point: others share but a few removals with it
-    repeats[0, :, 0] = changes[:, 0]
-    repeats[1, removals.places(again), 0] = _finite(other.removed - other.before)[:, 0]
-    return replace(truth, repeats=repeats, repeat_controls=np.stack([control, other.control - other.before]))
+def orders(network: Network, repeats: int, schedule: Schedule | None, fraction: float | None) -> list[Schedule]:
+    """How a network is trained on in each of R repetitions: the same but for the order of the batches.
+
+    Raises:
+        InputError: neither a schedule nor a fraction of a training that is known.
+    """
+    if schedule is None:
+        if fraction is None or network.schedule is None:
+            raise bad_input("schedule", schedule, "say how to go on, or for what fraction of a network's own schedule")
+        schedule = network.schedule.continued(network.schedule.share(fraction), network.seed)
+    return [replace(schedule, seed=schedule.seed + AGAIN * r) for r in range(repeats)]
 
 
-def _mean(network: Network, points: Points, chosen: Chosen, schedule: Schedule, repeats: int) -> Truth:
-    """The mean over `repeats` orders of batches, of everything at every test point."""
-    check_count("repeats", repeats)
-    removals = chosen.all()
-    orders = [replace(schedule, seed=schedule.seed + AGAIN * r) for r in range(repeats)]
-    found = [_gone_on(network, points, removals, order) for order in orders]
-    changes = np.stack([_finite(one.removed - one.before) for one in found])
-    controls = np.stack([one.control - one.before for one in found])
+def _warm(network: Network, points: Points, chosen: Chosen, schedule: Schedule) -> Truth:
+    if network.trainer is None:
+        raise bad_input("trainer", None, "give a network that can be trained on")
+    removals, test = chosen.all(), network.on_points(points)
+    found = network.trainer.go_on(schedule, [np.array(group) for group in removals.members], test)
     return Truth(
         removals,
-        changes.mean(axis=0),
-        controls.mean(axis=0),
-        changes,
-        controls,
-        averaged=True,
-        seconds=sum(one.seconds for one in found),
-        images=sum(one.images for one in found),
-        unseen=np.mean([one.unseen for one in found], axis=0),
+        _finite(found.removed - found.before),
+        found.control - found.before,
+        seconds=found.seconds,
+        unseen=found.unseen.astype(float),
+        images=found.images,
     )
-
-
-def _gone_on(network: Network, points: Points, removals: Removals, schedule: Schedule) -> Continued:
-    return network.trainer.go_on(schedule, [np.array(group) for group in removals.members], network.on_points(points))
 
 
 def scratch_starts(
     networks: list[Network],
     points: list[Points],
     chosen: list[Chosen],
-    repeat: bool = True,
+    repeats: int = 1,
     *,
     schedule: Schedule,
     seeds: Sequence[int],
@@ -114,7 +96,7 @@ def scratch_batches(
     networks: list[Network],
     points: list[Points],
     chosen: list[Chosen],
-    repeat: bool = True,
+    repeats: int = 1,
     *,
     seeds: Sequence[int],
 ) -> list[Truth]:
@@ -129,14 +111,13 @@ def scratch_batches(
 
 
 def _anew(network: Network, points: Points, chosen: Chosen, schedules: Sequence[tuple[Schedule, int]]) -> Truth:
-    removals, repeats, seconds, test = chosen.all(), [], 0.0, network.on_points(points)
+    removals, test, found = chosen.all(), network.on_points(points), []
     members = [np.array(group) for group in removals.members]
     for schedule, start in schedules:
-        found = network.trainer.from_scratch(schedule, members, test, start)
-        repeats.append(found.removed - found.control)
-        seconds += found.seconds
-    none, averaged = np.zeros(len(points)), len(repeats) > 1
-    return Truth(removals, np.mean(repeats, axis=0), none, np.stack(repeats), averaged=averaged, seconds=seconds)
+        one = network.trainer.from_scratch(schedule, members, test, start)
+        none = np.zeros(len(points))  # its own control is what it is compared with
+        found.append(Truth(removals, one.removed - one.control, none, seconds=one.seconds, images=one.images))
+    return mean_of(found)
 
 
 def _finite(changes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.choices import Chosen, Points, Truth
+from fragile_lib.choices import Chosen, Points, Truth, mean_of
 from fragile_lib.minimise.descent import descend
 from fragile_lib.network import Network
 from fragile_lib.tools.errors import bad_input
@@ -18,12 +18,15 @@ from fragile_lib.tools.errors import bad_input
 # (theta (E, P), weights (E, n), dataset (E,)) -> theta (E, P), or (theta, ||grad J|| (E,), steps (E,))
 Minimise = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
 
+# Displacement from which a truth is repeated, a share of ||theta||: more than most images at the 30th percentile cause.
+DISPLACED = 3e-4
+
 
 def warm_descent(
     networks: list[Network],
     points: list[Points],
     chosen: list[Chosen],
-    repeat: bool = False,
+    repeats: int = 1,
     *,
     steps: int,
     learning_rate: float,
@@ -31,10 +34,10 @@ def warm_descent(
 ) -> list[Truth]:
     """The paper's retraining on Iris: further full-batch gradient descent from the network, the example masked.
 
-    Nothing is repeated: without batches every repetition is the same.
+    Without batches, repetitions differ by their starts (`stacked`).
     """
     fixed = {"steps": steps, "learning_rate": learning_rate, "momentum": momentum, "label": "leave-one-out"}
-    return stacked(networks, points, chosen, partial(descend, networks[0].train, **fixed))
+    return stacked(networks, points, chosen, partial(descend, networks[0].train, **fixed), repeats)
 
 
 def stacked(
@@ -42,23 +45,51 @@ def stacked(
     points: list[Points],
     chosen: list[Chosen],
     minimise: Minimise,
+    repeats: int = 1,
     tolerance: float | None = None,
 ) -> list[Truth]:
     """Minimise J(.; 1/n + d) from each network for everything it leaves out, all in one stack.
 
     The first member of each network's part is its control, d = 0: it tells what mere continuation does. A left-out
-    network whose gradient norm stays above the tolerance, or is not finite, counts as not there (nan).
+    network whose gradient norm stays above the tolerance, or is not finite, counts as not there (nan). The truth is the
+    mean of `repeats` repetitions: the first from the network itself, the others from starts displaced at random, each
+    with a control, and a loss before, of its own.
 
     Raises:
         InputError: networks that do not share their objective.
     """
-    train = networks[0].train
-    if any(network.train is not train for network in networks):
+    check_one_stack(networks)
+    found = [_once(networks, points, chosen, minimise, r, tolerance) for r in range(repeats)]
+    return [mean_of(repetitions) for repetitions in zip(*found, strict=True)]
+
+
+def check_one_stack(networks: list[Network]) -> None:
+    """Raise InputError for networks that do not share their objective."""
+    if any(network.train is not networks[0].train for network in networks):
         raise bad_input("networks", [network.seed for network in networks], "give networks of one stack")
-    began = perf_counter()
+
+
+def displaced(network: Network, repetition: int) -> Tensor:
+    """theta of a repetition's start: the network's own for the first, else moved by `DISPLACED` of its length."""
+    if repetition == 0:
+        return network.theta
+    rng = np.random.default_rng([network.seed, 6 + repetition])
+    direction = torch.from_numpy(rng.standard_normal(len(network.theta))).to(network.theta)
+    return network.theta + DISPLACED * network.theta.norm() / direction.norm() * direction
+
+
+def _once(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    minimise: Minimise,
+    repetition: int,
+    tolerance: float | None,
+) -> list[Truth]:
+    began, train = perf_counter(), networks[0].train
     union = [one.all() if network.usable else one.all().none() for network, one in zip(networks, chosen, strict=True)]
     sizes = [1 + len(removals) for removals in union]
-    start = torch.stack([network.theta for network in networks])
+    start = torch.stack([displaced(network, repetition) for network in networks])
     place = torch.repeat_interleave(torch.arange(len(networks)), torch.tensor(sizes)).to(start.device)
     dataset = torch.tensor([network.place for network in networks], device=start.device)[place]
     changes = torch.cat([torch.cat([torch.zeros(1, train.n), r.changes()]) for r in union]).to(start)
@@ -68,16 +99,18 @@ def stacked(
     norms = train.gradient(theta, weights, dataset).norm(dim=1)
     kept = torch.isfinite(norms) if tolerance is None else norms <= tolerance
     seconds = (perf_counter() - began) / len(networks)
-    parts = zip(networks, points, chosen, theta.split(sizes), kept.split(sizes), strict=True)
+    parts = zip(networks, points, chosen, start, theta.split(sizes), kept.split(sizes), strict=True)
     return [_truth(*part, seconds) for part in parts]
 
 
-def _truth(network: Network, points: Points, chosen: Chosen, theta: Tensor, kept: Tensor, seconds: float) -> Truth:
+def _truth(
+    network: Network, points: Points, chosen: Chosen, start: Tensor, theta: Tensor, kept: Tensor, seconds: float
+) -> Truth:
     removals, test, kept = chosen.all(), network.on_points(points), kept[1:].cpu().numpy()
-    lost = (test.losses(theta) - test.losses(network.theta[None])).cpu().numpy()
+    lost = (test.losses(theta) - test.losses(start[None])).cpu().numpy()
     if not network.usable:  # nothing was left out; it keeps its rows, under its own outcome
         return Truth(removals, np.full((len(removals), len(points)), np.nan), lost[0], seconds=seconds)
-    norms = [(theta[1:] - base).norm(dim=1).cpu().numpy() for base in (network.theta, theta[0])]
+    norms = [(theta[1:] - base).norm(dim=1).cpu().numpy() for base in (start, theta[0])]
     return Truth(
         removals,
         np.where(kept[:, None], lost[1:], np.nan),

@@ -152,7 +152,7 @@ def notebook(image: str, title: str = PROSE) -> nbformat.NotebookNode:
         code("plot(results)", figure, tags=("headline", "claim-I1")),
         v4.new_markdown_cell("### Details\n\n## Fall with depth\n\nThe same heading twice."),
         code("table", shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})),
-        code("table.T", shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})),
+        code("same", shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})),
         code("plot(again)", shown({"image/png": image})),
         code("bad()", error),
     ])  # fmt: skip

@@ -299,16 +299,19 @@ def test_where_the_wanted_estimator_diverged_another_chooses(prepared, points):
 def test_the_warm_truth_is_the_change_against_the_network_itself(prepared, points):
     chosen = choose(by(prepared, points, "identity").changes, {"random": 5})
     how = {"warm_minibatch": {"fraction": 0.1}}
-    (found,) = leave_out([prepared], [points], [chosen], how, True, how)
+    (found,) = leave_out([prepared], [points], [chosen], how, 2, how)
     warm, less = found["warm_minibatch"], found["warm_minibatch_minus_control"]
     np.testing.assert_allclose(less.changes, warm.changes - warm.control)
+    np.testing.assert_allclose(warm.changes, warm.repeats.mean(axis=0))
     schedule = prepared.schedule.continued(prepared.schedule.share(0.1), prepared.seed)
     first = chosen.all().indices[:1]
     alone = prepared.trainer.go_on(schedule, [first], prepared.on_points(points))
-    np.testing.assert_allclose(warm.on(Removals.single(first, 30))[0], alone.removed[0] - alone.before)
-    once, again = warm.repeats[:, :, 0]
-    assert not np.allclose(once, again) and np.isnan(warm.repeats[:, :, 1:]).all() and warm.images > 0
-    np.testing.assert_allclose(less.repeats[1, :, 0], again - warm.repeat_controls[1, 0])
+    once, again = warm.repeats
+    np.testing.assert_allclose(
+        once[warm.removals.places(Removals.single(first, 30))][0], alone.removed[0] - alone.before
+    )
+    assert not np.allclose(once, again) and np.isfinite(warm.repeats).all() and warm.images > 0
+    np.testing.assert_allclose(less.repeats[1], again - warm.repeat_controls[1])
 
 
 def test_every_estimator_groups_and_training_from_scratch_give_rows(prepared, points):

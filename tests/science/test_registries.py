@@ -26,6 +26,8 @@ SMALL |= {"lissa_partition": {"depth": 5, "batch": 5}, "arnoldi": {"rank": 8}}
 HOW = {
     "warm_descent": {"steps": 5, "learning_rate": 0.1, "momentum": 0.9},
     "warm_minibatch": {"schedule": AGAIN},
+    "unrolled_descent": {"steps": 5, "learning_rate": 0.1, "momentum": 0.9},
+    "unrolled_minibatch": {"schedule": AGAIN},
     "scratch_starts": {"schedule": AGAIN, "seeds": [0, 1]},
     "scratch_batches": {"seeds": [0, 1]},
 }
@@ -135,6 +137,50 @@ def test_training_anew_is_the_trainers_each_seed_against_its_own_control(two: li
             alone = networks[0].trainer.from_scratch(replace(AGAIN, seed=order), members, test, start)
             np.testing.assert_array_equal(repetition, alone.removed - alone.control)
         np.testing.assert_allclose(found[name].changes, found[name].repeats.mean(axis=0))
+
+
+@pytest.mark.parametrize("name", sorted(set(TRUTHS) - {"scratch_starts", "scratch_batches", "minimum"}))
+def test_a_truth_is_the_mean_of_its_repetitions_each_less_its_own_control(two: list[Network], name: str) -> None:
+    networks, points, chosen = asked(two)
+    for found, once in zip(
+        leave_out(networks, points, chosen, [name], 3, HOW),
+        leave_out(networks, points, chosen, [name], 1, HOW),
+        strict=True,
+    ):
+        truth = found[name]
+        np.testing.assert_array_equal(truth.repeats[0][:, 0], once[name].changes[:, 0])
+        assert len(truth.repeats) == 3 and not np.allclose(truth.repeats[0, :, 0], truth.repeats[2, :, 0], rtol=1e-9)
+        if truth.averaged:
+            np.testing.assert_allclose(truth.changes, truth.repeats.mean(axis=0))
+    for count in (0, True, 1.0):
+        with pytest.raises(InputError, match="repeats"):
+            leave_out(networks, points, chosen, [name], count, HOW)
+
+
+@pytest.mark.parametrize("make", [perceptrons, module])
+@pytest.mark.parametrize("kind", ["descent", "minibatch"])
+def test_the_unrolled_derivative_is_what_retraining_does_to_first_order(make, kind: str) -> None:
+    networks, points, chosen = asked(make())
+    smooth = Schedule(steps=6, batch=8, learning_rate=0.05, drops=(), optimiser="sgd", momentum=0.5)
+    how = HOW if make is module else HOW | dict.fromkeys(["warm_minibatch", "unrolled_minibatch"], {"schedule": smooth})
+    for found in leave_out(networks, points, chosen, [f"warm_{kind}", f"unrolled_{kind}"], 2, how):
+        warm, unrolled = found[f"warm_{kind}_minus_control"].repeats, found[f"unrolled_{kind}"].repeats
+        np.testing.assert_allclose(unrolled, warm, atol=0.15 * np.abs(warm).max())
+        assert np.corrcoef(unrolled.ravel(), warm.ravel())[0, 1] > 0.99
+        np.testing.assert_allclose(
+            found[f"unrolled_{kind}"].control, found[f"warm_{kind}"].control, rtol=1e-6, atol=1e-9
+        )
+        np.testing.assert_array_equal(found[f"unrolled_{kind}"].unseen, found[f"warm_{kind}"].unseen)
+
+
+def test_what_cannot_be_trained_on_by_known_steps_is_refused(two: list[Network]) -> None:
+    networks, points, chosen = asked(two[:1])
+    bare = [replace(networks[0], trainer=None)]
+    for name in ("warm_minibatch", "unrolled_minibatch"):
+        with pytest.raises(InputError, match="trainer"):
+            leave_out(bare, points, chosen, [name], options=HOW)
+        with pytest.raises(InputError, match="schedule"):
+            leave_out([replace(networks[0], schedule=None)], points, chosen, [name], options={name: {"fraction": 0.1}})
 
 
 def test_a_stack_counts_the_images_of_networks_that_left_the_control_and_what_no_batch_held(two: list[Network]) -> None:

@@ -159,7 +159,8 @@ def test_two_repetitions_for_the_noise_alone_give_their_agreement_and_leave_the_
     row = repeated(Truth(singles(range(N)), repeats[0], np.zeros(1), repeats), true)
     assert row["ceiling_pearson"] == pytest.approx(np.corrcoef(repeats[:, 1:, 0])[0, 1])
     assert row["pearson"] == pytest.approx(np.corrcoef(true[:, 0], repeats[0, :, 0])[0, 1])
-    assert np.isnan([row["reliability"], row["spearman_single"], row["spearman_corrected"]]).all()
+    assert row["reliability"] == row["reliability_single"] == pytest.approx(row["ceiling_spearman"])
+    assert row["repeats"] == 2 and row["spearman_corrected"] > row["spearman"] - 0.1
     without = repeated(Truth(singles(range(N)), repeats[0], np.zeros(1)), true)
     assert np.isnan(without["ceiling_pearson"]) and np.isnan(without["ceiling_spearman"])
 
