@@ -169,6 +169,14 @@ def scatter(
     return found
 
 
+def with_truths(
+    estimates: list[dict[str, Estimate]], truths: list[dict[str, Truth]], *names: str
+) -> list[dict[str, Estimate]]:
+    """The estimates, and beside them those truths of these names that there are, in the place of estimates."""
+    pairs = zip(estimates, truths, strict=True)
+    return [by | {name: as_estimate(of[name]) for name in names if name in of} for by, of in pairs]
+
+
 def as_estimate(truth: Truth) -> Estimate:
     """A truth in the place of an estimate, to be compared with another truth: how far the two agree."""
     return Estimate(truth.removals, truth.changes, additive=False)

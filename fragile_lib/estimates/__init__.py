@@ -15,6 +15,7 @@ from fragile_lib.estimates.by_name import SOLVERS, budgets, by_solver, tracin, t
 from fragile_lib.estimates.influence import influence, parameter_change
 from fragile_lib.estimates.rescaled import newton_step, rescaled
 from fragile_lib.estimates.second_order import second_order
+from fragile_lib.estimates.source import source
 from fragile_lib.estimates.streamed import estimate_streamed
 from fragile_lib.network import Network
 from fragile_lib.objectives.photographs import PhotoObjective
@@ -25,6 +26,7 @@ ESTIMATORS: dict[str, Callable[..., Estimate]] = {
     **{name: partial(by_solver, name) for name in SOLVERS},
     "tracin": tracin,
     "trak": trak,
+    "source": source,
     "second_order": second_order,
     "rescaled": rescaled,
     "newton_step": newton_step,

@@ -106,7 +106,7 @@ class PhotoTrainer:
     Removals go in groups of `at_once` networks that share one pass over the images, so that none is decoded more than
     once for them all. Until its image comes up, a removal's network is the control; there it branches off with a copy
     of the optimiser's memory. The numbers are those of `modules.ModuleTrainer`. A finished group is a part of the
-    checkpoint in `folder`, and not computed again.
+    checkpoint in `folder`, one for each order of the batches, and not computed again.
 
     Args:
         start: the network, in evaluation mode, and the optimiser's memory to go on with; left as they are.
@@ -129,7 +129,8 @@ class PhotoTrainer:
             InputError: a batch larger than n, `at_once` below 1, a broken image, or a folder of another run.
         """
         check_count("at_once", self.at_once)
-        checkpoint = Checkpoint(self.folder, self._facts(schedule, members)) if str(self.folder) else None
+        place = Path(self.folder) / f"order-{schedule.seed}"
+        checkpoint = Checkpoint(place, self._facts(schedule, members)) if str(self.folder) else None
         rows = self.objective.usable
         batches = [rows[places] for places in schedule.rows(len(rows))]
         first = schedule.first_use(len(rows), [np.searchsorted(rows, group) for group in members])

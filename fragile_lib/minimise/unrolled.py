@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt
 
 import numpy as np
@@ -66,6 +67,8 @@ def unrolled(
         InputError: a batch larger than the data.
     """
     batches = list(schedule.rows(objective.n))
+    if schedule.batch == objective.n:  # every batch is everything, whose order does not matter
+        batches = [np.arange(objective.n)] * schedule.steps
     every = max(1, isqrt(len(batches)))
     walk = _Walk(objective, schedule, state.count, dataset)
     starts, now = [], state
@@ -119,8 +122,14 @@ class _Walk:
 
     def _part(self, rows: np.ndarray) -> Objective:
         """The losses of a batch, without the L2 term."""
+        if len(rows) == self.objective.n:
+            return self._whole
         data = self.objective.data
         return self.objective.on(Data(data.x[:, rows], data.y[:, rows]))
+
+    @cached_property
+    def _whole(self) -> Objective:
+        return self.objective.on(self.objective.data)
 
 
 def pulled_back(schedule: Schedule, step: int, count: int, at: Kept, adjoint: Adjoint) -> tuple[Tensor, Adjoint]:

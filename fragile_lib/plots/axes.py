@@ -26,7 +26,7 @@ def scale_axis(ax: Axes, which: str, shown: Shown, panel: Panel, damping: float 
     statistic = words.STATISTICS[panel.statistic]
     marks = placed(shown.marks[shown.marks["statistic"] == panel.statistic])
     units = shown.units.loc[shown.units["statistic"] == panel.statistic, "value"] if shown.spec.dots else []
-    values = np.concatenate([*(marks[c] for c in ("mean", "low", "high", "repeated")), units]).astype(float)
+    values = np.concatenate([*(marks[c] for c in ("mean", "low", "high", "ceiling")), units]).astype(float)
     values = values[np.isfinite(values)]
     line = ax.axhline if which == "y" else ax.axvline
     if statistic.scale == "correlation":

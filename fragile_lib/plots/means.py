@@ -14,7 +14,7 @@ from fragile_lib.plots.axes import place_words, placed, scale_axis
 from fragile_lib.plots.published import published
 from fragile_lib.plots.rows import Panel, Shown, part
 
-REPEATED = "truth with its repetition"
+CEILING = "ceiling of an errorless estimate"
 BESIDE, APART = 0.34, 0.84  # of the distance between two places, shared by joined series and by others
 JITTER = 0.07
 LETTERS = 46  # of all tick labels from which on they stand upright; of titles side by side
@@ -68,7 +68,7 @@ def _places(shown: Shown) -> tuple[dict, float]:
 
 
 def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
-    """Each mark with its interval, hollow where all units are flagged; the truth's agreement with itself in black."""
+    """Each mark with its interval, hollow where all units are flagged; the ceiling in black."""
     levels, across, (shifts, step) = shown.levels(shown.spec.at), shown.spec.kind == "dots", _places(shown)
     position, drawn = {value: i for i, value in enumerate(levels)}, placed(panel.marks)
     for y in range(1, len(levels), 2) if across else ():
@@ -76,12 +76,12 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     for hue, look in _looks(shown).items():
         marks = part(panel.marks, {shown.spec.hue: hue}).sort_values(shown.spec.at, key=lambda c: c.map(position))
         at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]
-        for r, p in zip(marks["repeated"], at, strict=True):
+        for r, p in zip(marks["ceiling"], at, strict=True):
             p -= shifts[hue] if shown.spec.hue == "estimator" and not across else 0  # the same for all estimators
             half = step / 2 if across else max(0.12, 0.02 * len(levels))
             ends = [p - half, p + half]
             if np.isfinite(r):
-                _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=REPEATED, zorder=5)
+                _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=CEILING, zorder=5)
         if shown.spec.dots:
             aside = 0.3 * step if across else None
             _draw_units(

@@ -93,8 +93,8 @@ class Shown:
     """What a figure shows.
 
     `rows` are the chosen rows of the results table and `cells` the same once for each statistic, with the columns
-    statistic, value and repeated (the truth's agreement with its own repetition). `marks` has a row for each mark:
-    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, repeated; `units` the same keys with value and
+    statistic, value and ceiling (what an errorless estimate would reach). `marks` has a row for each mark:
+    statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, ceiling; `units` the same keys with value and
     flagged, a row for each unit. `notes` are for the caption.
     """
 
@@ -193,8 +193,16 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
     ).rename(columns={"_seed_shown": "seed"})
     extent = units.groupby(keys, as_index=False).agg(units=("value", "size"))
     of_truth = [k for k in keys if k != "estimator"]  # each test point counts once, whatever estimators it has rows for
-    again = cells.groupby([*of_truth, "unit"])["repeated"].mean().groupby(of_truth).mean().reset_index()
+    again = cells.groupby([*of_truth, "unit"])["ceiling"].mean().groupby(of_truth).mean().reset_index()
     return Shown(spec, rows, cells, marks.merge(extent, on=keys).merge(again, on=of_truth), units, notes)
+
+
+def _ceiling(rows: pd.DataFrame, statistic: str) -> pd.Series:
+    """What an errorless estimate would reach: the root of the truth's reliability, or of two repetitions' agreement."""
+    absent = pd.Series(np.nan, index=rows.index)
+    known = rows.get({"spearman": "reliability", "pearson": "reliability_pearson"}.get(statistic, ""), absent)
+    agreed = rows.get(f"ceiling_{statistic}", absent)
+    return np.sqrt(known.astype(float).fillna(agreed.astype(float)).clip(lower=0))
 
 
 def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
@@ -202,8 +210,7 @@ def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
     parts = []
     for name in spec.statistics:
         value = pd.to_numeric(rows[name], errors="coerce").astype(float)
-        again = rows.get(f"ceiling_{name}", pd.Series(np.nan, index=rows.index))
-        parts.append(rows.assign(statistic=name, value=value.where(np.isfinite(value)), repeated=again.astype(float)))
+        parts.append(rows.assign(statistic=name, value=value.where(np.isfinite(value)), ceiling=_ceiling(rows, name)))
     cells = pd.concat(parts, ignore_index=True)
     for values in spec.without:
         cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]

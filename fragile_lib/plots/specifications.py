@@ -39,6 +39,16 @@ FINISHED = _but(
     note="Upper row: the end of gradient descent; lower row: the same networks driven on to a certified optimum",
 )
 TANH = {"activation": "tanh"}
+
+
+def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes: object) -> Spec:
+    """From one retraining to an estimate, rung by rung: where agreement is lost."""
+    pairs = {"estimator": [reference, unrolled], "ground_truth": [warm, unrolled]}
+    before = changes.pop("before", ())
+    spec = Spec("dots", "rung", where=CHOSEN | where | pairs, steps=(*before, steps.rungs(reference)), dots=False)
+    return _but(spec, **changes)
+
+
 OF_IRIS = {
     "iris_depth": _but(BY_DEPTH, paper="iris"),
     "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
@@ -65,6 +75,14 @@ OF_IRIS = {
     ),
     "iris_finished_relu": FINISHED,
     "iris_finished_tanh": _but(FINISHED, TANH),
+    "iris_rungs": _ladder(
+        IRIS | {"weight_decay": 0.005, "depth": [1, 3, 5, 8]},
+        "exact",
+        "unrolled_descent",
+        "warm_descent",
+        hue="depth",
+        before=BY_DEPTH.steps,
+    ),
     "iris_outcomes": _but(
         FINISHED,
         BOTH_FITS | {"estimator": "exact"},
@@ -126,6 +144,14 @@ OF_SMALL_MNIST = {
     ),
     "small_mnist_solvers": COMPARED,
     "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
+    "small_mnist_rungs": _ladder(
+        {"dataset": "small_mnist", "weight_decay": DECAY, "train_choice": ["top_influence", "p30_influence"]},
+        "exact",
+        "unrolled_minibatch",
+        "warm_minibatch",
+        hue="train_choice",
+        unit=POINTS,
+    ),
     "small_mnist_finish": Spec(
         "lines",
         "weight_decay",
@@ -215,6 +241,26 @@ OF_NETWORKS = {
         sums=("architecture", "estimator"),
         note="A slope of 1 says that an estimate has the size of the truth; the product of gradients has the size that "
         "the damping gives it, so its slope is not shown",
+    ),
+    "networks_size": _but(
+        DOTS,
+        {"dataset": ["mnist", "cifar10"], "seed": None},
+        kind="lines",
+        at="n_train",
+        hue="measure",
+        rows="architecture",
+        columns="dataset",
+        steps=(steps.several("n_train", "architecture"), steps.measures),
+        dots=False,
+    ),
+    "networks_rungs": _ladder(
+        {"dataset": "mnist", "optimiser": "adam", "seed": None, "weight_decay": DECAY},
+        "lissa_partition",
+        "unrolled_minibatch",
+        "warm_minibatch",
+        hue="architecture",
+        unit=POINTS,
+        before=(steps.largest_size,),
     ),
     "networks_costs": _but(
         TABLE,

@@ -92,10 +92,80 @@ def own_estimates(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """A truth is repeated for the images that each run's first test point asks for: elsewhere by chance, on a few."""
+    """Of the runs of one study size (`main_size`), repetitions that are of all that a test point asks for.
+
+    Where a table does not say how often a truth was repeated, only the first test point's images were left out again;
+    elsewhere a few share them by chance.
+    """
+    rows, note = main_size(rows)
     elsewhere = ~(rows["first_point"] & (rows["train_choice"] == "top_influence"))
+    if "repeats" in rows.columns:
+        elsewhere &= rows["repeats"].isna()
     ceilings = [c for c in ("ceiling_spearman", "ceiling_pearson") if c in rows.columns]
-    return rows.assign(**{c: rows[c].mask(elsewhere) for c in ceilings}), ""
+    return rows.assign(**{c: rows[c].mask(elsewhere) for c in ceilings}), note
+
+
+def main_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The number of training examples with most runs: what is compared over networks is compared at one size."""
+    counts = rows.groupby("n_train")["run_id"].nunique() if "run_id" in rows.columns else pd.Series(dtype=int)
+    return (rows[rows["n_train"] == counts.index[counts == counts.max()].min()], "") if len(counts) else (rows, "")
+
+
+def largest_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of each network the runs with most training examples."""
+    return rows[rows["n_train"] == rows.groupby(["dataset", "architecture"])["n_train"].transform("max")], ""
+
+
+def measures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Each row once for each `measure` of its agreement, in the column spearman: with one repetition, and so on."""
+    rows = rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0]
+    values = {
+        "one retraining": rows.get("spearman_single"),
+        "mean of the repetitions": rows.get("spearman"),
+        "corrected for their noise": rows.get("spearman_corrected"),
+        "ceiling of one retraining": _root(rows.get("reliability_single")),
+        "ceiling of the mean": _root(rows.get("reliability")),
+    }
+    return _stacked(rows, "measure", values), ""
+
+
+def rungs(reference: str) -> Step:
+    """Each agreement between one retraining and an estimate as a `rung`, in the column spearman (`measures`).
+
+    From the noise of one retraining, over what finite removals add to the derivative, to what `reference` misses of it.
+    """
+
+    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        if "repeats" not in rows.columns:
+            return rows.iloc[:0], ""
+        rows, name = rows[rows["repeats"].notna()], words.code(reference)
+        exactly, of_derivative = rows["estimator"] == reference, rows["ground_truth"].str.startswith("unrolled")
+        parts = [
+            ("ceiling: one retraining", exactly & ~of_derivative, _root(rows["reliability_single"])),
+            ("ceiling: mean of repetitions", exactly & ~of_derivative, _root(rows["reliability"])),
+            ("unrolled derivative, with the mean", ~exactly & ~of_derivative, rows["spearman"]),
+            (f"{name}, with the unrolled derivative", exactly & of_derivative, rows["spearman"]),
+            (f"{name}, with the mean", exactly & ~of_derivative, rows["spearman"]),
+            (f"{name}, with one retraining", exactly & ~of_derivative, rows["spearman_single"]),
+        ]
+        return _stacked(rows, "rung", {label: values.where(chosen) for label, chosen, values in parts}), ""
+
+    return step
+
+
+def _root(reliability: pd.Series | None) -> pd.Series | None:
+    return None if reliability is None else reliability.astype(float).clip(lower=0) ** 0.5
+
+
+def _stacked(rows: pd.DataFrame, column: str, values: dict[str, pd.Series | None]) -> pd.DataFrame:
+    """The rows once for each named series of numbers, these as `spearman`, without those that are missing."""
+    bare = rows.drop(columns=[c for c in ("reliability", "ceiling_spearman", "status") if c in rows.columns])
+    parts = [
+        bare.assign(**{column: name, f"{column}_order": place, "spearman": numbers.astype(float)})
+        for place, (name, numbers) in enumerate(values.items())
+        if numbers is not None
+    ]
+    return pd.concat(parts, ignore_index=True).dropna(subset=["spearman"]) if parts else rows.iloc[:0]
 
 
 def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

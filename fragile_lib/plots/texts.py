@@ -9,7 +9,7 @@ import pandas as pd
 
 from fragile_lib.plots import words
 from fragile_lib.plots.axes import placed
-from fragile_lib.plots.means import REPEATED
+from fragile_lib.plots.means import CEILING
 from fragile_lib.plots.published import published
 from fragile_lib.plots.rows import Shown
 
@@ -35,13 +35,13 @@ def alt(shown: Shown, damping: float | None) -> str:
         told += sums(shown)
     else:
         told += [_headed(key, _series(shown, marks)) for key, marks in _by(shown.marks, shown, by)]
-    again = shown.marks.dropna(subset=["repeated"])
+    again = shown.marks.dropna(subset=["ceiling"])
     again = again.sort_values(spec.at, key=lambda column: column.map(shown.levels(spec.at).index), kind="stable")
     by = [c for c in by if c not in ("estimator", "statistic")]  # which a truth does not depend on
     for key, marks in _by(again, shown, by) if len(again) else ():
-        each = {words.label(spec.at, getattr(m, spec.at)): m.repeated for m in marks.itertuples()}
+        each = {words.label(spec.at, getattr(m, spec.at)): m.ceiling for m in marks.itertuples()}
         text = ", ".join(f"{place} {words.number(r)}" for place, r in each.items())
-        told.append(f"{', '.join([REPEATED, *_named(key)])}: {text}")
+        told.append(f"{', '.join([CEILING, *_named(key)])}: {text}")
     for row in published(shown).to_dict("records"):
         if row["low"] == row["high"]:
             named = _named({c: row[c] for c in spec.keys})
@@ -57,7 +57,7 @@ def caption(shown: Shown, damping: float | None) -> str:
         setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES),
         scale(rows),
         averages(shown),
-        repeated_sentence(shown.marks["repeated"]),
+        ceiling_sentence(shown.marks["ceiling"]),
         outcomes(shown),
         _off_axis(shown),
         _indefinite(shown, damping),
@@ -128,16 +128,13 @@ def _series(shown: Shown, marks: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def repeated_sentence(repeated: pd.Series) -> str:
-    """What the agreement of a truth with itself says of an estimate: an errorless one reaches about its square root."""
-    r = repeated.dropna().astype(float)
+def ceiling_sentence(ceiling: pd.Series) -> str:
+    """What the noise of a truth leaves to be reached."""
+    r = ceiling.dropna().astype(float)
     if r.empty:
         return ""
-    ends = [words.span(v, words.number) for v in (r, np.sqrt(r.clip(lower=0)))]
-    return (
-        f"Black marks, where it was repeated: the truth agrees with its own repetition at {ends[0]}; "
-        f"an errorless estimate would reach about the square root, {ends[1]}"
-    )
+    reached = words.span(r, words.number)
+    return f"Black marks: the ceiling, what an estimate without error would reach beside so noisy a truth, {reached}"
 
 
 def _paper_sentence(paper: pd.DataFrame) -> str:

@@ -25,6 +25,7 @@ CODES = {
     "kfac": "K-FAC",
     "ekfac": "EK-FAC",
     "identity": "gradient product",
+    "source": "SOURCE",
     "tracin": "TracIn",
     "trak": "TRAK",
     "rescaled": "rescaled influence",
@@ -32,6 +33,8 @@ CODES = {
     # ground truths; `_minus_control` and the share of the training steps are added by `code`
     "warm_descent": "warm-start descent",
     "warm_minibatch": "warm-start minibatches",
+    "unrolled_descent": "unrolled derivative",
+    "unrolled_minibatch": "unrolled derivative",
     "tilted_minimum": "tilted minimum",
     "minimum": "certified minimum",
     "pbrf": "PBRF",
@@ -90,6 +93,9 @@ COLUMNS = {
     "removed": "training points",
     "target": "ground truth",
     "share": "share of the training steps",
+    "n_train": "training images",
+    "rung": "what is compared",
+    "measure": "agreement",
 }
 
 

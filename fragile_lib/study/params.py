@@ -185,7 +185,7 @@ class Spec:
             there = (data_root() / axes.get("needs", "")).exists() or "needs" not in axes
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
-                run = self._run(profile, self._checked(profile, point, where), where)
+                run = self._run(profile, self._checked(profile, point, where), axes.get("run_id", self.run_id), where)
                 if there and found.setdefault(run.run_id, run) != run:
                     differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
                     remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
@@ -207,17 +207,17 @@ class Spec:
         shared = self._profile(profile).get("set", {}) if self.profiles else {}
         return check_values(self.declarations, {**self.base, **shared, **point}, where)
 
-    def _run(self, profile: str, parameters: dict[str, Any], where: str) -> Run:
+    def _run(self, profile: str, parameters: dict[str, Any], named: str, where: str) -> Run:
         def wrong(name: str, remedy: str) -> NoReturn:
             raise bad_input("run_id", name, f"{remedy} [{where}]") from None
 
         try:
-            run_id = self.run_id.format(**parameters)
+            run_id = named.format(**parameters)
         except (KeyError, IndexError) as error:
             hint = did_you_mean(str(error).strip("'"), parameters)
-            wrong(self.run_id, f"uses {error}, which is no parameter; {hint}")
+            wrong(named, f"uses {error}, which is no parameter; {hint}")
         except (ValueError, TypeError, AttributeError) as error:
-            wrong(self.run_id, f"is not a format text ({error}); correct it")
+            wrong(named, f"is not a format text ({error}); correct it")
         if not NAME.fullmatch(run_id):
             wrong(run_id, "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder")
         if run_id in RESERVED_IDS:
@@ -228,7 +228,7 @@ class Spec:
 def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
     """Yield the points of a grid: the product of its axes, on top of its own `set`."""
     fixed = axes.get("set", {})
-    axes = {name: values for name, values in axes.items() if name not in ("set", "needs")}
+    axes = {name: values for name, values in axes.items() if name not in ("set", "needs", "run_id")}
     require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
     for name, values in axes.items():
         require(isinstance(values, list) and values, name, values, f"an axis is a list of at least one value [{where}]")
@@ -281,8 +281,8 @@ def _check_profile(profile: str, content: Any, check: Callable[[bool, str, objec
         check(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
     for grid, axes in content.get("grids", {}).items():
         check(isinstance(axes, dict) and bool(axes), f"{name}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
-        needs = axes.get("needs", "")
-        check(isinstance(needs, str), f"{name}.grids.{grid}.needs", needs, "give a path in the data root")
+        for key, remedy in (("needs", "give a path in the data root"), ("run_id", "give a text that names each run")):
+            check(isinstance(axes.get(key, ""), str), f"{name}.grids.{grid}.{key}", axes.get(key), remedy)
 
 
 def load_specs(params_dir: Path) -> dict[str, Spec]:
