@@ -90,11 +90,11 @@ SOLVERS: dict[str, Make] = {
     "lissa_single": _lissa_single,
     "lissa_random": _lissa_random,
     "lissa_partition": _lissa_partition,
-    "arnoldi": _iterative(solvers.ArnoldiSolver, remainder="diagonal"),
+    "arnoldi": _iterative(solvers.ArnoldiSolver),
     "nystroem": _iterative(solvers.NystroemSolver),
     "kfac": _kronecker(solvers.KfacSolver),
     "ekfac": _kronecker(solvers.EkfacSolver),
-    "identity": _iterative(solvers.IdentitySolver, measured=True),
+    "identity": _iterative(solvers.IdentitySolver),
 }
 
 
