@@ -78,33 +78,23 @@ class ConvObjective(Objective):
         self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self._gradient(theta, weights, None, dataset)
-
-    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """(E, P) grad of J + sum_i <c_i, logits_i> for c (n, classes), one for all networks.
-
-        One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
+    def gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> Tensor:
+        """As in `Objective`, in one pass: the logits' deltas are w_i (p_i - e_y) + c_i.
 
         Raises:
             InputError: a cotangent c that is not (n, classes).
         """
-        return self._gradient(theta, weights, cotangent, dataset)
+        return self._both(theta, weights, dataset, cotangent, 0)[1]
 
     def value_and_gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """J (E,), in float64, and its gradient (E, P), in one pass."""
-        return self.value_and_gradient_with(theta, weights, None, dataset)
-
-    def value_and_gradient_with(
-        self, theta: Tensor, weights: Tensor, cotangent: Tensor | None, dataset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As in `Objective`, values in float64, in one pass."""
-        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, cotangent, dataset, sums)
+        """As in `Objective`, values in float64, in one pass; raises what `gradient` raises."""
+        sums, gradient = self._both(theta, weights, dataset, cotangent, len(theta))
         wide = theta.double()
-        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
+        return sums + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
@@ -169,23 +159,15 @@ class ConvObjective(Objective):
     def _packed(self, theta: Tensor) -> np.ndarray:
         return self._layout.packed(self._array(theta))
 
-    def _gradient(
-        self,
-        theta: Tensor,
-        weights: Tensor,
-        cotangent: Tensor | None,
-        dataset: Tensor | None,
-        values: np.ndarray | None = None,
-    ) -> Tensor:
-        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
+    def _both(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None, cotangent: Tensor | None, values: int
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted losses and pairings of so many networks, all or none, without L2, and the gradient (E, P)."""
         places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
-        w = _filled(self._array(weights), self._lanes)
+        w, sums = _filled(self._array(weights), self._lanes), np.zeros((len(_parts(0, self._blocks)), values))
         fixed = self._packed(theta), self._x, self._y, places, w, self._cotangent(cotangent)
-        parts = _parts(0, self._blocks)
-        out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        sums = np.zeros((len(parts), 0)) if values is None else values
-        self._each_part(conv_kernels.gradients, *fixed, out=lambda part: (out[part], sums[part]))
-        return torch.from_numpy(out.sum(0)[..., self._layout.unpack]) + self.decay * theta
+        found = self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed, beside=(sums,))
+        return torch.from_numpy(sums.sum(0)), found + self.decay * theta
 
     def _each_part(
         self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int | None = None
@@ -195,12 +177,17 @@ class ConvObjective(Objective):
         in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
 
     def _sum_of_parts(
-        self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int | None = None
+        self,
+        kernel: Callable,
+        shape: tuple[int, ...],
+        *fixed: object,
+        blocks: int | None = None,
+        beside: tuple[np.ndarray, ...] = (),
     ) -> Tensor:
-        """(*shape, P) the sum over parts of what a kernel adds up."""
+        """(*shape, P) the sum over parts of what a kernel adds up; what it writes besides, for each part."""
         count = len(_parts(0, blocks or self._blocks))
         out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
+        self._each_part(kernel, *fixed, out=lambda part: (out[part], *(b[part] for b in beside)), blocks=blocks)
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
 
     def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:

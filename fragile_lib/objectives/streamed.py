@@ -83,17 +83,16 @@ class StreamedObjective(Objective):
 
     # -- under weights -----------------------------------------------------------------------------------------------
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """grad J(theta_e; w_e): (E, P); examples of weight zero cost nothing."""
-        return torch.stack([self._gradient(t, w) for t, w in zip(theta, weights, strict=True)])
-
-    def _gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
-        used = weights.nonzero()[:, 0]
-        total = self.decay * theta
-        for rows in used.split(self.chunk):
-            x, y, w = self.data.x[0, rows], self.data.y[0, rows], weights[rows].to(theta)
-            total = total + torch.func.grad(self._weighted)(theta, w, x, y)
-        return total
+    def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
+        """Examples of weight zero cost nothing."""
+        found = []
+        for t, w in zip(theta, weights, strict=True):
+            total = self.decay * t
+            for rows in w.nonzero()[:, 0].split(self.chunk):
+                x, y = self.data.x[0, rows], self.data.y[0, rows]
+                total = total + torch.func.grad(self._weighted)(t, w[rows].to(t), x, y)
+            found.append(total)
+        return torch.stack(found)
 
     def products(
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
