@@ -20,6 +20,7 @@ from fragile_lib.kernels.conv_tiles import LANES
 from fragile_lib.kernels.parallel import in_threads, split
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
 
@@ -50,7 +51,7 @@ class ConvObjective(Objective):
         self._layout = layout(model, self._pixels.dtype)
         self._lanes = LANES[self._pixels.dtype]
         self._x = _blocked(self._pixels, self._lanes)
-        self._blocks = self._x.shape[1]
+        self._blocks, self._held = self._x.shape[1], max(1, chunk // self._lanes) * self._lanes  # whole blocks
         self._y = _filled(data.y.numpy().astype(np.int64), self._lanes)
 
     def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -203,16 +204,12 @@ class ConvObjective(Objective):
         in_threads(part, _parts(first, stop))
 
     def _chunks(self) -> list[tuple[int, int]]:
-        step = self._held() // self._lanes
+        step = self._held // self._lanes
         return [(first, min(first + step, self._blocks)) for first in range(0, self._blocks, step)]
-
-    def _held(self) -> int:
-        """Images of a chunk, in whole blocks."""
-        return max(1, self.chunk // self._lanes) * self._lanes
 
     def _directional_by_rows(self, theta: Tensor, v: Tensor, places: Tensor) -> Tensor:
         found = torch.empty(*v.shape[:2], self._blocks * self._lanes, dtype=self.dtype)
-        held = torch.empty(self._held(), 1, theta.shape[1], dtype=self.dtype)
+        held = torch.empty(self._held, 1, theta.shape[1], dtype=self.dtype)
         for first, stop in self._chunks():
             span = slice(first * self._lanes, stop * self._lanes)
             rows = held[: span.stop - span.start]
@@ -225,7 +222,7 @@ class ConvObjective(Objective):
         """sum_i w_i J_i^T Lambda_i J_i as sum over chunks of A^T sign(w) A, in panels of the lower half."""
         total = torch.zeros(len(theta), len(theta), dtype=self.dtype)
         edges = np.linspace(0, len(theta), PANELS + 1).astype(int).tolist()
-        held = torch.empty(self._held(), self.model.n_classes - 1, len(theta), dtype=self.dtype)
+        held = torch.empty(self._held, self.model.n_classes - 1, len(theta), dtype=self.dtype)
         for first, stop in progress(self._chunks(), desc="dense Gauss-Newton matrix"):
             span = slice(first * self._lanes, stop * self._lanes)
             if not w[span].any():
@@ -295,8 +292,7 @@ def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
         raise bad_input("data.x.shape", tuple(data.x.shape), f"give (S, n, 1, {model.side}, {model.side})")
     if data.y.numel() and not 0 <= int(data.y.min()) <= int(data.y.max()) < model.n_classes:
         raise bad_input("data.y", (int(data.y.min()), int(data.y.max())), f"give labels 0 to {model.n_classes - 1}")
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise bad_input("chunk", chunk, "give a whole number of at least 1")
+    check_count("chunk", chunk)
 
 
 def compile_all() -> None:

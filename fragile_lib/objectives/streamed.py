@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 
@@ -39,9 +40,8 @@ class StreamedObjective(Objective):
         chunk: int = 50,
         vectors: int = 8,
     ) -> None:
-        for name, value in (("chunk", chunk), ("vectors", vectors)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise bad_input(name, value, "give a whole number of at least 1")
+        check_count("chunk", chunk)
+        check_count("vectors", vectors)
         if len(data.y) != 1:
             raise bad_input("data", f"{len(data.y)} data sets", "give one: large networks are not stacked")
         super().__init__(model, data, weight_decay, device)
@@ -50,10 +50,6 @@ class StreamedObjective(Objective):
     def on(self, data: Data) -> StreamedObjective:
         """The same losses on other data, without the L2 term."""
         return type(self)(self.model, data, 0.0, str(self.device), self.chunk, self.vectors)
-
-    def of(self, rows: np.ndarray) -> StreamedObjective:
-        """The same losses on some of the examples, without the L2 term."""
-        return self.on(Data(self.data.x[:, rows], self.data.y[:, rows]))
 
     # -- per example -------------------------------------------------------------------------------------------------
 
@@ -69,17 +65,14 @@ class StreamedObjective(Objective):
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
         """v_k . grad loss(z_i, theta): (1, K, n) for v (1, K, P), by forward mode."""
-        t = _one(theta)
+        t, found = _one(theta), []
+        for x, y, _ in self._chunks():
 
-        def slopes(x: Tensor, y: Tensor) -> Tensor:
-            return torch.cat(
-                [
-                    over_vectors(lambda u: torch.func.jvp(lambda s: self._loss(s, x, y), (t,), (u,))[1], us)
-                    for us in v[0].split(self.vectors)
-                ]
-            )
+            def along(u: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+                return torch.func.jvp(lambda s: self._loss(s, x, y), (t,), (u,))[1]
 
-        return torch.cat([slopes(x, y) for x, y, _ in self._chunks()], dim=1)[None]
+            found.append(torch.cat([over_vectors(along, some) for some in v[0].split(self.vectors)]))
+        return torch.cat(found, dim=1)[None]
 
     # -- under weights -----------------------------------------------------------------------------------------------
 
