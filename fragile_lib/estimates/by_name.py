@@ -28,27 +28,12 @@ TRAK_DAMPING = 1e-3
 Make = Callable[..., Solver]
 
 
-def _exact(network: Network) -> Solver:
-    """The inverse of the dense damped Hessian, refined where the matrix is in float32."""
-    return network.hessian
+def _made(kind: Callable[..., Solver], seeded: bool = False, **fixed: object) -> Make:
+    """A solver of the network's damped curvature on its own data set, with its seed where the solver draws."""
 
-
-def _exact_ggn(network: Network) -> Solver:
-    return network.gauss_newton
-
-
-def _exact_undamped(network: Network) -> Solver:
-    """As exact, with damping `NUDGE`: what leaving out does to a certified minimum to first order."""
-    return network.hessian.with_damping(NUDGE)
-
-
-def _common(network: Network) -> tuple:
-    return network.curvature, network.theta, network.damping
-
-
-def _iterative(kind: Callable[..., Solver], **fixed: object) -> Make:
     def make(network: Network, **options: object) -> Solver:
-        return kind(*_common(network), **{"dataset": network.place, **fixed, **options})
+        own = {"dataset": network.place} | ({"seed": network.seed} if seeded else {})
+        return kind(network.curvature, network.theta, network.damping, **{**own, **fixed, **options})
 
     return make
 
@@ -56,45 +41,32 @@ def _iterative(kind: Callable[..., Solver], **fixed: object) -> Make:
 def _lissa_random(network: Network, **options: object) -> Solver:
     """Minibatches drawn at random; scale: twice the Hessian's largest eigenvalue plus damping, for their spread."""
     scale = 2 * (float(network.hessian.spectrum[-1]) + network.damping)
-    given = {"dataset": network.place, "seed": network.seed, "scale": scale, **options}
-    return solvers.lissa_random(*_common(network), **given)
+    return _made(solvers.lissa_random, seeded=True, scale=scale)(network, **options)
 
 
 def _lissa_partition(network: Network, scale: float = 0.0, **options: object) -> Solver:
     """Minibatches of a fixed partition; scale: from the largest curvature of any of them, or as given above 0."""
-    given = {"dataset": network.place, "seed": network.seed, "scale": scale or None, **options}
-    return solvers.lissa_partition(*_common(network), **given)
+    return _made(solvers.lissa_partition, seeded=True, scale=scale or None)(network, **options)
 
 
-def _lissa_single(network: Network, **options: object) -> Solver:
-    """Single examples drawn at random; scale: the largest curvature of any example."""
-    return solvers.lissa_single(*_common(network), **{"dataset": network.place, "seed": network.seed, **options})
-
-
-def _kronecker(kind: Callable[..., Solver]) -> Make:
-    def make(network: Network, **options: object) -> Solver:
-        module = network.curvature.model.module(network.theta)
-        return kind(*_common(network), module=module, **{"dataset": network.place, "seed": network.seed, **options})
-
-    return make
-
-
+# The direct ones are the network's own, refined where the matrix is in float32; without damping stands for the damping
+# `NUDGE`: what leaving out does to a certified minimum to first order.
 SOLVERS: dict[str, Make] = {
-    "exact": _exact,
-    "exact_ggn": _exact_ggn,
-    "exact_undamped": _exact_undamped,
-    "cg": _iterative(solvers.BlockCGSolver),
-    "cg_ggn": _iterative(solvers.BlockCGSolver, gauss_newton=True),
-    "gram_ggn": _iterative(GramSolver),
-    "minres": _iterative(solvers.MinresSolver),
-    "lissa_single": _lissa_single,
+    "exact": lambda network: network.hessian,
+    "exact_ggn": lambda network: network.gauss_newton,
+    "exact_undamped": lambda network: network.hessian.with_damping(NUDGE),
+    "cg": _made(solvers.BlockCGSolver),
+    "cg_ggn": _made(solvers.BlockCGSolver, gauss_newton=True),
+    "gram_ggn": _made(GramSolver),
+    "minres": _made(solvers.MinresSolver),
+    "lissa_single": _made(solvers.lissa_single, seeded=True),
     "lissa_random": _lissa_random,
     "lissa_partition": _lissa_partition,
-    "arnoldi": _iterative(solvers.ArnoldiSolver, remainder="diagonal"),
-    "nystroem": _iterative(solvers.NystroemSolver),
-    "kfac": _kronecker(solvers.KfacSolver),
-    "ekfac": _kronecker(solvers.EkfacSolver),
-    "identity": _iterative(solvers.IdentitySolver, measured=True),
+    "arnoldi": _made(solvers.ArnoldiSolver),
+    "nystroem": _made(solvers.NystroemSolver),
+    "kfac": _made(solvers.KfacSolver, seeded=True),
+    "ekfac": _made(solvers.EkfacSolver, seeded=True),
+    "identity": _made(solvers.IdentitySolver),
 }
 
 

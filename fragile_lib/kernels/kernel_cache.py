@@ -13,7 +13,7 @@ from pathlib import Path
 
 from numba import njit
 
-CONVOLUTION = ("conv_tiles.py", "conv_plan.py", "conv_layers.py", "conv_passes.py", "conv_kernels.py")
+CONVOLUTION = ("conv_tiles.py", "conv_plan.py", "conv_kernels.py")
 
 
 def compiled(function: Callable, **options: object) -> Callable:

@@ -247,41 +247,54 @@ def _softmax(units, deltas, top, classes, bits):
             rows[c, s] *= largest[s]
 
 
+@njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
+def _tangent_slope(second, deltas, units, slopes, tangent, first, count, activation):
+    """second += sigma''(z) R{z} delta_a, written through R{a} = sigma' R{z} and delta_z = sigma' delta_a.
+
+    With sigma'' = c sigma', c = -2 a for tanh and beta (1 - sigma') for softplus, this is c R{a} delta_z / sigma'.
+    """
+    for r in range(first, first + count):
+        for s in range(units.shape[1]):
+            slope = slopes[r, s]
+            c = -2.0 * units[r, s] if activation == TANH else activation * (1.0 - slope)
+            second[r, s] += c * tangent[r, s] * deltas[r, s] / max(slope, 1e-300)
+
+
 @njit(cache=True, inline="never", nogil=True)
-def _backward(theta, sizes, slopes, deltas, start, first):
-    """Pull the logits' deltas back to every hidden layer; `start` and `first` point behind the last layer."""
+def _backward(theta, v, sizes, activation, turning, units, slopes, deltas, tangent, moved):
+    """Pull what `moved` (U, n) holds at the logits back to every hidden layer.
+
+    When `turning`, `moved` are the derivatives of `deltas` along v, whose units have the derivatives `tangent`.
+    """
+    start, first = theta.shape[0], units.shape[0] - sizes[-1]
     for layer in range(sizes.shape[0] - 2, 0, -1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
         start -= n_in * n_out + n_out
         first -= n_in
-        _affine_transposed(theta, start, n_in, n_out, deltas, first + n_in, deltas, first, False)
-        _times_slope(deltas, slopes, first, n_in)
+        _affine_transposed(theta, start, n_in, n_out, moved, first + n_in, moved, first, False)
+        if turning:
+            _affine_transposed(v, start, n_in, n_out, deltas, first + n_in, moved, first, True)
+        _times_slope(moved, slopes, first, n_in)
+        if turning and activation != RELU:
+            _tangent_slope(moved, deltas, units, slopes, tangent, first, n_in, activation)
 
 
 @njit(cache=True, inline="never", nogil=True)
-def _deltas(theta, weight, x, y, sizes, activation, units, slopes, deltas, bits):
-    """Forward and backward pass: `deltas` (U, n) = d(sum_i w_i loss_i) / d(pre-activation of each unit)."""
-    layers = sizes.shape[0] - 1
-    classes, top, size = sizes[layers], 0, 0
-    for layer in range(layers):
-        top += sizes[layer]
-        size += sizes[layer] * sizes[layer + 1] + sizes[layer + 1]
+def _deltas(theta, weight, x, y, sizes, activation, units, slopes, deltas, odds, bits):
+    """Forward and backward pass: `deltas` (U, n) = d(sum_i w_i loss_i) / d(pre-activation of each unit).
+
+    The softmax of the logits goes to `odds` (classes, n), unless it is empty.
+    """
+    top = units.shape[0] - sizes[-1]
     _forward(theta, x, sizes, activation, units, slopes, bits)
-    _softmax(units, deltas, top, classes, bits)
+    _softmax(units, deltas, top, sizes[-1], bits)
+    if odds.shape[0]:
+        odds[:] = deltas[top:]
     for s in range(x.shape[1]):
         deltas[top + y[s], s] -= 1.0
-    for c in range(classes):
+    for c in range(sizes[-1]):
         deltas[top + c] *= weight
-    _backward(theta, sizes, slopes, deltas, size, top)
-
-
-@njit(cache=True, inline="never", nogil=True)
-def _deltas_and_odds(theta, weight, x, y, sizes, activation, units, slopes, deltas, scratch, probabilities, bits):
-    """`_deltas`, and the softmax of the logits in `probabilities` (classes, n); scratch as large as units."""
-    _deltas(theta, weight, x, y, sizes, activation, units, slopes, deltas, bits)
-    top = units.shape[0] - sizes[-1]
-    _softmax(units, scratch, top, sizes[-1], bits)
-    probabilities[:] = scratch[top:]
+    _backward(theta, theta, sizes, activation, False, units, slopes, deltas, deltas, deltas)
 
 
 @njit(cache=True, inline="never", nogil=True)
@@ -293,12 +306,16 @@ def _buffers(sizes, n):
 
 
 @njit(cache=True, inline="never", nogil=True)
-def _layer_sums(sizes, deltas, units, gradient):
-    """The gradient (P,) of every layer from its deltas and its inputs."""
+def _layer_sums(sizes, deltas, units, gradient, add):
+    """The gradient (P,) of every layer from its deltas and its inputs.
+
+    With `add` that of weights above the first layer alone, added to what is there: the images have no tangent.
+    """
     first, start = 0, 0
     for layer in range(sizes.shape[0] - 1):
         n_in, n_out = sizes[layer], sizes[layer + 1]
-        _outer_sum(deltas, first + n_in, n_out, units, first, n_in, gradient, start, False)
+        if layer > 0 or not add:
+            _outer_sum(deltas, first + n_in, n_out, units, first, n_in, gradient, start, add)
         first += n_in
         start += n_in * n_out + n_out
 
@@ -318,28 +335,28 @@ def descend(theta, velocity, weights, x, y, dataset, sizes, activation, decay, r
     theta, velocity (E, P); weights (E, n); x (S, d, n) features with the examples contiguous; y (S, n) labels;
     dataset (E,) which of the S each network sees; decay (P,) the L2 coefficient of each parameter.
     """
-    units, slopes, deltas, _, _, _, bits = _buffers(sizes, x.shape[2])
+    units, slopes, deltas, _, _, odds, bits = _buffers(sizes, x.shape[2])
     gradient = np.empty(theta.shape[1])
     for e in range(theta.shape[0]):
         d = dataset[e]
         for _ in range(steps):
-            _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-            _layer_sums(sizes, deltas, units, gradient)
+            _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, odds[:0], bits)
+            _layer_sums(sizes, deltas, units, gradient, False)
             _momentum_step(theta[e], velocity[e], gradient, decay, rate, momentum)
 
 
 @njit(cache=True, nogil=True)
 def gradients(theta, weights, x, y, dataset, sizes, activation, out):
     """out (E, P) = grad_theta sum_i w_i loss_i for each network; no L2 term."""
-    units, slopes, deltas, _, _, _, bits = _buffers(sizes, x.shape[2])
+    units, slopes, deltas, _, _, odds, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
         d = dataset[e]
-        _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, bits)
-        _layer_sums(sizes, deltas, units, out[e])
+        _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, odds[:0], bits)
+        _layer_sums(sizes, deltas, units, out[e], False)
 
 
 @njit(cache=True, nogil=True)
-def logits(theta, x, dataset, sizes, activation, out):
+def logits(theta, x, _y, dataset, sizes, activation, out):
     """out (E, classes, n) = the networks' logits."""
     units, slopes, _, _, _, _, bits = _buffers(sizes, x.shape[2])
     for e in range(theta.shape[0]):
@@ -378,56 +395,17 @@ def _tangent_softmax(probabilities, weight, tangent, top, out, classes):
             out[top + c, s] = weight[s] * probabilities[c, s] * (tangent[top + c, s] - mean[s])
 
 
-@njit(cache=True, inline="never", fastmath=_FAST, nogil=True)
-def _tangent_slope(second, deltas, units, slopes, tangent, first, count, activation):
-    """second += sigma''(z) R{z} delta_a, written through R{a} = sigma' R{z} and delta_z = sigma' delta_a.
-
-    With sigma'' = c sigma', c = -2 a for tanh and beta (1 - sigma') for softplus, this is c R{a} delta_z / sigma'.
-    """
-    for r in range(first, first + count):
-        for s in range(units.shape[1]):
-            slope = slopes[r, s]
-            c = -2.0 * units[r, s] if activation == TANH else activation * (1.0 - slope)
-            second[r, s] += c * tangent[r, s] * deltas[r, s] / max(slope, 1e-300)
-
-
 @njit(cache=True, inline="never", nogil=True)
 def _product(
     theta, v, weight, probabilities, sizes, activation, gauss_newton, units, slopes, deltas, tangent, second, out
 ):
     """out (P,) = H v or G v of sum_i w_i loss_i, given the forward and backward pass in `units` and `deltas`."""
-    layers = sizes.shape[0] - 1
-    top, size = 0, 0
-    for layer in range(layers):
-        top += sizes[layer]
-        size += sizes[layer] * sizes[layer + 1] + sizes[layer + 1]
     _tangent_forward(theta, v, sizes, units, slopes, tangent)
-    _tangent_softmax(probabilities, weight, tangent, top, second, sizes[layers])
-    start, first = size, top
-    for layer in range(layers - 1, 0, -1):
-        n_in, n_out = sizes[layer], sizes[layer + 1]
-        start -= n_in * n_out + n_out
-        first -= n_in
-        _affine_transposed(theta, start, n_in, n_out, second, first + n_in, second, first, False)
-        if not gauss_newton:
-            _affine_transposed(v, start, n_in, n_out, deltas, first + n_in, second, first, True)
-        _times_slope(second, slopes, first, n_in)
-        if not gauss_newton and activation != RELU:
-            _tangent_slope(second, deltas, units, slopes, tangent, first, n_in, activation)
-    _layer_sums(sizes, second, units, out)
+    _tangent_softmax(probabilities, weight, tangent, units.shape[0] - sizes[-1], second, sizes[-1])
+    _backward(theta, v, sizes, activation, not gauss_newton, units, slopes, deltas, tangent, second)
+    _layer_sums(sizes, second, units, out, False)
     if not gauss_newton:
-        _layer_sums_hidden(sizes, deltas, tangent, out)
-
-
-@njit(cache=True, inline="never", nogil=True)
-def _layer_sums_hidden(sizes, deltas, tangent, out):
-    """Add sum_s delta_z R{a} to the weights of every layer above the first (the inputs have no tangent)."""
-    first, start = sizes[0], sizes[0] * sizes[1] + sizes[1]
-    for layer in range(1, sizes.shape[0] - 1):
-        n_in, n_out = sizes[layer], sizes[layer + 1]
-        _outer_sum(deltas, first + n_in, n_out, tangent, first, n_in, out, start, True)
-        first += n_in
-        start += n_in * n_out + n_out
+        _layer_sums(sizes, deltas, tangent, out, True)
 
 
 @njit(cache=True, nogil=True)
@@ -437,7 +415,7 @@ def products(theta, v, weights, x, y, dataset, sizes, activation, gauss_newton, 
     for e in range(theta.shape[0]):
         d = dataset[e]
         network = theta[e], weights[e], x[d], y[d], sizes, activation
-        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
+        _deltas(*network, units, slopes, deltas, probabilities, bits)
         for k in range(v.shape[1]):
             _product(
                 theta[e], v[e, k], weights[e], probabilities, sizes, activation,
@@ -493,7 +471,7 @@ def matrices(theta, weights, x, y, dataset, sizes, activation, gauss_newton, out
     for e in range(theta.shape[0]):
         d = dataset[e]
         network = theta[e], weights[e], x[d], y[d], sizes, activation
-        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
+        _deltas(*network, units, slopes, deltas, probabilities, bits)
         p = 0
         for layer in range(sizes.shape[0] - 1):
             n_in, n_out = sizes[layer], sizes[layer + 1]
@@ -531,11 +509,11 @@ def directional(theta, v, x, y, dataset, sizes, activation, out):
 def example_gradients(theta, x, y, dataset, sizes, activation, out):
     """out (E, n, P) = gradient of each loss_i."""
     n = x.shape[2]
-    units, slopes, deltas, _, _, _, bits = _buffers(sizes, n)
+    units, slopes, deltas, _, _, odds, bits = _buffers(sizes, n)
     ones = np.ones(n)
     for e in range(theta.shape[0]):
         d = dataset[e]
-        _deltas(theta[e], ones, x[d], y[d], sizes, activation, units, slopes, deltas, bits)
+        _deltas(theta[e], ones, x[d], y[d], sizes, activation, units, slopes, deltas, odds[:0], bits)
         first, p = 0, 0
         for layer in range(sizes.shape[0] - 1):
             n_in, n_out = sizes[layer], sizes[layer + 1]
@@ -564,7 +542,7 @@ def lissa(theta, v, x, y, draws, sizes, activation, decay, damping, scale, out):
         i = draws[t]
         column[:, 0] = x[:, i]
         network = theta, one, column, y[i : i + 1], sizes, activation
-        _deltas_and_odds(*network, units, slopes, deltas, tangent, probabilities, bits)
+        _deltas(*network, units, slopes, deltas, probabilities, bits)
         for k in range(v.shape[0]):
             h = out[k]
             _product(
@@ -580,7 +558,7 @@ def compile_all() -> None:
     theta, weights, v = np.zeros((1, 43)), np.ones((1, 2)), np.zeros((1, 1, 43))
     x, y, dataset, sizes = np.zeros((1, 4, 2)), np.zeros((1, 2), np.int64), np.zeros(1, np.int64), np.array([4, 5, 3])
     network = x, y, dataset, sizes, RELU
-    logits(theta, x, dataset, sizes, RELU, np.empty((1, 3, 2)))
+    logits(theta, *network, np.empty((1, 3, 2)))
     gradients(theta, weights, *network, np.empty((1, 43)))
     descend(theta, theta.copy(), weights, *network, np.zeros(43), 0.1, 0.9, 1)
     products(theta, v, weights, *network, False, np.empty((1, 1, 43)))

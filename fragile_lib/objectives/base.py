@@ -125,30 +125,24 @@ class Objective:
         """J(theta_e; w_e): (E,)."""
         return (weights * self.losses(theta, dataset)).sum(1) + 0.5 * (self.decay * theta**2).sum(1)
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """grad J(theta_e; w_e): (E, P)."""
-        d = self.members(theta, dataset)
-        x, y = self.data.x[d], self.data.y[d]
-        return slope(lambda t: vmap(self._weighted)(t, weights, x, y).sum(), theta) + self.decay * theta
+    def gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> Tensor:
+        """grad J(theta_e; w_e): (E, P); with a cotangent c (n, classes) that of J + sum_i <c_i, logits_ei>."""
+        found = self._gradient(theta, weights, dataset)
+        if cotangent is None:
+            return found
+        x = self.data.x[self.members(theta, dataset)]
+        return found + slope(lambda t: (cotangent * vmap(self.model)(t, x)).sum(), theta)
 
     def value_and_gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """J (E,) and its gradient (E, P); in one pass over the data where the kind of objective can do that."""
-        return self.value(theta, weights, dataset), self.gradient(theta, weights, dataset)
-
-    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """(E, P) grad J(theta_e; w_e) + sum_i J_ei^T c_i, J_ei the Jacobian of the logits, c (n, classes)."""
-        x = self.data.x[self.members(theta, dataset)]
-        pulled = slope(lambda t: (cotangent * vmap(self.model)(t, x)).sum(), theta)
-        return self.gradient(theta, weights, dataset) + pulled
-
-    def value_and_gradient_with(
-        self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """J(theta_e; w_e) + sum_i <c_i, logits_ei> (E,) for c (n, classes), and its gradient, as `gradient_with`."""
-        paired = (cotangent * self.logits(theta, dataset)).sum((1, 2))
-        return self.value(theta, weights, dataset) + paired, self.gradient_with(theta, weights, cotangent, dataset)
+        """J (E,), or J + sum_i <c_i, logits_i>, and its gradient (E, P); in one pass where the kind can do that."""
+        value = self.value(theta, weights, dataset)
+        if cotangent is not None:
+            value = value + (cotangent * self.logits(theta, dataset)).sum((1, 2))
+        return value, self.gradient(theta, weights, dataset, cotangent)
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
@@ -234,6 +228,11 @@ class Objective:
             if step % 100 == 0 and not torch.isfinite(h).all():
                 break
         return h / scale
+
+    def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
+        d = self.members(theta, dataset)
+        x, y = self.data.x[d], self.data.y[d]
+        return slope(lambda t: vmap(self._weighted)(t, weights, x, y).sum(), theta) + self.decay * theta
 
     # -- of one network ----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from fragile_lib.kernels.conv_tiles import LANES
 from fragile_lib.kernels.parallel import in_threads, split
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
 
@@ -50,7 +51,7 @@ class ConvObjective(Objective):
         self._layout = layout(model, self._pixels.dtype)
         self._lanes = LANES[self._pixels.dtype]
         self._x = _blocked(self._pixels, self._lanes)
-        self._blocks = self._x.shape[1]
+        self._blocks, self._held = self._x.shape[1], max(1, chunk // self._lanes) * self._lanes  # whole blocks
         self._y = _filled(data.y.numpy().astype(np.int64), self._lanes)
 
     def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -78,33 +79,23 @@ class ConvObjective(Objective):
         self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
         return torch.from_numpy(out[..., : self.n])
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self._gradient(theta, weights, None, dataset)
-
-    def gradient_with(self, theta: Tensor, weights: Tensor, cotangent: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """(E, P) grad of J + sum_i <c_i, logits_i> for c (n, classes), one for all networks.
-
-        One pass: the logits' deltas are w_i (p_i - e_y) + c_i.
+    def gradient(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> Tensor:
+        """As in `Objective`, in one pass: the logits' deltas are w_i (p_i - e_y) + c_i.
 
         Raises:
             InputError: a cotangent c that is not (n, classes).
         """
-        return self._gradient(theta, weights, cotangent, dataset)
+        return self._both(theta, weights, dataset, cotangent, 0)[1]
 
     def value_and_gradient(
-        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """J (E,), in float64, and its gradient (E, P), in one pass."""
-        return self.value_and_gradient_with(theta, weights, None, dataset)
-
-    def value_and_gradient_with(
-        self, theta: Tensor, weights: Tensor, cotangent: Tensor | None, dataset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As in `Objective`, values in float64, in one pass."""
-        sums = np.zeros((len(_parts(0, self._blocks)), len(theta)))
-        gradient = self._gradient(theta, weights, cotangent, dataset, sums)
+        """As in `Objective`, values in float64, in one pass; raises what `gradient` raises."""
+        sums, gradient = self._both(theta, weights, dataset, cotangent, len(theta))
         wide = theta.double()
-        return torch.from_numpy(sums.sum(0)) + 0.5 * (wide * wide) @ self.decay.double(), gradient
+        return sums + 0.5 * (wide * wide) @ self.decay.double(), gradient
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
@@ -169,23 +160,15 @@ class ConvObjective(Objective):
     def _packed(self, theta: Tensor) -> np.ndarray:
         return self._layout.packed(self._array(theta))
 
-    def _gradient(
-        self,
-        theta: Tensor,
-        weights: Tensor,
-        cotangent: Tensor | None,
-        dataset: Tensor | None,
-        values: np.ndarray | None = None,
-    ) -> Tensor:
-        """(E, P); values (parts, E), zero, are filled with the parts' weighted losses and pairings."""
+    def _both(
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None, cotangent: Tensor | None, values: int
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted losses and pairings of so many networks, all or none, without L2, and the gradient (E, P)."""
         places = np.ascontiguousarray(self.members(theta, dataset).numpy())  # an expanded one would be compiled anew
-        w = _filled(self._array(weights), self._lanes)
+        w, sums = _filled(self._array(weights), self._lanes), np.zeros((len(_parts(0, self._blocks)), values))
         fixed = self._packed(theta), self._x, self._y, places, w, self._cotangent(cotangent)
-        parts = _parts(0, self._blocks)
-        out = np.zeros((len(parts), len(theta), self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        sums = np.zeros((len(parts), 0)) if values is None else values
-        self._each_part(conv_kernels.gradients, *fixed, out=lambda part: (out[part], sums[part]))
-        return torch.from_numpy(out.sum(0)[..., self._layout.unpack]) + self.decay * theta
+        found = self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed, beside=(sums,))
+        return torch.from_numpy(sums.sum(0)), found + self.decay * theta
 
     def _each_part(
         self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int | None = None
@@ -195,12 +178,17 @@ class ConvObjective(Objective):
         in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
 
     def _sum_of_parts(
-        self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int | None = None
+        self,
+        kernel: Callable,
+        shape: tuple[int, ...],
+        *fixed: object,
+        blocks: int | None = None,
+        beside: tuple[np.ndarray, ...] = (),
     ) -> Tensor:
-        """(*shape, P) the sum over parts of what a kernel adds up."""
+        """(*shape, P) the sum over parts of what a kernel adds up; what it writes besides, for each part."""
         count = len(_parts(0, blocks or self._blocks))
         out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        self._each_part(kernel, *fixed, out=lambda part: (out[part],), blocks=blocks)
+        self._each_part(kernel, *fixed, out=lambda part: (out[part], *(b[part] for b in beside)), blocks=blocks)
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
 
     def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:
@@ -216,16 +204,12 @@ class ConvObjective(Objective):
         in_threads(part, _parts(first, stop))
 
     def _chunks(self) -> list[tuple[int, int]]:
-        step = self._held() // self._lanes
+        step = self._held // self._lanes
         return [(first, min(first + step, self._blocks)) for first in range(0, self._blocks, step)]
-
-    def _held(self) -> int:
-        """Images of a chunk, in whole blocks."""
-        return max(1, self.chunk // self._lanes) * self._lanes
 
     def _directional_by_rows(self, theta: Tensor, v: Tensor, places: Tensor) -> Tensor:
         found = torch.empty(*v.shape[:2], self._blocks * self._lanes, dtype=self.dtype)
-        held = torch.empty(self._held(), 1, theta.shape[1], dtype=self.dtype)
+        held = torch.empty(self._held, 1, theta.shape[1], dtype=self.dtype)
         for first, stop in self._chunks():
             span = slice(first * self._lanes, stop * self._lanes)
             rows = held[: span.stop - span.start]
@@ -238,7 +222,7 @@ class ConvObjective(Objective):
         """sum_i w_i J_i^T Lambda_i J_i as sum over chunks of A^T sign(w) A, in panels of the lower half."""
         total = torch.zeros(len(theta), len(theta), dtype=self.dtype)
         edges = np.linspace(0, len(theta), PANELS + 1).astype(int).tolist()
-        held = torch.empty(self._held(), self.model.n_classes - 1, len(theta), dtype=self.dtype)
+        held = torch.empty(self._held, self.model.n_classes - 1, len(theta), dtype=self.dtype)
         for first, stop in progress(self._chunks(), desc="dense Gauss-Newton matrix"):
             span = slice(first * self._lanes, stop * self._lanes)
             if not w[span].any():
@@ -308,8 +292,7 @@ def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
         raise bad_input("data.x.shape", tuple(data.x.shape), f"give (S, n, 1, {model.side}, {model.side})")
     if data.y.numel() and not 0 <= int(data.y.min()) <= int(data.y.max()) < model.n_classes:
         raise bad_input("data.y", (int(data.y.min()), int(data.y.max())), f"give labels 0 to {model.n_classes - 1}")
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise bad_input("chunk", chunk, "give a whole number of at least 1")
+    check_count("chunk", chunk)
 
 
 def compile_all() -> None:

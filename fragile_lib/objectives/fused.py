@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -24,45 +24,40 @@ class FusedObjective(Objective):
         self._sizes = np.array(model.sizes)
         self._activation = {"relu": mlp.RELU, "tanh": mlp.TANH, "softplus": model.sharpness}[model.activation]
 
-    def _arguments(self, theta: Tensor, dataset: Tensor | None) -> tuple:
+    def _made(
+        self, kernel: Callable, shape: tuple, dataset: Tensor | None, *stacks: Tensor, more: tuple = ()
+    ) -> Tensor:
+        """What a kernel makes of stacks, theta (E, P) first, and of the data: a tensor of this shape."""
+        out = np.empty(shape)
+        kernel(*map(_array, stacks), *self._network(stacks[0], dataset), *more, out)
+        return torch.from_numpy(out)
+
+    def _network(self, theta: Tensor, dataset: Tensor | None) -> tuple:
         return self._x, self._y, self.members(theta, dataset).numpy(), self._sizes, self._activation
 
     def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        x, _, d, sizes, activation = self._arguments(theta, dataset)
-        out = np.empty((len(theta), self.model.n_classes, self.n))
-        mlp.logits(_array(theta), x, d, sizes, activation, out)
-        return torch.from_numpy(out).transpose(1, 2)
+        shape = len(theta), self.model.n_classes, self.n
+        return self._made(mlp.logits, shape, dataset, theta).transpose(1, 2)
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((len(theta), self.n, self.model.n_params))
-        mlp.example_gradients(_array(theta), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out)
+        return self._made(mlp.example_gradients, (len(theta), self.n, self.model.n_params), dataset, theta)
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((*v.shape[:2], self.n))
-        mlp.directional(_array(theta), _array(v), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out)
+        return self._made(mlp.directional, (*v.shape[:2], self.n), dataset, theta, v)
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty(theta.shape)
-        mlp.gradients(_array(theta), _array(weights), *self._arguments(theta, dataset), out)
-        return torch.from_numpy(out) + self.decay * theta
+    def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
+        return self._made(mlp.gradients, theta.shape, dataset, theta, weights) + self.decay * theta
 
     def products(  # noqa: D102
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
     ) -> Tensor:
-        out = np.empty(v.shape)
-        arguments = self._arguments(theta, dataset)
-        mlp.products(_array(theta), _array(v), _array(weights), *arguments, gauss_newton, out)
-        return torch.from_numpy(out) + self.decay * v
+        return self._made(mlp.products, v.shape, dataset, theta, v, weights, more=(gauss_newton,)) + self.decay * v
 
     def matrices(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
     ) -> Tensor:
-        out = np.empty((len(theta), theta.shape[1], theta.shape[1]))
-        arguments = self._arguments(theta, dataset)
-        mlp.matrices(_array(theta), _array(weights), *arguments, gauss_newton, out)
-        return torch.from_numpy(out) + torch.diag(self.decay)
+        shape = *theta.shape, theta.shape[1]
+        return self._made(mlp.matrices, shape, dataset, theta, weights, more=(gauss_newton,)) + torch.diag(self.decay)
 
     def descend(  # noqa: D102
         self,
@@ -75,9 +70,8 @@ class FusedObjective(Objective):
         steps: int,
     ) -> tuple[Tensor, Tensor]:
         theta, velocity = theta.clone(), velocity.clone()
-        arguments = self._arguments(theta, dataset)
         state = theta.numpy(), velocity.numpy(), _array(weights)
-        mlp.descend(*state, *arguments, self.decay.numpy(), rate, momentum, steps)
+        mlp.descend(*state, *self._network(theta, dataset), self.decay.numpy(), rate, momentum, steps)
         return theta, velocity
 
     def stochastic_recursion(  # noqa: D102

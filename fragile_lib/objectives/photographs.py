@@ -166,15 +166,24 @@ class Scoring:
             yield batch, window.directional(theta[None], v[None])[0].T.double().cpu().numpy()
 
 
-def score(scoring: Scoring, loading: Loading) -> Slopes:
-    """All scores, by this process alone, under the lock of the folder.
+def score(scoring: Scoring, loading: Loading) -> Slopes | None:
+    """All scores, by this process alone or by all of torch.distributed's group, under the lock of the folder.
+
+    Every process of a group has to call it. The first one has the lock and gathers the scores; the others return None
+    when all are finished.
 
     Raises:
         InputError: the folder is in use or another run's, or an image is broken and broken ones are not skipped.
     """
-    with scoring.checkpoint.locked():
-        scoring.run(loading)
-        return scoring.gathered()
+    together = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    with scoring.checkpoint.locked() if rank == 0 else nullcontext():
+        if together:
+            dist.barrier()  # nobody begins before the folder is held
+        scoring.run(loading, rank, world)
+        if together:
+            dist.barrier()
+        return scoring.gathered() if rank == 0 else None
 
 
 def score_by(scoring: Scoring, loading: Loading, processes: int = 1) -> Slopes:
@@ -196,19 +205,6 @@ def score_by(scoring: Scoring, loading: Loading, processes: int = 1) -> Slopes:
         reason = told[0].removeprefix("error: ") if told else done.stderr.strip()[-500:]
         raise bad_input("processes", processes, f"the scoring processes ended early: {reason}")
     return scoring.gathered()
-
-
-def score_together(scoring: Scoring, loading: Loading) -> Slopes | None:
-    """All scores, by all processes of torch.distributed's group; the first one has the lock and gathers them.
-
-    Every process has to call it. The result is the first one's; the others return None when all are finished.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    with scoring.checkpoint.locked() if rank == 0 else nullcontext():
-        dist.barrier()  # nobody begins before the folder is held
-        scoring.run(loading, rank, world)
-        dist.barrier()
-        return scoring.gathered() if rank == 0 else None
 
 
 class PhotoObjective:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from fragile_lib.data.photographs import ON_BAD, Loading
 from fragile_lib.objectives.base import resolve_device
-from fragile_lib.objectives.photographs import read_job, score, score_together
+from fragile_lib.objectives.photographs import read_job, score
 from fragile_lib.tools.errors import InputError, bad_input
 
 PATIENCE = timedelta(days=14)  # that a process which has finished its share waits for the others
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         scoring = read_job(given.checkpoint)
         if together:
             dist.init_process_group("gloo", timeout=PATIENCE)  # only barriers: no number travels between processes
-        found = score_together(scoring, loading) if together else score(scoring, loading)
+        found = score(scoring, loading)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

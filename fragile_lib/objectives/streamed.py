@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 
@@ -39,9 +40,8 @@ class StreamedObjective(Objective):
         chunk: int = 50,
         vectors: int = 8,
     ) -> None:
-        for name, value in (("chunk", chunk), ("vectors", vectors)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise bad_input(name, value, "give a whole number of at least 1")
+        check_count("chunk", chunk)
+        check_count("vectors", vectors)
         if len(data.y) != 1:
             raise bad_input("data", f"{len(data.y)} data sets", "give one: large networks are not stacked")
         super().__init__(model, data, weight_decay, device)
@@ -50,10 +50,6 @@ class StreamedObjective(Objective):
     def on(self, data: Data) -> StreamedObjective:
         """The same losses on other data, without the L2 term."""
         return type(self)(self.model, data, 0.0, str(self.device), self.chunk, self.vectors)
-
-    def of(self, rows: np.ndarray) -> StreamedObjective:
-        """The same losses on some of the examples, without the L2 term."""
-        return self.on(Data(self.data.x[:, rows], self.data.y[:, rows]))
 
     # -- per example -------------------------------------------------------------------------------------------------
 
@@ -69,31 +65,27 @@ class StreamedObjective(Objective):
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
         """v_k . grad loss(z_i, theta): (1, K, n) for v (1, K, P), by forward mode."""
-        t = _one(theta)
+        t, found = _one(theta), []
+        for x, y, _ in self._chunks():
 
-        def slopes(x: Tensor, y: Tensor) -> Tensor:
-            return torch.cat(
-                [
-                    over_vectors(lambda u: torch.func.jvp(lambda s: self._loss(s, x, y), (t,), (u,))[1], us)
-                    for us in v[0].split(self.vectors)
-                ]
-            )
+            def along(u: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+                return torch.func.jvp(lambda s: self._loss(s, x, y), (t,), (u,))[1]
 
-        return torch.cat([slopes(x, y) for x, y, _ in self._chunks()], dim=1)[None]
+            found.append(torch.cat([over_vectors(along, some) for some in v[0].split(self.vectors)]))
+        return torch.cat(found, dim=1)[None]
 
     # -- under weights -----------------------------------------------------------------------------------------------
 
-    def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
-        """grad J(theta_e; w_e): (E, P); examples of weight zero cost nothing."""
-        return torch.stack([self._gradient(t, w) for t, w in zip(theta, weights, strict=True)])
-
-    def _gradient(self, theta: Tensor, weights: Tensor) -> Tensor:
-        used = weights.nonzero()[:, 0]
-        total = self.decay * theta
-        for rows in used.split(self.chunk):
-            x, y, w = self.data.x[0, rows], self.data.y[0, rows], weights[rows].to(theta)
-            total = total + torch.func.grad(self._weighted)(theta, w, x, y)
-        return total
+    def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
+        """Examples of weight zero cost nothing."""
+        found = []
+        for t, w in zip(theta, weights, strict=True):
+            total = self.decay * t
+            for rows in w.nonzero()[:, 0].split(self.chunk):
+                x, y = self.data.x[0, rows], self.data.y[0, rows]
+                total = total + torch.func.grad(self._weighted)(t, w[rows].to(t), x, y)
+            found.append(total)
+        return torch.stack(found)
 
     def products(
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False

@@ -12,13 +12,12 @@ Outcomes (`Solution.status`) of all solvers:
 """
 
 from fragile_lib.solvers.base import Solution, Solver
-from fragile_lib.solvers.cg import BlockCGSolver
 from fragile_lib.solvers.dense import DenseSolver, ExactSolver
 from fragile_lib.solvers.firstorder import IdentitySolver, tracin, trak
 from fragile_lib.solvers.kfac import EkfacSolver, KfacSolver
+from fragile_lib.solvers.krylov import BlockCGSolver, MinresSolver
 from fragile_lib.solvers.lissa import LissaSolver, lissa_partition, lissa_random, lissa_single
 from fragile_lib.solvers.lowrank import ArnoldiSolver, NystroemSolver
-from fragile_lib.solvers.minres import MinresSolver
 
 __all__ = [
     "ArnoldiSolver",

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution
-from fragile_lib.solvers.operator import AppliedInverse, DampedCurvature
+from fragile_lib.solvers.base import AppliedInverse, DampedCurvature
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
@@ -24,38 +23,21 @@ class IdentitySolver(AppliedInverse):
     With it, `influence` gives grad f . grad loss_i / n for leaving out i: the loss change after a single gradient step
     of size 1 without the example. Its sign and order mean something, its scale only that of such a step: in directions
     of curvature c the real change is 1 / (c + damping) of it. The residual ||(C + damping I) v - v|| / ||v|| says how
-    far the curvature is from the identity. It takes a product with the whole curvature, several times what the estimate
-    costs, and so is NaN unless it is asked for; measuring it counts neither in seconds nor in products.
+    far the curvature is from the identity, and takes a product with the whole curvature, several times what the
+    estimate costs.
 
     Args:
         objective, theta, damping, gauss_newton, dataset: as in `ExactSolver`; for the residual alone.
-        chunk: vectors in one call of `objective.products`.
-        measured: whether to measure the residual.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        theta: Tensor,
-        damping: float = 0.0,
-        gauss_newton: bool = False,
-        dataset: int = 0,
-        chunk: int | None = None,
-        measured: bool = False,
+        self, objective: Objective, theta: Tensor, damping: float = 0.0, gauss_newton: bool = False, dataset: int = 0
     ) -> None:
-        self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset, chunk)
-        self.measured = measured
+        self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset)
 
     def apply(self, v: Tensor) -> Tensor:
         """V itself, (K, P)."""
         return v.clone()
-
-    def __call__(self, v: Tensor) -> Solution:
-        """V itself, (K, P), with or without its residual."""
-        if self.measured or not torch.isfinite(v).all():
-            return super().__call__(v)
-        self.operator.check(v)
-        return Solution(self.apply(v), torch.full_like(v[:, 0], torch.nan), 0.0, "ok")
 
 
 def tracin(

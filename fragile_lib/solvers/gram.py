@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution, relative
-from fragile_lib.solvers.operator import check_positive_damping
+from fragile_lib.solvers.base import Solution, check_positive_damping, relative
 from fragile_lib.tools.errors import bad_input
 
 LARGEST = 12_000  # rows N: the square of it in float64 and N times P numbers are held

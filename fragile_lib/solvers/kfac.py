@@ -17,8 +17,8 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from fragile_lib.objectives.base import Objective
+from fragile_lib.solvers.base import AppliedInverse, DampedCurvature, check_positive_damping
 from fragile_lib.solvers.kfac_layers import Layer, NormLayer, batches, check_module, find_layers, loss_root, own_copy
-from fragile_lib.solvers.operator import AppliedInverse, DampedCurvature, check_positive_damping
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
@@ -102,9 +102,9 @@ class KfacSolver(AppliedInverse):
     eigenvalues below 1e-7 of the largest to chance. Memory: one batch's activations, the factors, and a patch matrix of
     at most `PIECE` numbers, or of one example.
 
-    `apply` is the inverse without its residual, and is positive: a preconditioner for `BlockCGSolver`. Where the
-    factors fit badly it does harm: on Koh and Liang's network, where one filter works at many places, conjugate
-    gradients for 50 vectors took 1,050 products with EK-FAC and 500 without.
+    `apply` is the inverse without its residual, and is positive. Tried as a preconditioner of conjugate gradients, it
+    did harm where the factors fit badly: on Koh and Liang's network, where one filter works at many places, 50 vectors
+    took 1,050 products with EK-FAC and 500 without.
 
     Args:
         objective: J on the training data, of cross-entropy losses.
@@ -112,20 +112,17 @@ class KfacSolver(AppliedInverse):
         damping: above 0, since the logits' loss has no curvature along their sum.
         module: the same network as nn.Module, whose parameters in order are theta. It is copied. Default:
             `objective.model.module(theta)`.
-        gauss_newton: which curvature the residual is measured on; the factors are always Gauss-Newton.
         dataset: which of the objective's data sets the network sees.
         batch: examples in one pass; the answer does not depend on it.
         samples: labels drawn from the network's own probabilities for each example, in the place of all classes; for
             networks of very many classes. Unbiased, since diag(p) - p p^T is the covariance of a drawn label.
         seed: of these draws.
-        residual: another objective to measure the residual on, with the same L2; default `objective`.
-        chunk: vectors in one call of `objective.products`, for the residual.
 
     Raises:
         InputError: a bad damping or count; a module that is not the network, with layers that are random or change in
             training mode, with parameters outside these layers or used not exactly once, or with convolutions of
             groups or of a padding other than zeros by number; another loss; L2 that differs within the weights or the
-            biases of a Kronecker block, or between `residual` and `objective`.
+            biases of a Kronecker block.
     """
 
     corrected = False
@@ -136,24 +133,17 @@ class KfacSolver(AppliedInverse):
         theta: Tensor,
         damping: float,
         module: nn.Module | None = None,
-        gauss_newton: bool = True,
         dataset: int = 0,
         batch: int = 256,
         samples: int | None = None,
         seed: int = 0,
-        residual: Objective | None = None,
-        chunk: int | None = None,
     ) -> None:
         check_positive_damping(damping, "the curvature is zero along the sum of the logits")
         check_count("batch", batch)
         check_count("samples", samples, optional=True)
-        residual = objective if residual is None else residual
-        self.operator = DampedCurvature(residual, theta, damping, gauss_newton, dataset, chunk)
-        for name, one in (("objective", objective), ("residual", residual)):
-            if getattr(type(one), "_loss", Objective._loss) is not Objective._loss:
-                raise bad_input(name, type(one).__name__, "K-FAC here knows the cross entropy alone")
-        if not torch.equal(residual.decay, objective.decay):
-            raise bad_input("residual", type(residual).__name__, "its L2 has to be the objective's")
+        self.operator = DampedCurvature(objective, theta, damping, True, dataset)
+        if getattr(type(objective), "_loss", Objective._loss) is not Objective._loss:
+            raise bad_input("objective", type(objective).__name__, "K-FAC here knows the cross entropy alone")
         began = perf_counter()
         if module is None:
             if not hasattr(objective.model, "module"):

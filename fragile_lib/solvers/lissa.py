@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fragile_lib.objectives.base import GrownError, Objective
-from fragile_lib.solvers.base import Solution, check_damping, nowhere, outcome, relative
+from fragile_lib.solvers.base import DampedCurvature, Solution, nowhere, outcome
 from fragile_lib.solvers.spectrum import example_curvature_bound
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
@@ -81,7 +81,7 @@ class LissaSolver:
         batch: int = 1,
         draws: str = "random",
     ) -> None:
-        check_damping(damping)
+        self.operator = DampedCurvature(objective, theta, damping, dataset=dataset)
         for name, value in (("lissa_depth", depth), ("lissa_batch", batch), ("lissa_repeats", repeats)):
             check_count(name, value)
         if batch > objective.n:
@@ -90,7 +90,7 @@ class LissaSolver:
             raise bad_input("lissa_scale", scale, "give a finite number above 0, or leave it out")
         check_name("draws", draws, DRAWS)
         began = perf_counter()
-        self.objective, self.theta, self.damping, self.dataset = objective, theta, damping, torch.tensor([dataset])
+        self.objective, self.theta = objective, theta
         self.depth, self.repeats, self.seed, self.batch = depth, repeats, seed, batch
         self.parts: list[np.ndarray] = []
         self.products, self.growth = 0.0, None
@@ -104,7 +104,7 @@ class LissaSolver:
     def __call__(self, v: Tensor) -> Solution:
         """Solve for each row of v (K, P)."""
         began, objective = perf_counter(), self.objective
-        settings = self.dataset, self.damping, self.scale, self.growth
+        settings = self.operator.place, self.operator.damping, self.scale, self.growth
         each = self.repeats * self.depth * self.batch / objective.n
         products = self.products + len(v) * (each if self.parts else 1 + each)  # random draws count the residual's too
         rng = self.rng if self.parts else self._generator()
@@ -119,8 +119,7 @@ class LissaSolver:
         seconds = self.seconds + perf_counter() - began
         if not x.abs().max() <= OVERFLOWN:
             return Solution(*nowhere(v), seconds, "solver_diverged", products)
-        curved = objective.products(self.theta[None], x[None], objective.uniform(1), self.dataset)[0]
-        residual = relative(curved + self.damping * x - v, v)
+        residual = self.operator.residual(x, v)
         return outcome(x, residual, seconds, "ok" if residual.max() < 1 else "not_converged", products)
 
     def _generator(self) -> np.random.Generator:
@@ -139,7 +138,7 @@ class LissaSolver:
             yield self.parts[order.pop()]
 
     def _fitting_scale(self) -> float:
-        place, others = int(self.dataset), self.objective.weight_decay + self.damping
+        place, others = int(self.operator.place), self.objective.weight_decay + self.operator.damping
         if not self.parts:
             return example_curvature_bound(self.objective, self.theta, place) + others
         start = np.random.default_rng(0).standard_normal(len(self.theta))

@@ -153,11 +153,11 @@ def test_a_cotangent_of_the_logits_is_pulled_back_with_the_losses_and_where_no_w
     cotangent[8:16] = 0  # with the weights of the first network: a block of nothing
     pulled = [vjp(lambda t: model(t, reference.data.x[0]), t)[1](cotangent)[0] for t in theta]
     expected = reference.gradient(theta, weights) + torch.stack(pulled)
-    found = ours.gradient_with(theta.to(kind), weights.to(kind), cotangent.to(kind))
+    found = ours.gradient(theta.to(kind), weights.to(kind), cotangent=cotangent.to(kind))
     assert found.dtype == kind
     for e in range(3):
         close(found[e], expected[e], tolerance)
-    value, gradient = ours.value_and_gradient_with(theta.to(kind), weights.to(kind), cotangent.to(kind))
+    value, gradient = ours.value_and_gradient(theta.to(kind), weights.to(kind), cotangent=cotangent.to(kind))
     paired = (cotangent * reference.logits(theta)).sum((1, 2))
     assert value.dtype == torch.float64 and torch.equal(gradient, found)
     close(value, reference.value(theta, weights) + paired, tolerance)
@@ -169,9 +169,9 @@ def test_a_cotangent_of_the_logits_is_pulled_back_with_the_losses_and_where_no_w
 def test_a_cotangent_of_zero_is_none_and_takes_no_other_code():
     ours, _, theta, weights, _ = instance(n=25)
     none = torch.zeros(25, 3, dtype=torch.float64)
-    assert torch.equal(ours.gradient_with(theta, weights, none), ours.gradient(theta, weights))
+    assert torch.equal(ours.gradient(theta, weights, cotangent=none), ours.gradient(theta, weights))
     places = torch.tensor([1, 0])
-    assert torch.equal(ours.gradient_with(theta, weights, none, places), ours.gradient(theta, weights, places))
+    assert torch.equal(ours.gradient(theta, weights, places, none), ours.gradient(theta, weights, places))
     kinds = {signature[1].dtype for signature in gradients.signatures}
     assert len(gradients.signatures) == len(kinds)  # so that `compile_all` has compiled it
 
@@ -180,7 +180,7 @@ def test_a_cotangent_of_zero_is_none_and_takes_no_other_code():
 def test_a_cotangent_of_another_shape_is_named(shape):
     ours, _, theta, weights, _ = instance()
     with pytest.raises(InputError, match="^cotangent.shape = "):
-        ours.gradient_with(theta, weights, torch.zeros(shape))
+        ours.gradient(theta, weights, cotangent=torch.zeros(shape))
 
 
 def written_out(reference, weights):

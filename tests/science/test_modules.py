@@ -85,7 +85,7 @@ def test_chunks_and_groups_of_vectors_change_no_derivative(both):
 
 def test_what_it_is_on_other_data_has_no_decay(both):
     streamed, _, theta, _ = both
-    some = streamed.of(np.array([2, 5]))
+    some = streamed.on(Data(streamed.data.x[:, [2, 5]], streamed.data.y[:, [2, 5]]))
     assert some.weight_decay == 0 and some.chunk == streamed.chunk
     torch.testing.assert_close(some.losses(theta[None]), streamed.losses(theta[None])[:, [2, 5]])
 

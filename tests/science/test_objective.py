@@ -255,12 +255,12 @@ def test_values_gradients_and_pulled_back_cotangents_are_those_written_out(eithe
     objective, theta, weights = either
     rows, constant = np.array([24, 3, 3, 7]), torch.linspace(-1, 1, 75, dtype=torch.float64).view(25, 3)
     value, gradient = objective.value_and_gradient(theta, weights, place)
-    more, with_constant = objective.value_and_gradient_with(theta, weights, constant, place)
+    more, with_constant = objective.value_and_gradient(theta, weights, place, constant)
     times = torch.zeros(25, dtype=torch.float64).index_add_(0, torch.tensor(rows), torch.ones(4).double())
     close(
         objective.batch_gradient(theta, weights, rows, place), objective.gradient(theta, weights * times, place), 1e-11
     )
-    close(objective.gradient_with(theta, weights, constant, place), with_constant, 1e-11)
+    close(objective.gradient(theta, weights, place, constant), with_constant, 1e-11)
     for e, d in enumerate(range(3) if place is None else place.tolist()):
         x, y = objective.data.x[d], objective.data.y[d]
 

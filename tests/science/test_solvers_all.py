@@ -38,7 +38,6 @@ INVERSES = {
     "cg": lambda o, t, d, g: BlockCGSolver(o, t, d, g, tolerance=1e-11),
     "minres": lambda o, t, d, g: MinresSolver(o, t, d, g, tolerance=1e-11),
     "arnoldi": lambda o, t, d, g: ArnoldiSolver(o, t, d, len(t), g),
-    "arnoldi, diagonal remainder": lambda o, t, d, g: ArnoldiSolver(o, t, d, len(t), g, "diagonal"),
     "nystroem": lambda o, t, d, g: NystroemSolver(o, t, d, len(t)),
 }
 KNOWS_SIGNS = [name for name in INVERSES if name != "nystroem"]
@@ -50,7 +49,7 @@ def every_solver(objective, theta, damping, module=None, gauss_newton=True):
         **{name: make(objective, theta, damping, gauss_newton) for name, make in INVERSES.items()},
         "arnoldi, low rank": ArnoldiSolver(objective, theta, damping, 3, gauss_newton),
         "nystroem, low rank": NystroemSolver(objective, theta, damping, 3),
-        "identity": IdentitySolver(objective, theta, damping, gauss_newton, measured=True),
+        "identity": IdentitySolver(objective, theta, damping, gauss_newton),
         "kfac": KfacSolver(objective, theta, damping, module),
         "ekfac": EkfacSolver(objective, theta, damping, module),
     }
@@ -83,7 +82,7 @@ def test_decay_on_some_parameters_and_damping_on_all_enter_exactly(name):
     np.testing.assert_allclose(solution.x, objective.solved(v, 0.05), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWS_SIGNS if "diagonal" not in name])
+@pytest.mark.parametrize("name", [name for name in KNOWS_SIGNS if name != "arnoldi"])
 def test_no_eigenvalue_is_dropped_however_small(name):
     spectrum = np.logspace(-7, 1, 12)
     objective = Planted(np.diag(spectrum))
@@ -157,13 +156,6 @@ def test_hessian_and_gauss_newton_are_told_apart_by_every_solver():
     for name in KNOWS_SIGNS:
         first, second = (INVERSES[name](objective, theta, 3.0, g)(v).x for g in (False, True))
         assert (first - second).norm() > 1e-3 * first.norm(), name
-    module = mlp_problem()[2]
-    for kind in (KfacSolver, EkfacSolver):
-        solver = kind(objective, theta, 3.0, module, gauss_newton=False)
-        damped = dense(objective, theta, False) + 3 * torch.eye(len(theta)).double()
-        solution = solver(v)
-        expected = (solution.x @ damped - v).norm(dim=1) / v.norm(dim=1)
-        torch.testing.assert_close(solution.residual, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_linear_regression_is_solved_by_its_closed_form():
@@ -206,25 +198,6 @@ def test_every_right_hand_side_is_solved_as_if_alone():
         torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7])
-def test_chunks_change_nothing_and_bound_the_stack_of_every_product(chunk):
-    objective = planted("well conditioned")
-    v = right_hand_sides(5, 12)
-    for make in (
-        lambda chunk: BlockCGSolver(objective, objective.theta, 0.1, tolerance=1e-10, chunk=chunk),
-        lambda chunk: ArnoldiSolver(objective, objective.theta, 0.1, 12, chunk=chunk),
-        lambda chunk: NystroemSolver(objective, objective.theta, 0.1, 12, chunk=chunk),
-        lambda chunk: IdentitySolver(objective, objective.theta, 0.1, chunk=chunk, measured=True),
-    ):
-        whole = make(None)(v)
-        objective.largest_stack = 0
-        parts = make(chunk)(v)
-        assert 0 < objective.largest_stack <= chunk
-        torch.testing.assert_close(parts.x, whole.x, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(parts.residual, whole.residual, rtol=1e-6, atol=1e-11)
-        assert parts.products == whole.products
-
-
 def test_every_solver_sees_the_data_set_it_is_told():
     objective, theta, module = mlp_problem()
     other = mlp_problem(seed=5)[0]
@@ -239,7 +212,7 @@ def test_every_solver_sees_the_data_set_it_is_told():
         (MinresSolver, {"tolerance": 1e-10}),
         (ArnoldiSolver, {"rank": 5}),
         (NystroemSolver, {"rank": 5}),
-        (IdentitySolver, {"measured": True}),
+        (IdentitySolver, {}),
         (KfacSolver, {"module": module}),
         (EkfacSolver, {"module": module}),
     ]:
