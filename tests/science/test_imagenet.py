@@ -494,16 +494,16 @@ def test_projections_are_images_over_rates_and_operations_over_speed():
 
 
 def fake_cifar(monkeypatch):
-    from fragile_lib.data.cifar import CifarRaw
+    from fragile_lib.data.raw import Raw
 
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
-    monkeypatch.setattr(standin, "cifar10_raw", lambda root: CifarRaw(pixels, labels, pixels[:30], labels[:30]))
+    monkeypatch.setattr(standin, "cifar10_raw", lambda root: Raw(pixels, labels, pixels[:30], labels[:30]))
 
 
 def test_the_stand_in_has_the_layout_of_imagenet_and_is_made_once(tmp_path, monkeypatch, capsys):
     fake_cifar(monkeypatch)
-    monkeypatch.setattr(standin, "photographs", lambda root: {"imagenet_00_243.jpg": b"a photograph"})
+    monkeypatch.setattr(standin, "raw_files", lambda wanted, root: {"imagenet_00_243.jpg": b"a photograph"})
     place = standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
     train, test = find_sets(place)
     assert (len(train), len(test)) == (20, 11) and train.classes == standin.CLASSES
@@ -515,16 +515,16 @@ def test_the_stand_in_has_the_layout_of_imagenet_and_is_made_once(tmp_path, monk
     assert capsys.readouterr().out.strip() == str(place) and train.path(0).stat().st_mtime_ns == before
     train.path(0).unlink()  # what is not whole is made again
     standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
-    assert standin.is_whole(place) and not list(tmp_path.rglob(".making-*"))
+    assert standin.is_whole(place) and not list(tmp_path.rglob(".fetch-*"))
 
 
 def test_a_stand_in_without_imagenets_photographs_says_so(tmp_path, monkeypatch):
     fake_cifar(monkeypatch)
 
-    def nowhere(root):
+    def nowhere(wanted, root):
         raise InputError("not to be had")
 
-    monkeypatch.setattr(standin, "photographs", nowhere)
+    monkeypatch.setattr(standin, "raw_files", nowhere)
     with pytest.warns(UserWarning, match="none of ImageNet's own photographs"):
         place = standin.standin_folder(train_per_class=1, test_per_class=1, root=tmp_path)
     assert len(find_sets(place)[1]) == 10

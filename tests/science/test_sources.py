@@ -24,7 +24,8 @@ from pathlib import Path
 import pytest
 
 from fragile_lib.data import sources
-from fragile_lib.data.sources import MNIST, RawSet, Route, RouteFailed, data_root, raw_files, unpack
+from fragile_lib.data.raw import MNIST
+from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files, unpack
 from fragile_lib.tools.errors import InputError
 
 FILES = {"images": b"pixels" * 5_000, "labels": b"0123456789", "more": b"x"}

