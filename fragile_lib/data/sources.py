@@ -1,8 +1,9 @@
 """Raw data sets: one data root, several routes to its files, checksums, and moves that are whole or not at all.
 
 Files in the data root that have the right checksum are used as they are; else each route is tried in turn. A route
-writes into a temporary folder inside the root, so on the same file system; only files with the right checksum are
-renamed from there into place. Two processes that fetch at once have a folder each; the later leaves the other's files.
+writes into a temporary folder inside the root, so on the same file system; only when all of its files have the right
+checksum are they renamed from there into place. Two processes that fetch at once have a folder each; the later leaves
+the other's files.
 """
 
 from __future__ import annotations
@@ -142,11 +143,13 @@ def _fetched(route: Route, wanted: RawSet, root: Path) -> dict[str, bytes]:
             contents = checked(folder, wanted.md5)
         except RouteFailed as failure:
             raise RouteFailed(f"what it gave is not {wanted.name}: {failure}") from None
-        whole = work / "whole"
-        whole.mkdir()
-        for name in wanted.md5:
-            os.replace(folder / name, whole / name)
-        _install(whole, root / wanted.folder, wanted.md5)
+        place = root / wanted.folder
+        place.mkdir(parents=True, exist_ok=True)
+        for name, fault in _verified(place, wanted.md5)[1].items():  # another process may have come first
+            if (place / name).exists():
+                os.replace(place / name, place / f"{name}.bad")
+                warnings.warn(f"{place / name}: {fault}; renamed to {name}.bad and replaced", stacklevel=2)
+            os.replace(folder / name, place / name)
     return contents
 
 
@@ -160,22 +163,6 @@ def workspace(root: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=".fetch-", dir=root, ignore_cleanup_errors=True) as work:
         yield Path(work)
-
-
-def _install(whole: Path, place: Path, md5: Mapping[str, str]) -> None:
-    """Rename the folder `whole` to `place`; where that exists and is not empty, its files, each only if needed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.replace(whole, place)  # the whole set in one step
-    except OSError:
-        if not place.is_dir():
-            raise
-        _, faults = _verified(place, md5)  # another process may have come first
-        for name in faults:
-            if (place / name).exists():
-                os.replace(place / name, place / f"{name}.bad")
-                warnings.warn(f"{place / name}: {faults[name]}; renamed to {name}.bad and replaced", stacklevel=2)
-            os.replace(whole / name, place / name)
 
 
 def _watched(command: list[str], folder: Path, label: str, size: float) -> None:

@@ -25,8 +25,8 @@ from sklearn.datasets import load_sample_images
 
 from fragile_lib.data.folder import MARK
 from fragile_lib.data.raw import cifar10_raw
+from fragile_lib.data.sets import stratified
 from fragile_lib.data.sources import RawSet, Route, pip_download, raw_files, rooted, workspace
-from fragile_lib.data.subsets import stratified
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import InputError, bad_input
 

@@ -29,9 +29,8 @@ from fragile_lib.data.raw import (
     mnist_raw,
     records,
 )
-from fragile_lib.data.sets import image_subset, is_available
+from fragile_lib.data.sets import IMAGE_SETS, balanced, image_subset, is_available, stratified
 from fragile_lib.data.sources import RouteFailed, checked, data_root, npm_pack, raw_files
-from fragile_lib.data.subsets import IMAGE_SETS, balanced, stratified
 from fragile_lib.tools.errors import InputError
 
 SIZES = {**{f"data_batch_{k}": k for k in range(1, 6)}, "test_batch": 4}  # images of each file of the tiny set

@@ -25,7 +25,7 @@ from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.estimates.streamed import direction_of
 from fragile_lib.minimise import photographs as training
 from fragile_lib.minimise.modules import ModuleTrainer, Trained, losses_of, make_optimiser
-from fragile_lib.minimise.photographs import PhotoTrainer, pretrained
+from fragile_lib.minimise.photographs import PhotoTrainer
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models import weights
 from fragile_lib.models.module import ModuleModel
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folde
     listing = find_sets(folder)[0]
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
-        pretrained(str(tmp_path / "linear.pt"), listing)
+        photographs.pretrained(str(tmp_path / "linear.pt"), listing)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     with pytest.raises(InputError, match="cannot be read as weights alone"):
         weights.read_state(str(tmp_path / "module.pt"))
@@ -411,7 +411,7 @@ def test_photographs_go_the_whole_way_by_the_calls_of_all_networks(photos, tmp_p
     slopes = network.train.slopes.values[:, :2] / N  # one pass for all estimators, the first of them without a solver
     np.testing.assert_allclose(estimates[0]["identity"].changes, slopes, rtol=1e-9)
     chosen = [choose(estimates[0]["identity"].changes, {"top_influence": 3}, selected_by="identity")]
-    how = {"warm_minibatch": {"schedule": training.further(schedule, N, 1, trained_here=True)}}
+    how = {"warm_minibatch": {"schedule": photographs.further(schedule, N, 1, trained_here=True)}}
     found = leave_out([network], [points], chosen, how, options=how)
     warm, less = found[0]["warm_minibatch"], found[0]["warm_minibatch_minus_control"]
     np.testing.assert_allclose(less.changes, warm.changes - warm.control)
@@ -424,11 +424,11 @@ def test_photographs_go_the_whole_way_by_the_calls_of_all_networks(photos, tmp_p
 
 def test_going_on_takes_the_rate_of_where_the_weights_are_from():
     schedule = Schedule(9, 4, 0.1, ((2 / 3, 0.1),), "sgd", seed=3)
-    here, elsewhere = (training.further(schedule, 22, 2, trained_here=where) for where in (True, False))
+    here, elsewhere = (photographs.further(schedule, 22, 2, trained_here=where) for where in (True, False))
     assert (here.steps, here.learning_rate, here.seed) == (10, pytest.approx(0.01), 4)
     assert elsewhere.learning_rate == 0.1 and elsewhere.drops == ()
     with pytest.raises(InputError, match="batch = 4"):
-        training.further(schedule, 3, 2, True)
+        photographs.further(schedule, 3, 2, True)
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------
