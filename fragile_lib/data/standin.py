@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +88,9 @@ def standin_folder(
     draw = _cifar_images if source == "cifar10" else _crops
     try:
         with workspace(root) as work:
-            images = draw(train_per_class, test_per_class, seed, root)
-            sums = {name: _store(work / "whole" / name, content) for name, content in images}
-            about = {
-                "what": "stand-in, not ImageNet",
-                "source": source,
-                "seed": seed,
-                "sha256": dict(sorted(sums.items())),
-            }
-            _store(work / "whole" / MARK, (json.dumps(about, indent=1) + "\n").encode())
+            draw(work / "whole", train_per_class, test_per_class, seed, root)
+            about = {"what": "stand-in, not ImageNet", "source": source, "seed": seed, "sha256": _sums(work / "whole")}
+            (work / "whole" / MARK).write_text(json.dumps(about, indent=1) + "\n")
             if place.exists():  # not whole
                 shutil.rmtree(place)
             place.parent.mkdir(exist_ok=True)
@@ -119,14 +111,18 @@ def place_of(
 def is_whole(folder: Path) -> bool:
     """Whether a stand-in is there with all its files, each with its checksum, and no others."""
     try:
-        sums = json.loads((folder / MARK).read_text())["sha256"]
-        found = {path.relative_to(folder).as_posix() for path in folder.glob("*/*/*")}
-        return found == set(sums) and all(_sum((folder / name).read_bytes()) == sums[name] for name in sums)
+        return json.loads((folder / MARK).read_text())["sha256"] == _sums(folder)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _cifar_images(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+def _sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each image, by its name in the folder."""
+    images = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*/*")}
+    return {name: hashlib.sha256(images[name].read_bytes()).hexdigest() for name in sorted(images)}
+
+
+def _cifar_images(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
     raw = cifar10_raw(root)
     for part, pixels, labels, count in (
         ("train", raw.train_images, raw.train_labels, train),
@@ -134,40 +130,29 @@ def _cifar_images(train: int, test: int, seed: int, root: Path) -> Iterator[tupl
     ):
         for row in np.sort(stratified(labels, count * len(CLASSES), len(CLASSES), [seed, int(part == "val")])):
             image = Image.fromarray(pixels[row].transpose(1, 2, 0)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            yield f"{part}/{CLASSES[labels[row]]}/cifar-{row:05d}.jpg", _jpeg(image)
+            _save(image, folder / part / CLASSES[labels[row]] / f"cifar-{row:05d}.jpg")
     try:
         own = raw_files(PHOTOGRAPHS, root)
     except InputError as error:
         warnings.warn(f"the stand-in has none of ImageNet's own photographs: {error}", stacklevel=3)
         own = {}
     for name, content in own.items():
-        yield f"val/{SHOWN[name][0]}/{PREFIX}{name}", content
+        (folder / "val" / SHOWN[name][0] / f"{PREFIX}{name}").write_bytes(content)
 
 
-def _crops(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+def _crops(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
     rng, samples = np.random.default_rng([seed, 17]), load_sample_images()
     for name, pixels in zip(("temple", "flower"), samples.images, strict=True):
         for part, count in (("train", train), ("val", test)):
             for number in range(count):
                 top, left = (int(rng.integers(extent - CROP)) for extent in pixels.shape[:2])
                 crop = Image.fromarray(pixels[top : top + CROP, left : left + CROP])
-                yield f"{part}/{name}/crop-{number:04d}.jpg", _jpeg(crop)
+                _save(crop, folder / part / name / f"crop-{number:04d}.jpg")
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    packed = io.BytesIO()
-    image.save(packed, format="JPEG", quality=95)
-    return packed.getvalue()
-
-
-def _store(path: Path, content: bytes) -> str:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return _sum(content)
-
-
-def _sum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    image.save(path, format="JPEG", quality=95)
 
 
 def main(arguments: list[str] | None = None) -> int:

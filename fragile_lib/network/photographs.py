@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter
@@ -173,14 +174,10 @@ def random_points(photos: PhotoSet, count: int, seed: int, prefer: str = "", on_
     if prefer:
         first = [photos.listing.name(row).rpartition("/")[2].startswith(prefer) for row in order]
         order = order[np.argsort(~np.array(first), kind="stable")]
-    found = []
-    for row in order:
-        photo = photos[int(row)]
-        if photo.pixels is None and on_bad == "error":
-            raise bad_input("image", str(photos.listing.path(row)), f"{photo.note}; or give on_bad_image = 'skip'")
-        found += [int(row)] if photo.pixels is not None else []
-        if len(found) == count:
-            return np.array(found)
+    batches = stream(photos, batches_of(order, 1), Notes(), on_bad)
+    found = list(islice((int(batch.rows[0]) for batch in batches if len(batch.rows)), count))
+    if len(found) == count:
+        return np.array(found)
     raise bad_input("test_count", count, f"only {len(found)} test images can be read")
 
 
