@@ -17,6 +17,7 @@ from torchvision.models import ResNet50_Weights
 
 from fragile_lib.data.folder import Listing
 from fragile_lib.data.sets import Data
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
 ON_BAD = ("error", "skip")
@@ -85,8 +86,7 @@ class PhotoSet(Dataset):
     """
 
     def __init__(self, listing: Listing, size: int = 224, dtype: torch.dtype = torch.float32) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise bad_input("image_size", size, "give a whole number of at least 1")
+        check_count("image_size", size)
         self.listing, self.size, self.dtype = listing, size, dtype
         self._prepare = ResNet50_Weights.IMAGENET1K_V1.transforms(crop_size=size, resize_size=round(size * MARGIN))
 
@@ -131,8 +131,10 @@ def stream(
     Raises:
         InputError: an unknown `on_bad`, a negative number of workers, or a broken file where on_bad is `error`.
     """
-    check_loading(on_bad, workers)
+    check_name("on_bad_image", on_bad, ON_BAD)
+    check_count("workers", workers, least=0)
     on_gpu = torch.device(device).type == "cuda"
+    nothing = torch.empty(0, 3, photos.size, photos.size, dtype=photos.dtype)
     loader = DataLoader(
         photos,
         batch_sampler=[rows.tolist() for rows in batches],
@@ -147,8 +149,7 @@ def stream(
             broken = next(photo for photo in loaded if photo.pixels is None)
             remedy = f"{broken.note}; repair or remove the file, or have such files left out: on_bad_image = 'skip'"
             raise bad_input("image", str(photos.listing.path(broken.row)), remedy)
-        shape = (0, 3, photos.size, photos.size)
-        x = torch.stack([photo.pixels for photo in good]) if good else torch.empty(shape, dtype=photos.dtype)
+        x = torch.stack([photo.pixels for photo in good]) if good else nothing
         x = x.pin_memory() if on_gpu else x
         x = x.to(device=device, memory_format=torch.channels_last, non_blocking=True)
         y = torch.tensor([photo.label for photo in good], dtype=torch.int64).to(device)
@@ -169,11 +170,3 @@ def in_memory(
     if not len(y):
         raise bad_input("folder", str(photos.listing.folder), f"none of the {len(rows)} images asked for can be read")
     return Data(x[None], y[None]), np.concatenate([batch.rows for batch in found])
-
-
-def check_loading(on_bad: str, workers: int) -> None:
-    """Raise InputError for settings of the loader that are none."""
-    if on_bad not in ON_BAD:
-        raise bad_input("on_bad_image", on_bad, f"choose one of {', '.join(ON_BAD)}")
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise bad_input("workers", workers, "give a whole number of at least 0")

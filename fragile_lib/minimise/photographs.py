@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -17,16 +17,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from fragile_lib.data.folder import Listing
 from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, stream
 from fragile_lib.minimise.modules import Trained, copied, losses_of, make_optimiser, one_step
 from fragile_lib.minimise.schedule import Continued, Schedule
-from fragile_lib.models.weights import NONE, OUTPUTS, TORCHVISION, load_state, make_network, read_state
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
 from fragile_lib.tools.checks import check_count
-from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
 
 
@@ -47,56 +44,6 @@ def train_streamed(
     inputs = (b.x for b in stream(photos, list(whole), notes, loading.on_bad, loading.workers, loading.device))
     update_bn(inputs, module)
     return Trained(module.eval(), optimiser, schedule.steps * schedule.batch, perf_counter() - began)
-
-
-def network_with(
-    weights: str,
-    photos: PhotoSet,
-    schedule: Schedule,
-    weight_decay: float,
-    loading: Loading,
-    outputs: int = OUTPUTS,
-    width_multiplier: float = 1.0,
-) -> Trained:
-    """ResNet-50 with weights from elsewhere, or, for `none`, trained here on the photographs by the schedule.
-
-    Raises:
-        InputError: more class folders than outputs; and what `pretrained` and `Schedule.rows` raise.
-    """
-    if weights != NONE:
-        module = pretrained(weights, photos.listing, photos.size).to(loading.device)
-        return Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
-    if len(photos.listing.classes) > outputs:
-        raise bad_input("outputs", outputs, f"give at least {len(photos.listing.classes)}, the number of classes")
-    module = make_network(outputs, photos.size, width_multiplier, schedule.seed).to(photos.dtype)
-    return train_streamed(module, photos, np.arange(len(photos)), schedule, weight_decay, loading)
-
-
-def pretrained(weights: str, listing: Listing, size: int = 224) -> nn.Module:
-    """ResNet-50 with weights, in evaluation mode, whose outputs are the classes of the listing.
-
-    Raises:
-        InputError: what `read_state` and `load_state` raise; class folders that are not the weights' classes.
-    """
-    state, classes = read_state(weights)
-    last = state.get("fc.weight")
-    outputs = len(last) if last is not None and last.dim() == 2 else OUTPUTS
-    network = load_state(make_network(max(outputs, 2), size), state, weights)
-    listing.check_outputs(outputs, classes, imagenet=weights == TORCHVISION)
-    return network
-
-
-def further(schedule: Schedule, n: int, epochs: int, trained_here: bool) -> Schedule:
-    """Going on for some passes over n images: at the rate that training ended with, or that the schedule begins with.
-
-    Raises:
-        InputError: fewer images than a batch.
-    """
-    if n < schedule.batch:
-        raise bad_input("batch", schedule.batch, f"give at most the number of images that can be read, {n}")
-    steps = epochs * (n // schedule.batch)
-    going_on = schedule.continued(steps, schedule.seed + 1)
-    return going_on if trained_here else replace(going_on, learning_rate=schedule.learning_rate)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import cfgs
 
 from fragile_lib.models.layers import SmallImageResNet, SmallImageVGG, lenet, small_cnn
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
 DEPTHS = {"small_cnn": 7, "lenet": 5, "vgg13": 13, "vgg14": 14, "resnet18": 18, "resnet50": 50}
@@ -82,9 +83,28 @@ def build(
         InputError: an unknown name; channels or size below 1; a size too small for the network; fewer than two
             classes; a multiplier that is not finite and positive, or that empties a layer; a negative seed.
     """
-    _check_build(architecture, channels, size, n_classes, width_multiplier, norm, stem, seed)
-    scaled = partial(_scaled, width_multiplier)
-    with _drawing_from(seed):
+    known = {"architecture": (architecture, ARCHITECTURES), "norm": (norm, NORMS), "stem": (stem, STEMS)}
+    for name, (value, names) in known.items():
+        check_name(name, value, names)
+    for name, value, least in (
+        ("channels", channels, 1),
+        ("size", size, 1),
+        ("n_classes", n_classes, 2),
+        ("seed", seed, 0),
+    ):
+        check_count(name, value, least=least)
+    least = (_LEAST | _LEAST_STRIDED if stem == "strided" else _LEAST)[architecture]
+    if size < least:
+        raise bad_input("size", size, f"{architecture} needs images of at least {least} pixels a side")
+    is_number = isinstance(width_multiplier, Real) and not isinstance(width_multiplier, bool)
+    if not (is_number and isfinite(width_multiplier) and width_multiplier > 0):
+        raise bad_input("width_multiplier", width_multiplier, "give a finite number above 0")
+    scaled, narrowest = partial(_scaled, width_multiplier), _NARROWEST[architecture]
+    if scaled(narrowest) < 1:
+        remedy = f"nothing is left of a layer of {narrowest} channels"
+        remedy += f"; the smallest multiplier that works is {0.5 / narrowest}"
+        raise bad_input("width_multiplier", width_multiplier, remedy)
+    with drawing_from(seed):
         if architecture == "small_cnn":
             network = small_cnn(channels, scaled(8), n_classes)
         elif architecture == "lenet":
@@ -96,8 +116,13 @@ def build(
             block, counts = _RESNET[architecture]
             planes = [scaled(v) for v in (64, 128, 256, 512)]
             network = SmallImageResNet(block, counts, planes, channels, n_classes, norm, 2 if stem == "strided" else 1)
+    return not_in_place(network)
+
+
+def not_in_place(network: nn.Module) -> nn.Module:
+    """The network, whose layers write over nothing that hooks and transforms may hold."""
     for part in network.modules():
-        if hasattr(part, "inplace"):  # hooks and transforms may hold what it would overwrite
+        if hasattr(part, "inplace"):
             part.inplace = False
     return network
 
@@ -110,7 +135,7 @@ def depth_of(architecture: str) -> int:
     Raises:
         InputError: an unknown architecture.
     """
-    _check_name("architecture", architecture, ARCHITECTURES)
+    check_name("architecture", architecture, ARCHITECTURES)
     return DEPTHS[architecture]
 
 
@@ -120,7 +145,7 @@ def input_of(dataset: str) -> tuple[int, int, int]:
     Raises:
         InputError: another data set.
     """
-    _check_name("dataset", dataset, tuple(INPUTS))
+    check_name("dataset", dataset, tuple(INPUTS))
     return INPUTS[dataset]
 
 
@@ -130,8 +155,8 @@ def check_batch(norm: str, batch: int) -> None:
     Raises:
         InputError: a batch below 1, a batch of one image under batch normalisation, or an unknown normalisation.
     """
-    _check_name("norm", norm, NORMS)
-    _check_whole("batch", batch, 1)
+    check_name("norm", norm, NORMS)
+    check_count("batch", batch)
     if norm == "batch" and batch == 1:
         raise bad_input("batch", batch, "batch normalisation needs 2 images or more; or choose norm group or none")
 
@@ -165,7 +190,7 @@ def frozen_statistics(module: nn.Module, x: Tensor, batch: int) -> nn.Module:
 
 
 @contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
+def drawing_from(seed: int) -> Iterator[None]:
     """Make modules on the CPU in float32 from this seed, whatever the global defaults, and leave these alone."""
     kind = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -179,40 +204,3 @@ def _drawing_from(seed: int) -> Iterator[None]:
 
 def _scaled(multiplier: float, width: int) -> int:
     return floor(width * multiplier + 0.5)
-
-
-def _check_build(
-    architecture: str, channels: int, size: int, n_classes: int, multiplier: float, norm: str, stem: str, seed: int
-) -> None:
-    for name, value, known in (
-        ("architecture", architecture, ARCHITECTURES),
-        ("norm", norm, NORMS),
-        ("stem", stem, STEMS),
-    ):
-        _check_name(name, value, known)
-    for name, value, least in (("channels", channels, 1), ("size", size, 1), ("n_classes", n_classes, 2)):
-        _check_whole(name, value, least)
-    _check_whole("seed", seed, 0)
-    least = (_LEAST | _LEAST_STRIDED if stem == "strided" else _LEAST)[architecture]
-    if size < least:
-        raise bad_input("size", size, f"{architecture} needs images of at least {least} pixels a side")
-    if (
-        isinstance(multiplier, bool)
-        or not isinstance(multiplier, Real)
-        or not (isfinite(multiplier) and multiplier > 0)
-    ):
-        raise bad_input("width_multiplier", multiplier, "give a finite number above 0")
-    width = _NARROWEST[architecture]
-    if _scaled(multiplier, width) < 1:
-        remedy = f"nothing is left of a layer of {width} channels; the smallest multiplier that works is {0.5 / width}"
-        raise bad_input("width_multiplier", multiplier, remedy)
-
-
-def _check_name(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise bad_input(name, value, f"choose one of {', '.join(known)}")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise bad_input(name, value, f"give a whole number of at least {least}")

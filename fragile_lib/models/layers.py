@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
-from fragile_lib.models.small_cnn import STRIDES
+from fragile_lib.models.small_cnn import sequential
 
 
 def groups_of(channels: int) -> int:
@@ -75,18 +75,13 @@ class SmallImageResNet(ResNet):
 
 def small_cnn(channels: int, width: int, n_classes: int) -> nn.Sequential:
     """Koh and Liang's network with their start: normal weights of scale 2 / sqrt(fan in), cut at two scales."""
-    maps, n_in = max(10, n_classes), channels
-    layers: list[nn.Module] = []
-    for stride in STRIDES:
-        layers += [nn.Conv2d(n_in, width, 3, stride), nn.Tanh()]
-        n_in = width
-    layers += [nn.Conv2d(width, maps, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, n_classes)]
-    for layer in layers:
+    network = sequential(channels, width, max(10, n_classes), n_classes)
+    for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             scale = 2 / sqrt(layer.weight[0].numel())
             nn.init.trunc_normal_(layer.weight, 0, scale, -2 * scale, 2 * scale)
             nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+    return network
 
 
 def lenet(channels: int, size: int, n_classes: int, scaled: Callable[[int], int]) -> nn.Sequential:

@@ -1,22 +1,23 @@
-"""Networks as pure functions of one flat parameter vector."""
+"""Multilayer perceptrons as pure functions of one flat parameter vector."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from math import isfinite, sqrt
+from functools import cached_property, partial
+from math import isfinite, prod, sqrt
 
-import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fragile_lib.models.flat import Layered
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
 ACTIVATIONS = ("relu", "tanh", "softplus")
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Layered):
     """Multilayer perceptron: `depth` hidden layers of `width` units, then a linear layer to `n_classes` logits.
 
     Activations: relu, tanh, and softplus of the given sharpness beta, log(1 + exp(beta z)) / beta, which differs from
@@ -38,11 +39,8 @@ class MLP:
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "n_features", "n_classes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise bad_input(name, value, "give a whole number of at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise bad_input("activation", self.activation, f"choose one of {', '.join(ACTIVATIONS)}")
+            check_count(name, getattr(self, name))
+        check_name("activation", self.activation, ACTIVATIONS)
         if not (isfinite(self.sharpness) and self.sharpness > 0):
             raise bad_input("sharpness", self.sharpness, "give a finite number above 0")
 
@@ -56,16 +54,10 @@ class MLP:
         """(in, out) of each layer."""
         return list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
 
-    @property
-    def n_params(self) -> int:
-        """P, the length of the parameter vector."""
-        return sum((n_in + 1) * n_out for n_in, n_out in self.shapes)
-
-    @cached_property
-    def is_weight(self) -> Tensor:
-        """(P,) one for weights and zero for biases: what the L2 term acts on (Koh and Liang 2017)."""
-        parts = [torch.cat([torch.ones(i * o), torch.zeros(o)]) for i, o in self.shapes]
-        return torch.cat(parts).double()
+    def bare(self) -> nn.Sequential:
+        """torch.nn's linear layers with the activation between them."""
+        layers = [part for shape in self.shapes for part in (nn.Linear(*shape), self._activation())]
+        return nn.Sequential(*layers[:-1])
 
     def init(self, seed: int) -> Tensor:
         """A start (P,) in float64: He normal for ReLU and softplus, Glorot normal for tanh, zero biases.
@@ -73,48 +65,23 @@ class MLP:
         Weights have standard deviation sqrt(2 / in) (He et al. 2015) or sqrt(2 / (in + out)) (Glorot and Bengio 2010),
         so that signals keep their scale with depth and depth is not confounded with a vanished start.
         """
-        rng = np.random.default_rng([seed, 1])
-        parts = []
-        for n_in, n_out in self.shapes:
-            scale = sqrt(2 / (n_in + n_out)) if self.activation == "tanh" else sqrt(2 / n_in)
-            parts += [scale * rng.standard_normal(n_in * n_out), np.zeros(n_out)]
-        return torch.from_numpy(np.concatenate(parts))
+        to = self.activation == "tanh"  # whether units that a layer leads to count
+        return self.start(
+            seed, lambda rng, shape: sqrt(2 / (shape[1] + to * shape[0])) * rng.standard_normal(prod(shape))
+        )
 
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Logits (n, classes) of one network theta (P,) on x (n, features)."""
-        at, last = 0, len(self.shapes) - 1
-        for layer, (n_in, n_out) in enumerate(self.shapes):
-            weight = theta[at : at + n_in * n_out].view(n_out, n_in)
-            x = x @ weight.T + theta[at + n_in * n_out : at + n_in * n_out + n_out]
-            x = self._activate(x) if layer < last else x
-            at += n_in * n_out + n_out
-        return x
+    def units(self, theta: Tensor, x: Tensor) -> Iterator[Tensor]:
+        """Pre-activations (n, units) of one layer after another on x (n, features), at last the logits."""
+        parts, activate = self.parts(theta), self._activation()
+        for weight, bias in zip(parts[::2], parts[1::2], strict=True):
+            z = x @ weight.T + bias
+            yield z
+            x = activate(z)
 
-    def module(self, theta: Tensor) -> torch.nn.Sequential:
-        """The same network as torch.nn modules that own copies of theta, in its floating type and order."""
-        kinds = {"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh(), "softplus": torch.nn.Softplus(self.sharpness, 40.0)}
-        layers: list[torch.nn.Module] = []
-        for n_in, n_out in self.shapes:
-            layers += [torch.nn.Linear(n_in, n_out), kinds[self.activation]]
-        network = torch.nn.Sequential(*layers[:-1]).to(theta)
-        torch.nn.utils.vector_to_parameters(theta.detach().clone(), network.parameters())
-        return network
+    def _activation(self) -> nn.Module:
+        kinds = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": partial(nn.Softplus, self.sharpness, 40.0)}
+        return kinds[self.activation]()
 
     def smoothed(self, sharpness: float) -> MLP:
         """The same network with softplus of this sharpness in the place of ReLU."""
         return replace(self, activation="softplus", sharpness=sharpness)
-
-    def _activate(self, z: Tensor) -> Tensor:
-        if self.activation == "softplus":
-            return torch.nn.functional.softplus(z, beta=self.sharpness, threshold=40.0)
-        return torch.relu(z) if self.activation == "relu" else torch.tanh(z)
-
-    def preactivations(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Pre-activations of all hidden units: (n, depth * width)."""
-        at, found = 0, []
-        for n_in, n_out in self.shapes[:-1]:
-            weight = theta[at : at + n_in * n_out].view(n_out, n_in)
-            found.append(x @ weight.T + theta[at + n_in * n_out : at + n_in * n_out + n_out])
-            x = self._activate(found[-1])
-            at += n_in * n_out + n_out
-        return torch.cat(found, dim=1)

@@ -13,18 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import vector_to_parameters
 
+from fragile_lib.models.flat import Flat
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 
-class ModuleModel:
+class ModuleModel(Flat):
     """A copy of `module`, (n, ...) -> logits (n, n_classes), as what `Objective` asks for: (theta (P,), x) -> logits.
 
     Parameters lie in one vector (P,) in the order of `torch.nn.utils.parameters_to_vector`; one that is used in several
-    places is there once, and a frozen one (requires_grad False) is a parameter like the others. The L2 term acts on
-    those of two dimensions or more, so not on biases and normalisation scales. Buffers are constants, taken over in
-    the floating type of theta. The module itself is left as it is.
+    places is there once, and a frozen one (requires_grad False) is a parameter like the others. Buffers are constants,
+    taken over in the floating type of theta. The module itself is left as it is. K-FAC asks for `module`.
 
     Raises:
         InputError: no parameters, or some whose shape is not known yet; a layer that is random or changes its buffers
@@ -34,8 +34,7 @@ class ModuleModel:
     """
 
     def __init__(self, module: torch.nn.Module, n_classes: int) -> None:
-        if isinstance(n_classes, bool) or not isinstance(n_classes, int) or n_classes < 1:
-            raise bad_input("n_classes", n_classes, "give a whole number of at least 1")
+        check_count("n_classes", n_classes)
         for name, part in module.named_modules():
             _check(name, part)
         parameters = list(module.parameters())
@@ -49,34 +48,24 @@ class ModuleModel:
         """(P,) the module's own parameters when it was taken over."""
         return torch.cat([parameter.detach().flatten() for parameter in self._network.parameters()])
 
-    @property
-    def n_params(self) -> int:
-        """P, the length of the parameter vector."""
-        return len(self.theta)
-
     @cached_property
-    def is_weight(self) -> Tensor:
-        """(P,) one for the parameters that the L2 term acts on, zero for the others."""
-        marks = [torch.full((p.numel(),), float(p.dim() > 1)) for p in self._network.parameters()]
-        return torch.cat(marks).double().to(self.theta.device)
+    def tensors(self) -> tuple[torch.Size, ...]:  # noqa: D102
+        return tuple(parameter.shape for parameter in self._network.parameters())
+
+    def bare(self) -> torch.nn.Module:
+        """A copy of the module."""
+        return deepcopy(self._network)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Logits (n, classes) of one network theta (P,) on x (n, ...)."""
-        named = dict(self._network.named_parameters())
-        parts = theta.split([parameter.numel() for parameter in named.values()])  # reverse mode: one concatenation
-        values = {name: part.view(named[name].shape) for name, part in zip(named, parts, strict=True)}
+        names = (name for name, _ in self._network.named_parameters())
+        values = dict(zip(names, self.parts(theta), strict=True))
         for name, buffer in self._network.named_buffers():
             values[name] = buffer.to(theta.dtype) if buffer.is_floating_point() else buffer
         logits = functional_call(self._network, values, (x,))
         if logits.shape != (len(x), self.n_classes):
             raise bad_input("module(x).shape", tuple(logits.shape), f"give logits ({len(x)}, {self.n_classes})")
         return logits
-
-    def module(self, theta: Tensor) -> torch.nn.Module:
-        """The network as a torch.nn.Module that owns copies of theta (P,), in its floating type; K-FAC asks for it."""
-        network = deepcopy(self._network).to(theta)
-        vector_to_parameters(theta.detach().clone(), network.parameters())
-        return network
 
 
 def _check(name: str, part: torch.nn.Module) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from fragile_lib.models.flat import Layered
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
 STRIDES = (1, 2, 1, 2, 1)  # of the five 3x3 convolutions
-ACTIVATIONS = ("tanh", "relu")
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 @dataclass(frozen=True)
 class Stage:
     """One layer with parameters: square kernel, weight (n_out, n_in, kernel, kernel), then bias (n_out,), at `start`.
 
-    side_in and side_out are those of its square maps; `pooled`: its input is the mean over space of the stage below;
-    `activated`: the activation follows it.
+    side_in and side_out are those of its square maps; `pooled`: its input is the mean over space of the stage below.
     """
 
     n_in: int
@@ -32,22 +33,16 @@ class Stage:
     side_in: int
     side_out: int
     start: int
-    pooled: bool
-    activated: bool
+    pooled: bool = False
 
     @property
     def n_weights(self) -> int:
         """Number of weights, biases not counted."""
         return self.n_out * self.n_in * self.kernel**2
 
-    @property
-    def stop(self) -> int:
-        """Where its parameters end."""
-        return self.start + self.n_weights + self.n_out
-
 
 @dataclass(frozen=True)
-class SmallCNN:
+class SmallCNN(Layered):
     """The network of Koh and Liang (2017) for MNIST: images (n, 1, side, side) -> logits (n, n_classes).
 
     Five 3x3 valid convolutions of `channels` maps with strides 1, 2, 1, 2, 1, a 1x1 convolution to n_classes maps, the
@@ -66,37 +61,26 @@ class SmallCNN:
 
     def __post_init__(self) -> None:
         for name in ("channels", "n_classes", "side"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise bad_input(name, value, "give a whole number of at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise bad_input("activation", self.activation, f"choose one of {', '.join(ACTIVATIONS)}")
+            check_count(name, getattr(self, name))
+        check_name("activation", self.activation, tuple(ACTIVATIONS))
         if self.side < 21:
             raise bad_input("side", self.side, "the five convolutions need images of at least 21 pixels a side")
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The seven layers with parameters, from the image up; see `upward`."""
-        found: list[Stage] = []
-        n_in, side, start = 1, self.side, 0
-        for stride in STRIDES:
-            side_out = (side - 3) // stride + 1
-            found.append(Stage(n_in, self.channels, 3, stride, side, side_out, start, False, True))
-            n_in, side, start = self.channels, side_out, found[-1].stop
-        found.append(Stage(n_in, self.n_classes, 1, 1, side, side, start, False, True))
-        found.append(Stage(self.n_classes, self.n_classes, 1, 1, 1, 1, found[-1].stop, True, False))
+        """The seven layers with parameters, from the image up."""
+        n_in, side, start, found = 1, self.side, 0, []
+        layers = [*((self.channels, 3, stride) for stride in STRIDES), (self.n_classes, 1, 1), (self.n_classes, 1, 1)]
+        for n_out, kernel, stride in layers:
+            pooled = len(found) == len(STRIDES) + 1
+            side = 1 if pooled else side
+            found.append(Stage(n_in, n_out, kernel, stride, side, (side - kernel) // stride + 1, start, pooled))
+            n_in, side, start = n_out, found[-1].side_out, start + found[-1].n_weights + n_out
         return tuple(found)
 
-    @property
-    def n_params(self) -> int:
-        """P, the length of the parameter vector."""
-        return self.stages[-1].stop
-
-    @cached_property
-    def is_weight(self) -> Tensor:
-        """(P,) one for weights and zero for biases: what the L2 term acts on (Koh and Liang 2017)."""
-        parts = [torch.cat([torch.ones(stage.n_weights), torch.zeros(stage.n_out)]) for stage in self.stages]
-        return torch.cat(parts).double()
+    def bare(self) -> nn.Sequential:
+        """torch.nn's convolutions with the activation after each, the mean over space, and a linear layer."""
+        return sequential(1, self.channels, self.n_classes, self.n_classes, ACTIVATIONS[self.activation])
 
     def init(self, seed: int) -> Tensor:
         """A start (P,) in float64: weights normal with scale 2 / sqrt(fan in), cut at two scales, zero biases.
@@ -104,57 +88,25 @@ class SmallCNN:
         Koh and Liang's start. The cut draws again what lies outside; the weights' own standard deviation is then
         0.88 of the scale.
         """
-        rng = np.random.default_rng([seed, 1])
-        parts = []
-        for stage in self.stages:
-            scale = 2 / sqrt(stage.n_in * stage.kernel**2)
-            parts += [scale * _cut_normal(rng, stage.n_weights), np.zeros(stage.n_out)]
-        return torch.from_numpy(np.concatenate(parts))
+        return self.start(seed, lambda rng, shape: 2 / sqrt(prod(shape[1:])) * _cut_normal(rng, prod(shape)))
 
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Logits (n, classes) of one network theta (P,) on x (n, 1, side, side)."""
-        return self.upward(theta, x, 0)
+    def units(self, theta: Tensor, x: Tensor) -> Iterator[Tensor]:
+        """Pre-activations of one layer after another on x (n, 1, side, side), at last the logits (n, classes)."""
+        parts, activate = self.parts(theta), ACTIVATIONS[self.activation]()
+        for stage, weight, bias in zip(self.stages, parts[::2], parts[1::2], strict=True):
+            z = linear(x.mean((2, 3)), weight, bias) if stage.pooled else conv2d(x, weight, bias, stage.stride)
+            yield z
+            x = activate(z)
 
-    def upward(self, theta: Tensor, a: Tensor, stage: int) -> Tensor:
-        """Logits (n, classes) from a, the input of `stage`: (n, n_in, side_in, side_in) of that stage."""
-        for at in self.stages[stage:]:
-            a = self.apply(theta, a, at)
-        return a
 
-    def apply(self, theta: Tensor, a: Tensor, stage: Stage) -> Tensor:
-        """What one stage makes of its input a: the input of the next one (pooled where that is), or the logits."""
-        weight = theta[stage.start : stage.start + stage.n_weights]
-        bias = theta[stage.start + stage.n_weights : stage.stop]
-        if not stage.activated:
-            return linear(a.flatten(1), weight.view(stage.n_out, stage.n_in), bias)
-        shape = (stage.n_out, stage.n_in, stage.kernel, stage.kernel)
-        z = self._activate(conv2d(a, weight.view(shape), bias, stage.stride))
-        return z.mean((2, 3), keepdim=True) if stage is self.stages[-2] else z
-
-    def module(self, theta: Tensor) -> torch.nn.Sequential:
-        """The same network as torch.nn modules that own copies of theta, in its floating type and order."""
-        layers: list[torch.nn.Module] = []
-        for stage in self.stages[:-1]:
-            kind = torch.nn.Tanh() if self.activation == "tanh" else torch.nn.ReLU()
-            layers += [torch.nn.Conv2d(stage.n_in, stage.n_out, stage.kernel, stage.stride), kind]
-        layers += [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(self.n_classes, self.n_classes)]
-        network = torch.nn.Sequential(*layers).to(theta)
-        torch.nn.utils.vector_to_parameters(theta.detach().clone(), network.parameters())
-        return network
-
-    def preactivations(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Pre-activations of all hidden units: (n, units)."""
-        found = []
-        for stage in self.stages[:-1]:
-            shape = (stage.n_out, stage.n_in, stage.kernel, stage.kernel)
-            weight = theta[stage.start : stage.start + stage.n_weights].view(shape)
-            z = conv2d(x, weight, theta[stage.start + stage.n_weights : stage.stop], stage.stride)
-            found.append(z.flatten(1))
-            x = self._activate(z)
-        return torch.cat(found, 1)
-
-    def _activate(self, z: Tensor) -> Tensor:
-        return torch.tanh(z) if self.activation == "tanh" else torch.relu(z)
+def sequential(
+    n_in: int, width: int, maps: int, n_classes: int, activation: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """The layers of torch.nn for images of n_in channels, with so many maps before the mean over space."""
+    widths = [n_in, *[width] * len(STRIDES)]
+    layers = [nn.Conv2d(*of, 3, stride) for *of, stride in zip(widths, widths[1:], STRIDES, strict=False)]
+    layers = [part for layer in (*layers, nn.Conv2d(width, maps, 1)) for part in (layer, activation())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, n_classes))
 
 
 def _cut_normal(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pickle
 import socket
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from fragile_lib.models.architectures import _drawing_from, build
+from fragile_lib.models.architectures import build, drawing_from, not_in_place
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 NONE, TORCHVISION = "none", "torchvision"
@@ -36,19 +36,15 @@ def make_network(outputs: int = OUTPUTS, size: int = 224, width_multiplier: floa
     Raises:
         InputError: fewer than two outputs, or what `build` raises.
     """
-    if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 2:
-        raise bad_input("outputs", outputs, "give a whole number of at least 2")
+    check_count("outputs", outputs, least=2)
     if width_multiplier != 1:
         network = build("resnet50", 3, size, outputs, width_multiplier, stem="strided", seed=seed)
     else:
-        with _drawing_from(seed):
+        with drawing_from(seed):
             network = resnet50(num_classes=outputs)
     network.avgpool = MeanOverPlaces()
     network.width_multiplier = width_multiplier  # a scoring job has to make the same network elsewhere
-    for part in network.modules():
-        if hasattr(part, "inplace"):  # hooks and transforms may hold what it would overwrite
-            part.inplace = False
-    return network
+    return not_in_place(network)
 
 
 def read_state(weights: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -104,21 +100,13 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], weights: str) ->
 
 
 def _torchvision_state() -> dict[str, Tensor]:
-    known = ResNet50_Weights.IMAGENET1K_V1
+    known, before = ResNet50_Weights.IMAGENET1K_V1, socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
     try:
-        with _patience():
-            return dict(known.get_state_dict(progress=False, check_hash=True))
+        return dict(known.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
         place = Path(torch.hub.get_dir()) / "checkpoints" / known.url.rpartition("/")[2]
         remedy = f"are not in {place} and could not be fetched from {known.url} ({error}); put the file there by hand"
         raise bad_input("weights", TORCHVISION, f"{remedy}, or give a checkpoint of your own") from None
-
-
-@contextmanager
-def _patience():
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)

@@ -113,12 +113,15 @@ class Network:
 
     def alone(self) -> Network:
         """The same network with objectives on its own data set alone."""
-        train, test, some = self.train, self.test, slice(self.place, self.place + 1)
+        train = self.train
         if len(train.data.y) == 1:
             return self
-        device = str(train.device)
-        own = type(train)(train.model, Data(train.data.x[some], train.data.y[some]), train.weight_decay, device)
-        return replace(self, train=own, test=own.on(Data(test.data.x[some], test.data.y[some])), place=0)
+        own = type(train)(train.model, self._own(train), train.weight_decay, str(train.device))
+        return replace(self, train=own, test=own.on(self._own(self.test)), place=0)
+
+    def _own(self, objective: Objective, rows: Sequence[int] | slice = slice(None)) -> Data:
+        data, some = objective.data, slice(self.place, self.place + 1)
+        return Data(data.x[some][:, rows], data.y[some][:, rows])
 
     def train_losses(self) -> np.ndarray:
         """(n,) of the training examples."""
@@ -130,15 +133,12 @@ class Network:
 
     def on_points(self, points: Points) -> Objective:
         """The losses of the examined test points alone, in one data set."""
-        data, index = self.test.data, torch.from_numpy(points.index)
-        some = slice(self.place, self.place + 1)
-        return self.test.on(Data(data.x[some][:, index], data.y[some][:, index]))
+        return self.test.on(self._own(self.test, points.index.tolist()))
 
     def members(self, group: Sequence[int], single: bool = False) -> Objective:
         """The losses of some training examples, without L2; in float32 where `single` says so."""
         objective = self.single if single and self.single is not None else self.train
-        data, some, rows = objective.data, slice(self.place, self.place + 1), list(group)
-        return objective.on(Data(data.x[some][:, rows], data.y[some][:, rows]))
+        return objective.on(self._own(objective, list(group)))
 
     def test_gradients(self, points: Points) -> Tensor:
         """grad f (m, P) of the losses of the examined test points."""

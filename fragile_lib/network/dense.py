@@ -9,16 +9,15 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise import kept
 from fragile_lib.minimise.descent import FLAT, accuracy
 from fragile_lib.minimise.kept import Made
-from fragile_lib.minimise.near_optimum import Optimum, approach
+from fragile_lib.minimise.near_optimum import approach
 from fragile_lib.minimise.quasi_newton import minimum
 from fragile_lib.minimise.schedule import Schedule
-from fragile_lib.minimise.stack import StackTrainer, Trained, train
+from fragile_lib.minimise.stack import StackTrainer, train
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.network.base import Network
 from fragile_lib.objectives.base import Objective, resolve_device
@@ -65,7 +64,7 @@ def prepare(
     single_data = Data(train_data.x.float(), train_data.y)
     objective = cnn_objective(model, train_data, weight_decay, device)
     single = cnn_objective(model, single_data, weight_decay, device)
-    start, clock = model.init(schedule.seed).to(objective.device), _Clock()
+    start, laps = model.init(schedule.seed).to(objective.device), {"": perf_counter()}
     tolerance = RELATIVE * float(objective.gradient(start[None], objective.uniform(1)).norm())
     further = {"rounds": rounds, "minimum_rounds": minimum_rounds, "checkpoints": checkpoints}
     made_with = kept.settings(model, train_data, weight_decay, schedule, **further)
@@ -74,13 +73,20 @@ def prepare(
     if made is None:
         if stored:
             kept.check_folder(networks)
-        trained = _trained(single, start, schedule, checkpoints)
-        clock.lap("minibatch")
-        reached = _driven_on(objective, single, trained.theta[0].double(), tolerance, rounds, minimum_rounds)
-        clock.lap("optimum")
+        places = np.unique(np.linspace(0, schedule.steps, checkpoints + 1).astype(int)[1:]).tolist()
+        trained = train(single, start[None].float(), single.uniform(1), schedule, checkpoints=places)
+        laps["minibatch"] = perf_counter()
+        reached = approach(single, trained.theta[0].double(), tolerance, rounds)
+        if minimum_rounds:
+            lowest = minimum(objective, reached.theta, tolerance, single, rounds=minimum_rounds)
+            reached = replace(lowest, passes=reached.passes + lowest.passes)
+        laps["optimum"] = perf_counter()
         made = Made(reached.theta, trained.checkpoints[:, 0].double(), trained.rates, reached.passes)
         if stored:
-            _keep_or_warn(networks, made_with, made)
+            try:
+                kept.keep(networks, made_with, made)
+            except InputError as error:  # a disk that filled up meanwhile must not take the network with it
+                warnings.warn(f"the network is not kept: {error}", stacklevel=2)
     theta = made.theta.to(objective.device)
     network = Network(
         theta,
@@ -95,47 +101,11 @@ def prepare(
         rates=made.rates,
     )
     certificate = _certificate(network, tolerance, made.passes)
-    clock.lap("hessian")
-    certified = replace(network, fit=certificate["fit"], certificate=certificate, seconds=clock.seconds)
+    laps["hessian"] = perf_counter()
+    seconds = dict(zip(list(laps)[1:], np.diff(list(laps.values())).tolist(), strict=True))
+    certified = replace(network, fit=certificate["fit"], certificate=certificate, seconds=seconds)
     certified.__dict__["hessian"] = network.hessian  # the same network: its curvature is not computed again
     return certified
-
-
-def _keep_or_warn(networks: Path | str, made_with: dict, made: Made) -> None:
-    """A disk that filled up meanwhile must not take the network with it: the run goes on."""
-    try:
-        kept.keep(networks, made_with, made)
-    except InputError as error:
-        warnings.warn(f"the network is not kept: {error}", stacklevel=3)
-
-
-def _trained(single: Objective, start: Tensor, schedule: Schedule, checkpoints: int) -> Trained:
-    """Minibatch training of one network from start (P,), with so many checkpoints, evenly spread."""
-    places = np.unique(np.linspace(0, schedule.steps, checkpoints + 1).astype(int)[1:]).tolist()
-    return train(single, start[None].float(), single.uniform(1), schedule, checkpoints=places)
-
-
-def _driven_on(
-    objective: Objective, single: Objective, theta: Tensor, tolerance: float, rounds: int, minimum_rounds: int
-) -> Optimum:
-    """theta (P,) by L-BFGS, and from there to a minimum where that is asked for."""
-    reached = approach(single, theta, tolerance, rounds)
-    if not minimum_rounds:
-        return reached
-    further = minimum(objective, reached.theta, tolerance, single, rounds=minimum_rounds)
-    return replace(further, passes=reached.passes + further.passes)
-
-
-class _Clock:
-    """Seconds from lap to lap, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = perf_counter()
-        self.seconds[name], self._began = now - self._began, now
 
 
 def _certificate(network: Network, tolerance: float, passes: int) -> dict:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fragile_lib.data.sets import Data
+from fragile_lib.minimise.descent import accuracy
 from fragile_lib.minimise.modules import ModuleTrainer, Trained, make_optimiser, train
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import check_batch, frozen_statistics
@@ -45,26 +46,26 @@ def prepare(
     x, y = train_data.x[0], train_data.y[0]
     module = module.to(device=device, memory_format=torch.channels_last)
     trained = train(module, x, y, schedule, weight_decay)
-    frozen = frozen_statistics(trained.module, x, schedule.batch)
-    model = ModuleModel(frozen, n_classes)
-    objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
-    start = ModuleModel(frozen_statistics(module, x, schedule.batch), n_classes)
-    at_start = StreamedObjective(start, train_data, weight_decay, device, chunk)
-    test, theta = objective.on(test_data), model.theta
-    certificate = {"seed": schedule.seed, "fit": "trained"} | _certificate(objective, test, theta, schedule, at_start)
+    frozen, at_start = (frozen_statistics(one, x, schedule.batch) for one in (trained.module, module))
+    how = n_classes, train_data, test_data, weight_decay, damping, chunk, device
+    network, start = held(frozen, *how), held(at_start, *how)
+    theta, objective = network.theta[None], network.train
+    train_accuracy, test_accuracy = (float(accuracy(one, theta)[0]) for one in (objective, network.test))
+    certificate = {
+        "seed": schedule.seed,
+        "fit": "trained",
+        "status": "separable" if weight_decay == 0 and train_accuracy == 1 else "not_certified",
+        "grad_norm": network.certificate["grad_norm"],
+        "grad_norm_start": start.certificate["grad_norm"],
+        "steps": schedule.steps,
+        "objective": float(objective.value(theta, objective.uniform(1))),
+        "train_accuracy": train_accuracy,
+        "test_accuracy": test_accuracy,
+        "eig_max": _largest_eigenvalue(network),
+    }
     trainer = ModuleTrainer(replace(trained, module=frozen), (x, y), weight_decay, module)
-    seconds = {"train": trained.seconds}
-    return Network(
-        theta,
-        objective,
-        test,
-        damping,
-        schedule.seed,
-        certificate=certificate,
-        trainer=trainer,
-        schedule=schedule,
-        seconds=seconds,
-    )
+    told = {"seed": schedule.seed, "certificate": certificate, "seconds": {"train": trained.seconds}}
+    return replace(network, trainer=trainer, schedule=schedule, **told)
 
 
 def own(
@@ -94,16 +95,30 @@ def own(
         InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`).
     """
     device = resolve_device(device)
-    model = ModuleModel(module.to(device), n_classes)
+    network = held(module.to(device), n_classes, train_data, test_data, weight_decay, damping, chunk, device)
+    if schedule is None:
+        return network
+    start, data = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0), network.train.data
+    trainer = ModuleTrainer(start, (data.x[0], data.y[0]), weight_decay, module)
+    return replace(network, trainer=trainer, schedule=schedule)
+
+
+def held(
+    module: nn.Module,
+    n_classes: int,
+    train_data: Data,
+    test_data: Data,
+    weight_decay: float,
+    damping: float,
+    chunk: int,
+    device: str,
+) -> Network:
+    """What is known of any module at once: its parameters, J on data in memory, and ||grad J||; as in `own`."""
+    model = ModuleModel(module, n_classes)
     objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
-    test, theta = objective.on(test_data), model.theta
-    trainer = None
-    if schedule is not None:
-        start = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
-        trainer = ModuleTrainer(start, (objective.data.x[0], objective.data.y[0]), weight_decay, module)
-    norm = float(objective.gradient(theta[None], objective.uniform(1)).norm())
+    norm = float(objective.gradient(model.theta[None], objective.uniform(1)).norm())
     certificate = {"status": "not_certified", "grad_norm": norm}
-    return Network(theta, objective, test, damping, certificate=certificate, trainer=trainer, schedule=schedule)
+    return Network(model.theta, objective, objective.on(test_data), damping, certificate=certificate)
 
 
 def _placed(data: Data, device: str) -> Data:
@@ -112,37 +127,10 @@ def _placed(data: Data, device: str) -> Data:
     return Data(x[None], data.y.to(device))
 
 
-def _certificate(
-    objective: StreamedObjective,
-    test: StreamedObjective,
-    theta: Tensor,
-    schedule: Schedule,
-    at_start: StreamedObjective,
-) -> dict:
-    weights = objective.uniform(1)
-    train_accuracy, test_accuracy = accuracy(objective, theta), accuracy(test, theta)
-    separable = objective.weight_decay == 0 and train_accuracy == 1
-    return {
-        "status": "separable" if separable else "not_certified",
-        "grad_norm": float(objective.gradient(theta[None], weights).norm()),
-        "grad_norm_start": float(at_start.gradient(at_start.model.theta[None], weights).norm()),
-        "steps": schedule.steps,
-        "objective": float(objective.value(theta[None], weights)),
-        "train_accuracy": train_accuracy,
-        "test_accuracy": test_accuracy,
-        "eig_max": largest_eigenvalue(objective, theta),
-    }
-
-
-def accuracy(objective: StreamedObjective, theta: Tensor) -> float:
-    """The share of examples whose label has the largest logit."""
-    return float((objective.logits(theta[None])[0].argmax(1) == objective.data.y[0]).double().mean())
-
-
-def largest_eigenvalue(objective: StreamedObjective, theta: Tensor) -> float:
+def _largest_eigenvalue(network: Network) -> float:
     """Of the Gauss-Newton matrix with L2, from below: `POWER_STEPS` of power iteration."""
-    v = torch.from_numpy(np.random.default_rng(0).standard_normal(len(theta))).to(theta)[None]
-    weights = objective.uniform(1)
+    theta, weights = network.theta[None], network.train.uniform(1)
+    v = torch.from_numpy(np.random.default_rng(0).standard_normal(theta.shape[1])).to(theta)[None]
     for _ in range(POWER_STEPS):
-        v = objective.products(theta[None], (v / v.norm())[None], weights, gauss_newton=True)[0]
+        v = network.train.products(theta, (v / v.norm())[None], weights, gauss_newton=True)[0]
     return float(v.norm())

@@ -39,7 +39,11 @@ class Checkpoint:
     def __init__(self, folder: Path | str, facts: Mapping[str, object]) -> None:
         self.folder, self.facts = Path(folder).expanduser().absolute(), json.loads(json.dumps(dict(facts)))
         if (self.folder / MANIFEST).exists():
-            _check_same(self.folder, self.facts)
+            found = _facts(self.folder)
+            differing = [name for name in {**found, **self.facts} if found.get(name) != self.facts.get(name)]
+            if differing:
+                remedy = f"belongs to a run with other {', '.join(differing)}; give another folder, or remove this one"
+                raise bad_input("checkpoint", str(self.folder), remedy)
             return
         if self.folder.is_dir() and any(self.folder.glob("[!.]*")):
             raise bad_input("checkpoint", str(folder), "holds other files; give an empty or a new folder")
@@ -110,11 +114,3 @@ def _facts(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         remedy = f"its {MANIFEST} cannot be read ({error}); remove the folder or give another"
         raise bad_input("checkpoint", str(folder), remedy) from None
-
-
-def _check_same(folder: Path, facts: dict) -> None:
-    found = _facts(folder)
-    differing = [name for name in {**found, **facts} if found.get(name) != facts.get(name)]
-    if differing:
-        remedy = f"belongs to a run with other {', '.join(differing)}; give another folder, or remove this one"
-        raise bad_input("checkpoint", str(folder), remedy)

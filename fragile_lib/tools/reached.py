@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import resolve_name
 from pathlib import Path
 
 PACKAGE = "fragile_lib"
@@ -32,9 +33,8 @@ def reached(cells: list[ast.Module], package: Path, skipped: frozenset[str]) -> 
 
     `module:` alone holds a module's loose statements. Modules (or folders of them) in `skipped` are left out.
     """
-    notebook = Module("")
-    for tree in cells:
-        _take_apart(tree, notebook, is_package=True, module_level=False)
+    whole = ast.Module([statement for tree in cells for statement in tree.body], [])
+    notebook = _taken_apart(whole, "", is_package=True, definitions=False)
     found: dict[str, list[ast.stmt]] = {}
     waiting: list[Place] = [(name, "") for name in notebook.imported]  # "" is no name: loose statements only
     waiting += [place for tree in cells for place in _references(tree, notebook, package)]
@@ -109,26 +109,25 @@ def _module(name: str, package: Path) -> Module | None:
 
 @lru_cache(maxsize=256)
 def _parsed(name: str, path: Path, _changed: int) -> Module:
-    module = Module(name)
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    _take_apart(tree, module, is_package=path.name == "__init__.py")
-    return module
+    return _taken_apart(tree, name, is_package=path.name == "__init__.py")
 
 
-def _take_apart(tree: ast.Module, module: Module, is_package: bool, module_level: bool = True) -> None:
-    inside = module.name if is_package else module.name.rpartition(".")[0]
+def _taken_apart(tree: ast.Module, name: str, is_package: bool, definitions: bool = True) -> Module:
+    module, inside = Module(name), name if is_package else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             _bind(node, module, inside)
-    for node in tree.body if module_level else []:
+    for node in tree.body if definitions else []:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             module.definitions.setdefault(node.name, []).append(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)):
-                module.definitions.setdefault(name, []).append(node)
+            for one in (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)):
+                module.definitions.setdefault(one, []).append(node)
         elif not _silent(node):
             module.loose.append(node)
+    return module
 
 
 def _silent(node: ast.stmt) -> bool:
@@ -147,13 +146,10 @@ def _bind(node: ast.Import | ast.ImportFrom, module: Module, inside: str) -> Non
                 module.imported.append(target)
                 module.bindings[alias.asname or PACKAGE] = (target if alias.asname else "", None)
         return
-    if node.level:
-        parts = inside.split(".") if inside else []
-        base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
-    elif node.module and node.module.split(".")[0] == PACKAGE:
-        base = node.module.removeprefix(PACKAGE).lstrip(".")
-    else:
+    full = resolve_name("." * node.level + (node.module or ""), f"{PACKAGE}.{inside}".rstrip("."))
+    if full.split(".")[0] != PACKAGE:
         return
+    base = full.removeprefix(PACKAGE).lstrip(".")
     module.imported.append(base)
     for alias in node.names:
         module.bindings[alias.asname or alias.name] = (base, alias.name)

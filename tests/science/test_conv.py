@@ -72,16 +72,6 @@ def test_a_module_owns_its_parameters_and_keeps_their_type():
     assert next(network.parameters()).dtype == torch.float32
 
 
-def test_the_network_goes_on_from_the_input_of_any_stage():
-    model, (_, reference, theta, _, _) = SMALL, instance()
-    a, expected = reference.data.x[0], model(theta[0], reference.data.x[0])
-    for at, stage in enumerate(model.stages):
-        assert a.shape[1:] == (stage.n_in, stage.side_in, stage.side_in)
-        assert torch.equal(model.upward(theta[0], a, at), expected)
-        a = model.apply(theta[0], a, stage)
-    assert torch.equal(a, expected)
-
-
 def test_preactivations_are_those_of_the_hidden_units():
     model, (_, reference, theta, _, _) = ODD, instance(ODD)
     seen = []

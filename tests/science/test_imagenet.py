@@ -25,7 +25,7 @@ from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.estimates.streamed import direction_of
 from fragile_lib.minimise import photographs as training
 from fragile_lib.minimise.modules import ModuleTrainer, Trained, losses_of, make_optimiser
-from fragile_lib.minimise.photographs import PhotoTrainer, pretrained
+from fragile_lib.minimise.photographs import PhotoTrainer
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models import weights
 from fragile_lib.models.module import ModuleModel
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folde
     listing = find_sets(folder)[0]
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
-        pretrained(str(tmp_path / "linear.pt"), listing)
+        photographs.pretrained(str(tmp_path / "linear.pt"), listing)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     with pytest.raises(InputError, match="cannot be read as weights alone"):
         weights.read_state(str(tmp_path / "module.pt"))
@@ -411,7 +411,7 @@ def test_photographs_go_the_whole_way_by_the_calls_of_all_networks(photos, tmp_p
     slopes = network.train.slopes.values[:, :2] / N  # one pass for all estimators, the first of them without a solver
     np.testing.assert_allclose(estimates[0]["identity"].changes, slopes, rtol=1e-9)
     chosen = [choose(estimates[0]["identity"].changes, {"top_influence": 3}, selected_by="identity")]
-    how = {"warm_minibatch": {"schedule": training.further(schedule, N, 1, trained_here=True)}}
+    how = {"warm_minibatch": {"schedule": photographs.further(schedule, N, 1, trained_here=True)}}
     found = leave_out([network], [points], chosen, how, options=how)
     warm, less = found[0]["warm_minibatch"], found[0]["warm_minibatch_minus_control"]
     np.testing.assert_allclose(less.changes, warm.changes - warm.control)
@@ -424,11 +424,11 @@ def test_photographs_go_the_whole_way_by_the_calls_of_all_networks(photos, tmp_p
 
 def test_going_on_takes_the_rate_of_where_the_weights_are_from():
     schedule = Schedule(9, 4, 0.1, ((2 / 3, 0.1),), "sgd", seed=3)
-    here, elsewhere = (training.further(schedule, 22, 2, trained_here=where) for where in (True, False))
+    here, elsewhere = (photographs.further(schedule, 22, 2, trained_here=where) for where in (True, False))
     assert (here.steps, here.learning_rate, here.seed) == (10, pytest.approx(0.01), 4)
     assert elsewhere.learning_rate == 0.1 and elsewhere.drops == ()
     with pytest.raises(InputError, match="batch = 4"):
-        training.further(schedule, 3, 2, True)
+        photographs.further(schedule, 3, 2, True)
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------
@@ -494,16 +494,16 @@ def test_projections_are_images_over_rates_and_operations_over_speed():
 
 
 def fake_cifar(monkeypatch):
-    from fragile_lib.data.cifar import CifarRaw
+    from fragile_lib.data.raw import Raw
 
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
-    monkeypatch.setattr(standin, "cifar10_raw", lambda root: CifarRaw(pixels, labels, pixels[:30], labels[:30]))
+    monkeypatch.setattr(standin, "cifar10_raw", lambda root: Raw(pixels, labels, pixels[:30], labels[:30]))
 
 
 def test_the_stand_in_has_the_layout_of_imagenet_and_is_made_once(tmp_path, monkeypatch, capsys):
     fake_cifar(monkeypatch)
-    monkeypatch.setattr(standin, "photographs", lambda root: {"imagenet_00_243.jpg": b"a photograph"})
+    monkeypatch.setattr(standin, "raw_files", lambda wanted, root: {"imagenet_00_243.jpg": b"a photograph"})
     place = standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
     train, test = find_sets(place)
     assert (len(train), len(test)) == (20, 11) and train.classes == standin.CLASSES
@@ -515,16 +515,16 @@ def test_the_stand_in_has_the_layout_of_imagenet_and_is_made_once(tmp_path, monk
     assert capsys.readouterr().out.strip() == str(place) and train.path(0).stat().st_mtime_ns == before
     train.path(0).unlink()  # what is not whole is made again
     standin.standin_folder(train_per_class=2, test_per_class=1, root=tmp_path)
-    assert standin.is_whole(place) and not list(tmp_path.rglob(".making-*"))
+    assert standin.is_whole(place) and not list(tmp_path.rglob(".fetch-*"))
 
 
 def test_a_stand_in_without_imagenets_photographs_says_so(tmp_path, monkeypatch):
     fake_cifar(monkeypatch)
 
-    def nowhere(root):
+    def nowhere(wanted, root):
         raise InputError("not to be had")
 
-    monkeypatch.setattr(standin, "photographs", nowhere)
+    monkeypatch.setattr(standin, "raw_files", nowhere)
     with pytest.warns(UserWarning, match="none of ImageNet's own photographs"):
         place = standin.standin_folder(train_per_class=1, test_per_class=1, root=tmp_path)
     assert len(find_sets(place)[1]) == 10

@@ -67,7 +67,7 @@ def test_a_start_has_the_scale_of_its_activation_and_zero_biases(activation, var
 @pytest.mark.parametrize("sharpness", [0.5, 10.0, 1e3])
 def test_softplus_differs_from_relu_by_ln2_over_its_sharpness_at_most(sharpness):
     z = torch.linspace(-5, 5, 1001, dtype=torch.float64)
-    found = MLP(1, 1, "softplus", sharpness=sharpness)._activate(z)
+    found = MLP(1, 1, "softplus", sharpness=sharpness)._activation()(z)
     excess = found - z.relu()
     assert excess.min() >= -1e-15
     assert excess.max().item() <= math.log(2) / sharpness * (1 + 1e-12)

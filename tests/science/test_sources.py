@@ -24,7 +24,8 @@ from pathlib import Path
 import pytest
 
 from fragile_lib.data import sources
-from fragile_lib.data.sources import MNIST, RawSet, Route, RouteFailed, data_root, raw_files, unpack
+from fragile_lib.data.raw import MNIST
+from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files, unpack
 from fragile_lib.tools.errors import InputError
 
 FILES = {"images": b"pixels" * 5_000, "labels": b"0123456789", "more": b"x"}
@@ -236,14 +237,14 @@ def test_a_move_that_is_refused_says_why(tmp_path, monkeypatch):
     real = os.replace
 
     def refused(source, target):
-        if Path(target) == tmp_path / "Toy/raw":
+        if Path(target).parent == tmp_path / "Toy/raw":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         real(source, target)
 
     monkeypatch.setattr(sources.os, "replace", refused)
     with pytest.raises(InputError, match=r"^root = .*Toy cannot be stored there \(\[Errno 13\] Permission denied\)"):
         raw_files(toy(good, never), tmp_path)
-    assert tree(tmp_path) == {"Toy": b"(empty folder)"}
+    assert tree(tmp_path) == {"Toy/raw": b"(empty folder)"}
 
 
 # --- whole or not at all -----------------------------------------------------------------------------------------
