@@ -310,7 +310,7 @@ def beside_reliability(
 ) -> dict[str, float]:
     """How an estimate (k,) agrees with R repetitions (R, k) of a truth, and what their noise leaves to be said.
 
-    * `spearman_single`: the mean correlation with one repetition, what a single measurement would have found.
+    * `spearman_single`, `pearson_single`: the mean correlation with one repetition, as one measurement would give it.
     * `reliability_single`, `reliability`: of one repetition and of the truth, the mean of R if `averaged`, else one;
       by Spearman's correlations (Spearman and Brown, `noise_ceiling`). `reliability_pearson`: the truth's by Pearson's.
     * `spearman_corrected`, `pearson_corrected`: r / sqrt(reliability) with the truth; nan where it is not above 0. It
@@ -323,7 +323,7 @@ def beside_reliability(
     All is nan where there are fewer than two repetitions.
     """
     names = ("spearman", "spearman_single", "spearman_corrected", "reliability")
-    told = dict.fromkeys(("spearman_single", "spearman_corrected", "pearson_corrected", *SELF), NAN)
+    told = dict.fromkeys(("spearman_single", "pearson_single", "spearman_corrected", "pearson_corrected", *SELF), NAN)
     told |= {f"{name}_{end}": NAN for name in names for end in ("low", "high")}
     noise = noise_ceiling(repeats)
     told |= {"ceiling_pearson": noise.pearson, "ceiling_spearman": noise.spearman}
@@ -332,7 +332,8 @@ def beside_reliability(
         return told
     count, half = len(repeats), len(repeats) // 2
     factor = count if averaged else 1.0
-    told["spearman_single"] = float(np.nanmean([compare(estimate, one).spearman for one in repeats]))
+    each = [compare(estimate, one) for one in repeats]
+    told["spearman_single"], told["pearson_single"] = np.mean([(a.spearman, a.pearson) for a in each], axis=0).tolist()
     told["reliability_single"] = spearman_brown(noise.spearman, 1 / half)
     told["reliability"] = spearman_brown(noise.spearman, factor / half)
     told["reliability_pearson"] = spearman_brown(noise.pearson, factor / half)

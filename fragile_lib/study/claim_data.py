@@ -42,13 +42,29 @@ class Sample:
 
 
 def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
-    """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included)."""
+    """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included).
+
+    Of the rows that all else leaves, `largest` takes those with the column's largest number, and `most_runs` those with
+    the number that most runs have (of several the smallest).
+    """
     keep = np.full(len(results), True)
     for column, wanted in where.items():
+        if str(wanted) in _OF_THE_REST:
+            continue
         if column not in results:
             return results.iloc[:0]
         keep &= _matches(results[column], wanted)
-    return results[keep]
+    rows = results[keep]
+    for column, wanted in where.items():
+        if str(wanted) in _OF_THE_REST and column in rows and rows[column].notna().any():
+            rows = rows[_matches(rows[column], float(_OF_THE_REST[wanted](rows, column)))]
+    return rows
+
+
+_OF_THE_REST: dict[str, Callable[[pd.DataFrame, str], float]] = {
+    "largest": lambda rows, column: rows[column].max(),
+    "most_runs": lambda rows, column: rows.drop_duplicates(["run_id", column])[column].mode().min(),
+}
 
 
 def _matches(column: pd.Series, wanted: object) -> np.ndarray:
@@ -68,10 +84,16 @@ def cell_table(rows: pd.DataFrame, statistic: str, transform: str | None, axis: 
     several runs: the rule does not say which is meant.
     """
     by = INDEX[unit]
+    whole = statistic.removesuffix("_single")
+    if statistic not in rows and whole in rows:
+        statistic = whole
     for column in (statistic, *by):
         if column not in rows:
             raise Undecidable(f"The results have no column “{column}”.")
     numbers = pd.to_numeric(rows[statistic], errors="coerce").to_numpy(float)
+    if statistic.endswith("_single"):  # of a truth that was measured once, the only one
+        once = pd.to_numeric(rows[whole], errors="coerce").to_numpy(float)
+        numbers = np.where(np.isfinite(numbers), numbers, once)
     with np.errstate(all="ignore"):
         numbers = TRANSFORMS[transform](numbers)
     long = rows[list(dict.fromkeys(["seed", "run_id", *by]))].reset_index(drop=True)

@@ -22,7 +22,10 @@ from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Und
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import load_yaml
 
-TOLERANCE = 0.05
+TOLERANCE = 0.05  # of the rule before; what it widened an interval by
+NEAR = 0.1  # how near to the paper's figure the whole interval of our mean lies where the figure is reproduced
+RELIABLE = 0.5  # reliability of a truth below which nothing is said of estimates
+CENTRAL = (2.5, 97.5)  # percentiles of our single numbers among which a consistent figure lies
 RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
 MIN_SPREAD = 0.2
 MIN_CHANGE = 0.05
@@ -54,6 +57,7 @@ class Part:
     paper_low: float | None = None
     min_spread: float = MIN_SPREAD
     max_spread: float | None = None  # of a number that is steady over seeds
+    at_least: dict = field(default_factory=dict)  # column -> the number from which on a run is of the claim's scale
 
     @property
     def margin(self) -> float:
@@ -68,8 +72,9 @@ class PartVerdict:
 
     kind: str
     label: str
-    outcome: str  # reproduced, partly, not, undecided, not run
+    outcome: str  # one of `VERDICTS`
     sentence: str
+    before: str = ""  # the outcome by the rule before repetitions and scale counted
     estimate: float | None = None
     interval: tuple[float, float] | None = None
     n_seeds: int = 0
@@ -94,28 +99,52 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     rows = [select(results, where) for where in selections]
     counts = _count(pd.concat(rows))
     if any(r.empty for r in rows):
-        return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", **counts)
+        return PartVerdict(part.kind, part.label, "not run", "No run has these settings.", "not run", **counts)
     try:
         tables = [cell_table(r, part.statistic, part.transform, part.axis, part.unit) for r in rows]
         data = Numbers(tables, part.statistic, part.unit, part.paired)
         outcome, sentence, sample = _KINDS[part.kind][0](data, part)
     except Undecidable as reason:
-        return PartVerdict(part.kind, part.label, "undecided", f"{reason}", **counts)
+        return PartVerdict(part.kind, part.label, "undecided", f"{reason}", "undecided", **counts)
+    before = _value_before(sample, part) if part.kind == "value" else outcome
+    if reason := _untested(pd.concat(rows), part):
+        outcome, sentence = reason[0], f"{sentence} {reason[1]}"
     found = sample.mean, sample.interval, sample.n_seeds, sample.n_units
-    return PartVerdict(part.kind, part.label, outcome, sentence, *found, **counts)
+    return PartVerdict(part.kind, part.label, outcome, sentence, before, *found, **counts)
+
+
+def _untested(rows: pd.DataFrame, part: Part) -> tuple[str, str] | None:
+    """Why the rows could not have shown what is claimed: the scale, or the noise of the truth."""
+    for column, least in part.at_least.items():
+        most = rows[column].max() if column in rows else np.inf
+        if most < least:
+            return "not tested at this scale", f"Judged at {column} {most:g}; the claim is of {least:g} at least."
+    known = rows["reliability"].dropna() if "reliability" in rows else pd.Series(dtype=float)
+    if part.statistic.startswith(("spearman", "pearson")) and len(known) and known.mean() < RELIABLE:
+        return "truth too noisy", f"The truth’s reliability is {number(known.mean())}, below {RELIABLE:g}."
+    return None
 
 
 def _judge_value(data: Numbers, part: Part) -> Judgement:
+    """Judge the mean against the paper's figure, which is of one run, and the figure against our single runs."""
     sample = data.sample(lambda table: table.iloc[:, 0])
     low, high = sample.interval
-    said = f"{_estimate(sample)}; the paper’s {part.paper:g} lies "
-    if low - part.margin <= part.paper <= high + part.margin:
-        return "reproduced", said + f"within the interval widened by {part.margin:g}.", sample
-    smallest, largest = sample.singles.min(), sample.singles.max()
-    single = f"the range of the single {data.noun}, {number(smallest)} to {number(largest)}"
-    if smallest <= part.paper <= largest:
-        return "partly", said + f"outside the interval but within {single}.", sample
-    return "not", said + f"outside {single}, and outside the interval widened by {part.margin:g}.", sample
+    said = f"{_estimate(sample)}; the paper’s figure is {part.paper:g}: "
+    if part.paper - NEAR <= low and high <= part.paper + NEAR:
+        return "reproduced", said + f"the whole interval lies within {NEAR:g} of it.", sample
+    least, most = np.percentile(sample.singles, CENTRAL)
+    single = f"the central 95% of the single {data.noun}, {number(least)} to {number(most)}"
+    if least <= part.paper <= most:
+        return "consistent", said + f"it lies within {single}, and the mean is not known to be near it.", sample
+    side = "higher" if sample.mean > part.paper else "lower"
+    return f"differs: {side}", said + f"it lies outside {single}.", sample
+
+
+def _value_before(sample: Sample, part: Part) -> str:
+    """The outcome by the rule before: the figure in the widened interval; partly where it is among the single ones."""
+    if sample.interval[0] - part.margin <= part.paper <= sample.interval[1] + part.margin:
+        return "reproduced"
+    return "partly" if sample.singles.min() <= part.paper <= sample.singles.max() else "not"
 
 
 def _judge_range(data: Numbers, part: Part) -> Judgement:
@@ -230,7 +259,9 @@ _KINDS = {  # each with its judge, and the keys that it needs
     "difference": (_judge_difference, {"minus", "direction"}),
     "step": (_judge_step, {"axis", "direction", "cut"}),
 }
-VERDICTS = ("reproduced", "partly", "not", "undecided", "not run")
+UNTESTED = ("truth too noisy", "not tested at this scale", "undecided", "not run")
+AGAINST = ("differs: higher", "differs: lower", "not")
+VERDICTS = ("reproduced", "consistent", "partly", *AGAINST, *UNTESTED)
 
 
 @dataclass(frozen=True)
@@ -255,6 +286,11 @@ class Verdict:
     parts: tuple[PartVerdict, ...] = ()
 
     @property
+    def before(self) -> str:
+        """The verdict by the rule before repetitions and scale counted."""
+        return combine([part.before for part in self.parts])
+
+    @property
     def profiles(self) -> tuple[str, ...]:
         """The profiles of the runs that it rests on."""
         return tuple(sorted({profile for part in self.parts for profile in part.profiles}))
@@ -270,35 +306,42 @@ def combine(outcomes: list[str]) -> str:
     """Combine the outcomes of the parts of one claim.
 
     A part that is contradicted decides: the claim is then `partly` true if any part is at least partly reproduced, else
-    `not`. Without a contradiction, a part that could not be judged leaves the claim undecided.
+    it differs as all its parts do, or is `not` reproduced. Without a contradiction, a part that could not be judged
+    leaves the claim untested, for that part's reason; then what is partly or only consistent counts before what is
+    reproduced.
     """
     if all(outcome == "not run" for outcome in outcomes):
         return "not run"
-    some = any(outcome in ("reproduced", "partly") for outcome in outcomes)
-    if "not" in outcomes:
-        return "partly" if some else "not"
-    if any(outcome in ("undecided", "not run") for outcome in outcomes):
-        return "undecided"
-    return "partly" if "partly" in outcomes else "reproduced"
+    against = [outcome for outcome in outcomes if outcome in AGAINST]
+    if against:
+        if any(outcome in ("reproduced", "consistent", "partly") for outcome in outcomes):
+            return "partly"
+        return against[0] if len(set(against)) == 1 else "not"
+    missing = [reason for reason in UNTESTED if reason in outcomes]
+    if missing:
+        return "undecided" if missing[0] == "not run" else missing[0]
+    return next(outcome for outcome in ("partly", "consistent", "reproduced") if outcome in outcomes)
 
 
 def load_claims(path: Path) -> list[Claim]:
     """Read claims and rules; `InputError` names the claim, the value and the remedy where one is malformed."""
     raw = load_yaml(path)
     require(isinstance(raw.get("claims"), list), "claims", raw.get("claims"), f"give a list of claims [{path.name}]")
-    claims = [_claim(entry, raw.get("defaults") or {}, raw.get("words") or {}) for entry in raw["claims"]]
+    shared = [raw.get(key) or {} for key in ("defaults", "scale", "words")]
+    claims = [_claim(entry, *shared) for entry in raw["claims"]]
     twice = [name for name, n in Counter(claim.id for claim in claims).items() if n > 1]
     require(not twice, "claim id", ", ".join(twice), "occurs twice; give each claim its own")
     return claims
 
 
-def _claim(entry: dict, defaults: dict, words: dict) -> Claim:
+def _claim(entry: dict, defaults: dict, scale: dict, words: dict) -> Claim:
     name = entry.get("id")
     for key in ("id", "text", "paper", "source", "notebook"):
         require(isinstance(entry.get(key), str), f"claim {name}: {key}", entry.get(key), "must be a string")
     _check_keys(f"claim {name}", entry, {field.name for field in fields(Claim)})
     where = defaults.get(entry["notebook"], {})
-    parts = [part for raw in entry.get("rule") or [] for part in _parts(name, raw, where, words)]
+    least = {"at_least": scale.get(entry["notebook"], {})}
+    parts = [part for raw in entry.get("rule") or [] for part in _parts(name, least | raw, where, words)]
     return Claim(**{**entry, "rule": tuple(parts)})
 
 

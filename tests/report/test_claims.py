@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from fragile_lib.agreement import MIN_SEEDS, seed_interval
+from fragile_lib.study.claim_data import select
 from fragile_lib.study.claims import Claim, Part, combine, evaluate_claims, judge_part, load_claims
 from fragile_lib.tools.errors import InputError
 
@@ -37,13 +38,50 @@ def value_part(values, paper: float):
     return judge(results, "value", where={"depth": 1}, paper=paper)
 
 
-def test_value_reproduced_within_the_widened_interval():
+def test_a_figure_is_reproduced_by_an_interval_near_it_and_consistent_among_single_runs():
     part = value_part(0.93 + NOISE, paper=0.97)
     assert (part.outcome, part.n_seeds) == ("reproduced", 5) and part.estimate == pytest.approx(0.93)
     assert 0.91 < part.interval[0] < 0.93 < part.interval[1] < 0.95 and "0.93 (95% interval" in part.sentence
-    # Partly: within the range of the seeds; not: outside all of them.
-    assert value_part([0.45, 0.9, 0.92, 0.94, 0.95, 0.96, 0.96, 0.97], paper=0.5).outcome == "partly"
-    assert value_part(0.6 + NOISE, paper=0.97).outcome == "not"
+    assert part.before == "reproduced"
+    wide = value_part([0.45, 0.9, 0.92, 0.94, 0.95, 0.96, 0.96, 0.97], paper=0.55)
+    assert (wide.outcome, wide.before) == ("consistent", "partly")
+    both = value_part([0.2, 0.5, 0.9, 0.95, 0.6], paper=0.62)
+    assert (both.outcome, both.before) == ("consistent", "reproduced"), "a wide interval confirms nothing"
+    low, high = value_part(0.6 + NOISE, paper=0.97), value_part(0.6 + NOISE, paper=0.2)
+    assert (low.outcome, low.before) == ("differs: lower", "not") and high.outcome == "differs: higher"
+
+
+def test_what_noise_or_scale_hides_is_not_judged():
+    results = table(lambda *_: 0.9, depths=[1])
+    for reliability, outcome in ((0.49, "truth too noisy"), (0.51, "reproduced"), (np.nan, "reproduced")):
+        part = judge(results.assign(reliability=reliability), "value", paper=0.9)
+        assert (part.outcome, part.before) == (outcome, "reproduced")
+    grown = judge(results.assign(reliability=0.1, grad_norm=1.0), "value", paper=0.9)
+    assert "reliability is 0.10" in grown.sentence
+    for n_train, outcome in ((4999, "not tested at this scale"), (5000, "reproduced")):
+        part = judge(results.assign(n_train=n_train), "value", paper=0.9, at_least={"n_train": 5000})
+        assert (part.outcome, part.before) == (outcome, "reproduced")
+
+
+def test_one_retraining_is_what_a_single_statistic_is_of():
+    results = table(lambda *_: 0.9, depths=[1])
+    rule = Part("value", "one", "spearman_single", paper=0.5)
+    assert judge_part(results, rule).estimate == pytest.approx(0.9), "of a truth measured once, the only one"
+    assert judge_part(results.assign(spearman_single=0.5), rule).estimate == pytest.approx(0.5)
+    some = results.assign(spearman_single=np.where(results["seed"] == 0, np.nan, 0.5))
+    assert judge_part(some, rule).estimate == pytest.approx(0.58)
+
+
+def test_sizes_are_chosen_among_the_rows_that_all_else_leaves():
+    results = pd.concat([
+        table(lambda *_: 0.3, depths=[1]).assign(n_train=500, run_id="a"),
+        table(lambda *_: 0.4, depths=[1]).assign(n_train=500, run_id="b", grad_norm=2.0),
+        table(lambda *_: 0.7, depths=[1]).assign(n_train=2000, run_id="c"),
+        table(lambda *_: 0.9, depths=[2]).assign(n_train=9000, run_id="d"),
+    ])  # fmt: skip
+    found = {name: set(select(results, {"n_train": name, "depth": 1})["run_id"]) for name in ("largest", "most_runs")}
+    assert found == {"largest": {"c"}, "most_runs": {"a", "b"}}
+    assert len(select(results.drop(columns="n_train"), {"n_train": "largest", "depth": 1})) == 15
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.95], [0.9, 0.95, np.nan, np.inf]])
@@ -160,6 +198,14 @@ def test_degenerate_networks_are_counted_by_name():
         (["not run", "undecided"], "undecided"),
         (["not run", "not run"], "not run"),
         ([], "not run"),
+        (["reproduced", "consistent"], "consistent"),
+        (["consistent", "partly"], "partly"),
+        (["differs: higher", "differs: higher"], "differs: higher"),
+        (["differs: higher", "differs: lower"], "not"),
+        (["differs: higher", "consistent"], "partly"),
+        (["reproduced", "truth too noisy"], "truth too noisy"),
+        (["not tested at this scale", "undecided"], "not tested at this scale"),
+        (["differs: lower", "truth too noisy"], "differs: lower"),
     ],
 )
 def test_parts_combine(outcomes, verdict):

@@ -384,10 +384,10 @@ def test_streamed_retraining_gives_the_numbers_of_data_in_memory(tmp_path, netwo
     np.testing.assert_allclose(found.control, expected.control, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.before, losses_of(network, test))
     assert not np.allclose(found.removed[0], found.control) and found.unseen.tolist() == expected.unseen.tolist()
-    (tmp_path / "retraining" / "order-0" / "left-out-0001.npz").unlink()
+    (tmp_path / "retraining" / "order-2" / "left-out-0001.npz").unlink()
     np.testing.assert_array_equal(trainer.go_on(schedule, members, test).removed, found.removed)
     with pytest.raises(InputError, match="run with other schedule"):
-        trainer.go_on(planned(3, 5, "sgd"), members, test)
+        trainer.go_on(planned(3, 5, "sgd", seed=2), members, test)
     with pytest.raises(InputError, match="at_once = 0"):
         PhotoTrainer(start, of_all(network, photos, tmp_path / "s"), 0.01, 0).go_on(schedule, members, test)
 

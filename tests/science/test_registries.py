@@ -22,7 +22,7 @@ from fragile_lib.truths import MINUS_CONTROL, TRUTHS, leave_out
 
 AGAIN = Schedule(steps=6, batch=10, learning_rate=1e-2, drops=())
 SMALL = {"lissa_single": {"depth": 20}, "lissa_random": {"depth": 20, "batch": 5}, "nystroem": {"rank": 8}}
-SMALL |= {"lissa_partition": {"depth": 5, "batch": 5}, "arnoldi": {"rank": 8}}
+SMALL |= {"lissa_partition": {"depth": 5, "batch": 5}, "arnoldi": {"rank": 8}, "source": {"time": 5.0}}
 HOW = {
     "warm_descent": {"steps": 5, "learning_rate": 0.1, "momentum": 0.9},
     "warm_minibatch": {"schedule": AGAIN},
@@ -168,7 +168,7 @@ def test_the_unrolled_derivative_is_what_retraining_does_to_first_order(make, ki
         np.testing.assert_allclose(unrolled, warm, atol=0.15 * np.abs(warm).max())
         assert np.corrcoef(unrolled.ravel(), warm.ravel())[0, 1] > 0.99
         np.testing.assert_allclose(
-            found[f"unrolled_{kind}"].control, found[f"warm_{kind}"].control, rtol=1e-6, atol=1e-9
+            found[f"unrolled_{kind}"].control, found[f"warm_{kind}"].control, rtol=1e-5, atol=1e-9
         )
         np.testing.assert_array_equal(found[f"unrolled_{kind}"].unseen, found[f"warm_{kind}"].unseen)
 

@@ -6,13 +6,18 @@ import torch
 from helpers import Regression
 from test_stack import DROPS, MODEL, OPTIMISERS, N, problem
 
+from fragile_lib.choices import Points
 from fragile_lib.data.sets import Data
+from fragile_lib.estimates import influence
+from fragile_lib.estimates.source import source
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.minimise.stack import train
 from fragile_lib.minimise.unrolled import State, unrolled
 from fragile_lib.models.mlp import MLP
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.fused import FusedObjective
+from fragile_lib.solvers.dense import ExactSolver
+from fragile_lib.tools.errors import InputError
 
 NAMES = ["rmsprop", "adam", "sgd", "momentum", "nesterov"]
 
@@ -121,3 +126,19 @@ def test_an_example_that_no_batch_holds_has_no_part_in_it():
     unseen = schedule.first_use(N, [np.array([i]) for i in range(N)]) == 1
     assert unseen.sum() == N - 5 and not slopes[0][:, unseen].any() and slopes[0][:, ~unseen].any(dim=0).all()
     assert MODEL.n_params == theta.shape[1]
+
+
+def test_source_is_the_unrolled_derivative_where_curvature_stays_and_the_influence_function_in_the_end():
+    case = Regression(weight_decay=0.0)  # gradients without an L2 term, as SOURCE takes them
+    network, points = case.network(), Points(np.arange(case.m), ["random"] * case.m)
+    schedule = Schedule(3000, case.n, 1e-3, drops=(), optimiser="sgd")
+    _, slopes = unrolled(case.train, State.at(case.fitted()[None]), schedule, ends_of(case.test))
+    for gauss_newton in (True, False):  # the same matrix here
+        after = source(network, points, time=3.0, gauss_newton=gauss_newton).changes
+        np.testing.assert_allclose(after, -slopes[0].T.numpy() / case.n, rtol=2e-3, atol=1e-6)
+    forever = source(network, points, time=1e9).changes
+    exact = influence(network, points, ExactSolver(case.train, case.fitted(), 0.0)).changes
+    np.testing.assert_allclose(forever, exact, rtol=1e-8)
+    for time in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InputError, match="time"):
+            source(network, points, time=time)

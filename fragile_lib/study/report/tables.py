@@ -22,7 +22,7 @@ def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
     tested = len(verdicts) - counts["not run"]
     if not tested:
         return [f"None of the paper’s {len(verdicts)} claims listed here has been tested by the runs in this report."]
-    found = [f"{counts[name]} {VERDICT_WORDS[name]}" for name in VERDICTS[:4] if counts[name]]
+    found = [f"{counts[name]} {VERDICT_WORDS[name]}" for name in VERDICTS[:-1] if counts[name]]
     sentences = [
         f"Of the {len(verdicts)} claims of the paper listed here, {tested} {_have(tested)} been put to the test: "
         f"{_join(found)}; {counts['not run']} {_have(counts['not run'])} not been run."
