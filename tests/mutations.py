@@ -60,9 +60,6 @@ MUTATIONS = [
         ("leverage is added", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) + b @ solved.mT / network.train.n", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
         ("leverage is not divided by n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
         ("the removal's own curvature stays", "left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n", "left = matrix.clone()", f"{RESCALED}::test_the_newton_step_takes_the_removal_as_a_whole"),
-    ),
-    *_of(
-        "estimates/second_order.py",
         ("second order has the first order's sign", "(first - solve(torch.stack(curved)))", "(first + solve(torch.stack(curved)))", f"{RESCALED}::test_second_order_is_the_formula"),
     ),
     *_of(

@@ -13,8 +13,7 @@ import numpy as np
 from fragile_lib.choices import Chosen, Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS, budgets, by_solver, tracin, trak
 from fragile_lib.estimates.influence import influence, parameter_change
-from fragile_lib.estimates.rescaled import newton_step, rescaled
-from fragile_lib.estimates.second_order import second_order
+from fragile_lib.estimates.rescaled import newton_step, rescaled, second_order
 from fragile_lib.estimates.source import source
 from fragile_lib.estimates.streamed import estimate_streamed
 from fragile_lib.network import Network

@@ -10,6 +10,14 @@ of the loss in the logits), and grad loss_i = B_i^T c_i, Woodbury's formula give
 `rescaled` (rescaled influence functions: Rubinstein and Hopkins 2025, arXiv 2506.06656) sums it over the members of a
 removal. `newton_step` is one Newton step of the left-out objective: the removal as a whole, with its own Hessian where
 A is dense. Both need a solve for each left-out example, so that they are asked for what is really left out.
+
+`second_order` is the influence of a group to second order in the weights: the group's own curvature counts. With
+H_U = sum_U hess loss_i / n and g_U = sum_U grad loss_i / n,
+
+    delta = H^-1 g_U + H^-1 H_U H^-1 g_U
+
+(Basu, You and Feizi 2020, "On second-order group influence functions", equation 8, without the renormalisation of the
+weights that are left: here they stay 1/n; the third derivative of the loss is neglected as there).
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ from torch import Tensor
 from fragile_lib.choices import Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.network import Network
+from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.dense import ExactSolver
 from fragile_lib.solvers.gram import factors_of
 from fragile_lib.tools.measure import Peak
@@ -82,6 +91,29 @@ def newton_step(
     return Estimate(removals, changes, *told, indefinite=bad, additive=False)
 
 
+def second_order(network: Network, points: Points, removals: Removals) -> Estimate:
+    """Loss changes (k, m): grad f^T (delta_1 - G^-1 H_d delta_1), delta_1 = -G^-1 sum_i d_i grad loss_i.
+
+    G is the damped Gauss-Newton matrix as it is, without refinement (with this many right-hand sides that would cost
+    minutes), and H_d = sum_i d_i hess loss_i.
+    """
+    began, n = perf_counter(), network.train.n
+
+    def solve(v: Tensor) -> Tensor:
+        return network.gauss_newton.shifted(v, network.damping)
+
+    def own_product(group: tuple[int, ...], v: Tensor) -> Tensor:
+        some, weights = _own(network, group)
+        return some.products(network.theta[None], v[None, None], weights)[0, 0]
+
+    changes = removals.changes().to(network.theta)
+    first = -solve(changes @ network.train.example_gradients(network.theta[None], network.dataset)[0])
+    curved = [own_product(group, v) / -n for group, v in zip(removals.members, first, strict=True)]
+    found = (first - solve(torch.stack(curved))) @ network.test_gradients(points).T
+    seconds = perf_counter() - began
+    return Estimate(removals, found.double().cpu().numpy(), seconds=seconds, additive=False)
+
+
 class _Counted:
     """A solver's solutions, with the worst residual and outcome of all, and the products in all."""
 
@@ -128,10 +160,15 @@ def _dense_step(
     network: Network, matrix: Tensor, gradients: Tensor, group: tuple[int, ...], gauss_newton: bool
 ) -> tuple[np.ndarray, bool]:
     """The same with the removal's own Hessian, or its Gauss-Newton part, from the dense damped matrix (P, P)."""
-    some, n = network.members(group), network.train.n
-    weights = torch.ones(1, some.n, dtype=network.theta.dtype, device=network.theta.device)
+    (some, weights), n = _own(network, group), network.train.n
     left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n
     pull = some.gradient(network.theta[None], weights)[0]
     factor, info = torch.linalg.cholesky_ex(left)
     step = torch.cholesky_solve(pull[:, None], factor) if int(info) == 0 else torch.linalg.solve(left, pull[:, None])
     return (gradients @ step[:, 0] / n).double().cpu().numpy(), int(info) == 0
+
+
+def _own(network: Network, group: tuple[int, ...]) -> tuple[Objective, Tensor]:
+    """The losses of a removal's members, without L2, and weights (1, size) of one for each."""
+    some = network.members(group)
+    return some, torch.ones(1, some.n, dtype=network.theta.dtype, device=network.theta.device)

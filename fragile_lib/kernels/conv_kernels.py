@@ -315,18 +315,26 @@ def curved_deltas(net, odds, weights, tangent, turned):
 
 
 @compiled
-def backward(net, packed, units, deltas, bend):
-    """Pull the logits' deltas back to every layer; fill `bend` too unless it is empty."""
+def backward(net, packed, moved, units, deltas, bend, tangent, pulled, turning):
+    """Pull what `pulled` holds at the logits back to every layer.
+
+    When `turning`, `pulled` are the derivatives of `deltas`: through weights, their direction `moved` and the
+    activation's slope and bend. Otherwise `bend` is filled, unless it is empty.
+    """
     last = len(net.plan) - 1
     for layer in range(last, 0, -1):
-        clear_input(net, layer, deltas)
-        pull(net, layer, deltas, deltas, packed)
+        clear_input(net, layer, pulled)
+        pull(net, layer, pulled, pulled, packed)
+        if turning:
+            pull(net, layer, deltas, pulled, moved)
         if layer == last:
-            spread(net, deltas)
+            spread(net, pulled)
         at, count = net.plan[layer - 1, INTO], size(net, layer - 1)
-        if len(bend):
-            keep_bend(net, units, deltas, bend, at, count)
-        times_slope(net, units, deltas, at, count)
+        if len(bend) and not turning:
+            keep_bend(net, units, pulled, bend, at, count)
+        times_slope(net, units, pulled, at, count)
+        if turning:
+            add_bend(bend, tangent, pulled, at, count)
 
 
 @compiled
@@ -353,21 +361,6 @@ def tangent_forward(net, image, packed, moved, units, tangent):
             convolve(net, layer, tangent, tangent, packed, net.first, p[N_IN], net.add)
         if layer < last:
             times_slope(net, units, tangent, p[INTO], size(net, layer))
-
-
-@compiled
-def turned_backward(net, packed, moved, units, deltas, bend, tangent, turned):
-    """Pull the logits' turned deltas back through weights, their direction and the activation's slope and bend."""
-    last = len(net.plan) - 1
-    for layer in range(last, 0, -1):
-        clear_input(net, layer, turned)
-        pull(net, layer, turned, turned, packed)
-        pull(net, layer, deltas, turned, moved)
-        if layer == last:
-            spread(net, turned)
-        at, count = net.plan[layer - 1, INTO], size(net, layer - 1)
-        times_slope(net, units, turned, at, count)
-        add_bend(bend, tangent, turned, at, count)
 
 
 @compiled
@@ -501,7 +494,7 @@ def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out, 
                 add_cotangent(net, cotangent[b], deltas)
                 if len(values):
                     values[e] += paired(net, cotangent[b], units)
-            backward(net, packed[e], units, deltas, none)
+            backward(net, packed[e], packed[e], units, deltas, none, none, deltas, False)
             layer_sums(net, image, units, deltas, sums)
         add_lane_sums(out[e], 0, sums, 0, len(sums) // net.lanes)
 
@@ -562,15 +555,15 @@ def products(net, packed, moved, x, y, dataset, weights, gauss_newton, first, st
             softmax(net, units, odds)
             if not gauss_newton:
                 loss_deltas(net, odds, y[dataset[e]][rows], weights[e][rows], deltas)
-                backward(net, packed[e], units, deltas, bend)
+                backward(net, packed[e], packed[e], units, deltas, bend, none, deltas, False)
             for k in range(moved.shape[1]):
                 tangent_forward(net, image, packed[e], moved[e, k], units, tangent)
                 curved_deltas(net, odds, weights[e][rows], tangent, turned)
                 sums[:] = 0
                 if gauss_newton:
-                    backward(net, packed[e], units, turned, none)
+                    backward(net, packed[e], packed[e], units, deltas, none, none, turned, False)
                 else:
-                    turned_backward(net, packed[e], moved[e, k], units, deltas, bend, tangent, turned)
+                    backward(net, packed[e], moved[e, k], units, deltas, bend, tangent, turned, True)
                     tangent_sums(net, deltas, tangent, sums)
                 layer_sums(net, image, units, turned, sums)
                 add_lane_sums(out[e, k], 0, sums, 0, len(sums) // net.lanes)
@@ -597,7 +590,7 @@ def example_rows(net, packed, unpack, x, y, weights, rank, first, stop, out):
                 loss_deltas(net, odds, y[rows], ones, deltas)
             else:
                 factor_deltas(net, odds, weights[rows], c, deltas)
-            backward(net, packed, units, deltas, none)
+            backward(net, packed, packed, units, deltas, none, none, deltas, False)
             sums[:] = 0
             layer_sums(net, image, units, deltas, sums)
             for lane in range(net.lanes):
@@ -620,7 +613,7 @@ def hessian_columns(net, packed, columns, chosen, x, y, weights, first, stop, ou
         forward(net, image, packed, units)
         softmax(net, units, odds)
         loss_deltas(net, odds, y[rows], weights[rows], deltas)
-        backward(net, packed, units, deltas, bend)
+        backward(net, packed, packed, units, deltas, bend, tangent, deltas, False)
         for j in chosen:
             layer = columns[j, 0]
             start = net.plan[layer, GRADIENT]

@@ -336,11 +336,11 @@ def descend(theta, velocity, weights, x, y, dataset, sizes, activation, decay, r
     dataset (E,) which of the S each network sees; decay (P,) the L2 coefficient of each parameter.
     """
     units, slopes, deltas, _, _, odds, bits = _buffers(sizes, x.shape[2])
-    gradient = np.empty(theta.shape[1])
+    gradient, none = np.empty(theta.shape[1]), odds[:0]
     for e in range(theta.shape[0]):
         d = dataset[e]
         for _ in range(steps):
-            _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, odds[:0], bits)
+            _deltas(theta[e], weights[e], x[d], y[d], sizes, activation, units, slopes, deltas, none, bits)
             _layer_sums(sizes, deltas, units, gradient, False)
             _momentum_step(theta[e], velocity[e], gradient, decay, rate, momentum)
 

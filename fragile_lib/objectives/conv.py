@@ -170,20 +170,13 @@ class ConvObjective(Objective):
         found = self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed, beside=(sums,))
         return torch.from_numpy(sums.sum(0)), found + self.decay * theta
 
-    def _each_part(
-        self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int | None = None
-    ) -> None:
+    def _each_part(self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int = 0) -> None:
         """Run a kernel on each part of the blocks; out says what a part writes into."""
         parts = [(part, *ends) for part, ends in enumerate(_parts(0, blocks or self._blocks))]
         in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
 
     def _sum_of_parts(
-        self,
-        kernel: Callable,
-        shape: tuple[int, ...],
-        *fixed: object,
-        blocks: int | None = None,
-        beside: tuple[np.ndarray, ...] = (),
+        self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int = 0, beside: tuple = ()
     ) -> Tensor:
         """(*shape, P) the sum over parts of what a kernel adds up; what it writes besides, for each part."""
         count = len(_parts(0, blocks or self._blocks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -146,13 +145,6 @@ def find_layers(module: nn.Module) -> list[Layer | NormLayer]:
     return layers
 
 
-def own_copy(module: nn.Module, layers: list) -> tuple[nn.Module, list]:
-    """The module and its layers in a copy where no parameter is frozen: gradients have to reach every output."""
-    memo: dict = {}
-    copied = deepcopy(module, memo).requires_grad_(True)
-    return copied, [type(layer)(memo[id(layer.module)], layer.place) for layer in layers]
-
-
 def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers: list, x: Tensor) -> None:
     """Raise InputError where the module is not the model at theta, or a layer is not used exactly once."""
     flat = torch.cat([p.detach().flatten() for p in module.parameters()])
@@ -163,7 +155,7 @@ def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers:
     hooks = [layer.module.register_forward_hook(lambda part, *_: used.update([part])) for layer in layers]
     with torch.no_grad():
         logits = module(x[:2])
-        expected = objective.model(theta, x[:2]) if hasattr(objective, "model") else logits
+        expected = objective.model(theta, x[:2])
     for hook in hooks:
         hook.remove()
     for layer in layers:
