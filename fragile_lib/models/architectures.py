@@ -83,16 +83,13 @@ def build(
         InputError: an unknown name; channels or size below 1; a size too small for the network; fewer than two
             classes; a multiplier that is not finite and positive, or that empties a layer; a negative seed.
     """
-    known = {"architecture": (architecture, ARCHITECTURES), "norm": (norm, NORMS), "stem": (stem, STEMS)}
-    for name, (value, names) in known.items():
-        check_name(name, value, names)
-    for name, value, least in (
-        ("channels", channels, 1),
-        ("size", size, 1),
-        ("n_classes", n_classes, 2),
-        ("seed", seed, 0),
-    ):
-        check_count(name, value, least=least)
+    check_name("architecture", architecture, ARCHITECTURES)
+    check_name("norm", norm, NORMS)
+    check_name("stem", stem, STEMS)
+    check_count("channels", channels)
+    check_count("size", size)
+    check_count("n_classes", n_classes, least=2)
+    check_count("seed", seed, least=0)
     least = (_LEAST | _LEAST_STRIDED if stem == "strided" else _LEAST)[architecture]
     if size < least:
         raise bad_input("size", size, f"{architecture} needs images of at least {least} pixels a side")
