@@ -210,7 +210,8 @@ def image_subset(
             seed out of range, all before anything is fetched; or the set cannot be had.
     """
     known, classes = checked_subset(dataset, source, n_train, n_test, seed, classes)
-    raw = _pool() if source == "digits" else _raw_of(dataset)
+    whole = {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]
+    raw = _pool() if source == "digits" else whole()
     train = stratified(raw.train_labels, n_train, classes, [int(seed), 0])
     taken = train if source == "digits" else None  # one pool for both
     test = stratified(raw.test_labels, n_test, classes, [int(seed), 1], taken)
@@ -276,10 +277,6 @@ def is_available(dataset: str) -> bool:
     """
     check_name("dataset", dataset, tuple(IMAGE_SETS))
     return dataset != "cifar100" or all((data_root() / CIFAR100.folder / name).is_file() for name in CIFAR100.md5)
-
-
-def _raw_of(dataset: str) -> Raw:
-    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from math import floor, isfinite
 from numbers import Real
 
@@ -96,7 +95,11 @@ def build(
     is_number = isinstance(width_multiplier, Real) and not isinstance(width_multiplier, bool)
     if not (is_number and isfinite(width_multiplier) and width_multiplier > 0):
         raise bad_input("width_multiplier", width_multiplier, "give a finite number above 0")
-    scaled, narrowest = partial(_scaled, width_multiplier), _NARROWEST[architecture]
+
+    def scaled(width: int) -> int:
+        return floor(width * width_multiplier + 0.5)
+
+    narrowest = _NARROWEST[architecture]
     if scaled(narrowest) < 1:
         remedy = f"nothing is left of a layer of {narrowest} channels"
         remedy += f"; the smallest multiplier that works is {0.5 / narrowest}"
@@ -197,7 +200,3 @@ def drawing_from(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(kind)
-
-
-def _scaled(multiplier: float, width: int) -> int:
-    return floor(width * multiplier + 0.5)
