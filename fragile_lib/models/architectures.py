@@ -60,7 +60,7 @@ def build(
     * `resnet18`, `resnet50`: torchvision's, with another stem and no max pool after it. torchvision's start.
 
     Normalisation is a layer after each convolution of VGG and ResNet. `small_cnn` and `lenet` have none, and `norm` is
-    ignored there. `group` takes `networks.groups_of` groups. `none` leaves it out; a ResNet then has no biases but that
+    ignored there. `group` takes `layers.groups_of` groups. `none` leaves it out; a ResNet then has no biases but that
     of its last layer. The start is then He's by fan in, that of VGG's head by 1 / sqrt(fan in), and zero in the last
     convolution of each residual branch. On 600 digits (150 steps of 50, rate 0.05, an eighth of the width, two seeds)
     ResNet-18 came to losses of 0.09 and 0.21, from torchvision's start to 0.54 and 0.40. VGG-13 stays hard to train: at
