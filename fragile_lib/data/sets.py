@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from fragile_lib.data.raw import CIFAR100, Raw, cifar10_raw, cifar100_raw, mnist_raw
+from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
 
@@ -67,13 +68,6 @@ IMAGE_SETS = {
 }
 
 
-def image_set(dataset: str) -> ImageSet:
-    """What is known of the set of images with this name; `InputError` where there is none."""
-    if not isinstance(dataset, str) or dataset not in IMAGE_SETS:
-        raise bad_input("dataset", dataset, f"choose one of {', '.join(IMAGE_SETS)}")
-    return IMAGE_SETS[dataset]
-
-
 def checked_subset(
     dataset: str, source: str, n_train: int, n_test: int, seed: int, classes: int | None
 ) -> tuple[ImageSet, int]:
@@ -82,7 +76,8 @@ def checked_subset(
     Raises:
         InputError: something that the set cannot give; found without reading it.
     """
-    known = image_set(dataset)
+    check_name("dataset", dataset, tuple(IMAGE_SETS))
+    known = IMAGE_SETS[dataset]
     if source not in ("full", "digits"):
         raise bad_input("source", source, "choose full or digits")
     if source == "digits" and not known.digits:
@@ -175,8 +170,7 @@ def mnist_digits(n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
     checked_subset("mnist", "digits", n_train, n_test, seed, None)
     images, labels = _digits()
     parts = _digit_parts(labels, int(n_train), int(n_test), int(seed))
-    train, test = (_unit(images[part], labels[part], torch.float64) for part in parts)
-    return train, test
+    return tuple(_unit(images[part], labels[part], torch.float64) for part in parts)
 
 
 def small_mnist(source: str, n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
@@ -216,16 +210,17 @@ def image_subset(
             seed out of range, all before anything is fetched; or the set cannot be had.
     """
     known, classes = checked_subset(dataset, source, n_train, n_test, seed, classes)
-    raw = _pool() if source == "digits" else _raw_of(dataset)
+    whole = {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]
+    raw = _pool() if source == "digits" else whole()
     train = stratified(raw.train_labels, n_train, classes, [int(seed), 0])
     taken = train if source == "digits" else None  # one pool for both
     test = stratified(raw.test_labels, n_test, classes, [int(seed), 1], taken)
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (known.mean, known.deviation))
     parts = (raw.train_images[train], raw.train_labels[train]), (raw.test_images[test], raw.test_labels[test])
-    of_train, of_test = (_unit(*part, torch.float32) for part in parts)
-    for part in (of_train, of_test):
+    found = tuple(_unit(*part, torch.float32) for part in parts)
+    for part in found:
         part.x.sub_(mean).div_(deviation)
-    return of_train, of_test
+    return found
 
 
 def balanced(room: np.ndarray, n: int, order: np.ndarray) -> np.ndarray:
@@ -280,12 +275,8 @@ def is_available(dataset: str) -> bool:
     Raises:
         InputError: an unknown dataset.
     """
-    image_set(dataset)
+    check_name("dataset", dataset, tuple(IMAGE_SETS))
     return dataset != "cifar100" or all((data_root() / CIFAR100.folder / name).is_file() for name in CIFAR100.md5)
-
-
-def _raw_of(dataset: str) -> Raw:
-    return {"mnist": mnist_raw, "cifar10": cifar10_raw, "cifar100": cifar100_raw}[dataset]()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

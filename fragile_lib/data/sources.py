@@ -18,7 +18,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +262,7 @@ def pip_download(name: str, version: str, work: Path, size: float) -> Path:
     return work / name / name
 
 
-def unpack(archive: Path, inside: str, names: list[str], folder: Path) -> Path:
+def unpack(archive: Path, inside: str, names: Iterable[str], folder: Path) -> Path:
     """Copy the files `inside`/name of a .tgz archive to the new `folder`: nothing else, and only plain files.
 
     Raises:

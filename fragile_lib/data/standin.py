@@ -25,7 +25,7 @@ from fragile_lib.data.folder import MARK
 from fragile_lib.data.raw import cifar10_raw
 from fragile_lib.data.sets import stratified
 from fragile_lib.data.sources import RawSet, Route, pip_download, raw_files, rooted, workspace
-from fragile_lib.tools.checks import check_count
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import InputError, bad_input
 
 SOURCES = ("cifar10", "crops")
@@ -75,8 +75,7 @@ def standin_folder(
         InputError: an unknown source, a count below 1 or beyond CIFAR-10's; CIFAR-10 cannot be had; or the root cannot
             be written to. ImageNet's seven photographs are left out with a warning where they cannot be had.
     """
-    if source not in SOURCES:
-        raise bad_input("standin", source, f"choose one of {', '.join(SOURCES)}")
+    check_name("standin", source, SOURCES)
     for name, value, most in (("train_per_class", train_per_class, 5000), ("test_per_class", test_per_class, 1000)):
         check_count(name, value)
         if value > most:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from math import floor, isfinite
 from numbers import Real
 
@@ -61,7 +60,7 @@ def build(
     * `resnet18`, `resnet50`: torchvision's, with another stem and no max pool after it. torchvision's start.
 
     Normalisation is a layer after each convolution of VGG and ResNet. `small_cnn` and `lenet` have none, and `norm` is
-    ignored there. `group` takes `networks.groups_of` groups. `none` leaves it out; a ResNet then has no biases but that
+    ignored there. `group` takes `layers.groups_of` groups. `none` leaves it out; a ResNet then has no biases but that
     of its last layer. The start is then He's by fan in, that of VGG's head by 1 / sqrt(fan in), and zero in the last
     convolution of each residual branch. On 600 digits (150 steps of 50, rate 0.05, an eighth of the width, two seeds)
     ResNet-18 came to losses of 0.09 and 0.21, from torchvision's start to 0.54 and 0.40. VGG-13 stays hard to train: at
@@ -83,23 +82,24 @@ def build(
         InputError: an unknown name; channels or size below 1; a size too small for the network; fewer than two
             classes; a multiplier that is not finite and positive, or that empties a layer; a negative seed.
     """
-    known = {"architecture": (architecture, ARCHITECTURES), "norm": (norm, NORMS), "stem": (stem, STEMS)}
-    for name, (value, names) in known.items():
-        check_name(name, value, names)
-    for name, value, least in (
-        ("channels", channels, 1),
-        ("size", size, 1),
-        ("n_classes", n_classes, 2),
-        ("seed", seed, 0),
-    ):
-        check_count(name, value, least=least)
+    check_name("architecture", architecture, ARCHITECTURES)
+    check_name("norm", norm, NORMS)
+    check_name("stem", stem, STEMS)
+    check_count("channels", channels)
+    check_count("size", size)
+    check_count("n_classes", n_classes, least=2)
+    check_count("seed", seed, least=0)
     least = (_LEAST | _LEAST_STRIDED if stem == "strided" else _LEAST)[architecture]
     if size < least:
         raise bad_input("size", size, f"{architecture} needs images of at least {least} pixels a side")
     is_number = isinstance(width_multiplier, Real) and not isinstance(width_multiplier, bool)
     if not (is_number and isfinite(width_multiplier) and width_multiplier > 0):
         raise bad_input("width_multiplier", width_multiplier, "give a finite number above 0")
-    scaled, narrowest = partial(_scaled, width_multiplier), _NARROWEST[architecture]
+
+    def scaled(width: int) -> int:
+        return floor(width * width_multiplier + 0.5)
+
+    narrowest = _NARROWEST[architecture]
     if scaled(narrowest) < 1:
         remedy = f"nothing is left of a layer of {narrowest} channels"
         remedy += f"; the smallest multiplier that works is {0.5 / narrowest}"
@@ -200,7 +200,3 @@ def drawing_from(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(kind)
-
-
-def _scaled(multiplier: float, width: int) -> int:
-    return floor(width * multiplier + 0.5)

@@ -47,8 +47,8 @@ def prepare(
     module = module.to(device=device, memory_format=torch.channels_last)
     trained = train(module, x, y, schedule, weight_decay)
     frozen, at_start = (frozen_statistics(one, x, schedule.batch) for one in (trained.module, module))
-    how = n_classes, train_data, test_data, weight_decay, damping, chunk, device
-    network, start = held(frozen, *how), held(at_start, *how)
+    how = n_classes, train_data, test_data, weight_decay, damping, None, chunk, device
+    network, start = own(frozen, *how), own(at_start, *how)
     theta, objective = network.theta[None], network.train
     train_accuracy, test_accuracy = (float(accuracy(one, theta)[0]) for one in (objective, network.test))
     certificate = {
@@ -95,30 +95,15 @@ def own(
         InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`).
     """
     device = resolve_device(device)
-    network = held(module.to(device), n_classes, train_data, test_data, weight_decay, damping, chunk, device)
-    if schedule is None:
-        return network
-    start, data = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0), network.train.data
-    trainer = ModuleTrainer(start, (data.x[0], data.y[0]), weight_decay, module)
-    return replace(network, trainer=trainer, schedule=schedule)
-
-
-def held(
-    module: nn.Module,
-    n_classes: int,
-    train_data: Data,
-    test_data: Data,
-    weight_decay: float,
-    damping: float,
-    chunk: int,
-    device: str,
-) -> Network:
-    """What is known of any module at once: its parameters, J on data in memory, and ||grad J||; as in `own`."""
-    model = ModuleModel(module, n_classes)
+    model = ModuleModel(module.to(device), n_classes)
     objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
     norm = float(objective.gradient(model.theta[None], objective.uniform(1)).norm())
-    certificate = {"status": "not_certified", "grad_norm": norm}
-    return Network(model.theta, objective, objective.on(test_data), damping, certificate=certificate)
+    certificate, trainer = {"status": "not_certified", "grad_norm": norm}, None
+    if schedule is not None:
+        start = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
+        trainer = ModuleTrainer(start, (objective.data.x[0], objective.data.y[0]), weight_decay, module)
+    held = model.theta, objective, objective.on(test_data), damping
+    return Network(*held, certificate=certificate, trainer=trainer, schedule=schedule)
 
 
 def _placed(data: Data, device: str) -> Data:
