@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import shutil
 import signal
@@ -250,36 +251,22 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert tree(tmp_path) == {}
 
 
-PRELUDE = f"""
-import os, signal, sys, time
-from pathlib import Path
-from fragile_lib.data.sources import RawSet, Route, raw_files
-FILES, MD5, root = {FILES!r}, {MD5!r}, Path(sys.argv[1])
-"""
-
-
-def python(body: str, *arguments: Path | str) -> subprocess.Popen:
-    code = PRELUDE + textwrap.dedent(body)
-    home = Path(sources.__file__).parents[1]
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=home, stderr=subprocess.PIPE)
+FORK = multiprocessing.get_context("fork")  # a fresh start of Python would import all of the science
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_process_killed_while_it_unpacks_leaves_no_set_and_its_folder_goes_later(tmp_path):
-    killed = python(
-        """
-        def fetch(work):
-            (work / "images").write_bytes(FILES["images"])
-            (work / "labels").write_bytes(FILES["labels"][:3])
-            os.kill(os.getpid(), signal.SIGKILL)
-        raw_files(RawSet("Toy", "Toy/raw", MD5, (Route("killed", fetch),)), root)
-        """,
-        tmp_path,
-    )
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    def fetch(work):
+        write(work, {"images": FILES["images"], "labels": FILES["labels"][:3]})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = FORK.Process(target=raw_files, args=(toy(fetch), tmp_path))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".fetch-") and not (tmp_path / "Toy").exists()
+    assert sorted(path.name for path in left.iterdir()) == ["images", "labels"]
     assert raw_files(toy(good), tmp_path) == FILES
     assert left.exists()  # it might be another process at work
     yesterday = time.time() - 25 * 3600
@@ -289,27 +276,21 @@ def test_a_process_killed_while_it_unpacks_leaves_no_set_and_its_folder_goes_lat
     assert installed(tmp_path)
 
 
-def test_two_processes_at_once_do_no_harm(tmp_path):
-    body = """
-        def fetch(work):  # wait until both are here, so that both have found nothing
-            (Path(sys.argv[2]) / str(os.getpid())).touch()
-            while len(list(Path(sys.argv[2]).iterdir())) < 2:
-                time.sleep(0.001)
-            for name, content in FILES.items():
-                (work / name).write_bytes(content)
-            return work
-        assert raw_files(RawSet("Toy", "Toy/raw", MD5, (Route("both", fetch),)), root) == FILES
-        """
-    meeting = tmp_path / "meeting"
-    meeting.mkdir()
-    both = [python(body, tmp_path / "root", meeting) for _ in "ab"]
-    try:
-        said = [process.communicate(timeout=60)[1].decode() for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert said == ["", ""] and [process.returncode for process in both] == [0, 0]
-    assert installed(tmp_path / "root")
+def test_two_processes_at_once_do_no_harm(tmp_path, capfd):
+    meeting = FORK.Barrier(2, timeout=60)
+
+    def fetch(work):  # wait until both are here, so that both have found nothing
+        meeting.wait()
+        return write(work)
+
+    both = [FORK.Process(target=lambda: sys.exit(raw_files(toy(fetch), tmp_path) != FILES)) for _ in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0] and capfd.readouterr().err == ""
+    assert installed(tmp_path)
 
 
 def test_a_process_that_comes_second_leaves_the_files_of_the_first(tmp_path):
