@@ -110,15 +110,6 @@ def test_a_start_is_a_cut_normal_of_scale_two_over_root_fan_in():
     assert units.std().item() == pytest.approx(0.8796, abs=0.03)  # of a standard normal cut at two
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("channels", 0), ("channels", True), ("n_classes", 2.0), ("side", 20), ("side", -1), ("activation", "gelu")],
-)
-def test_a_bad_setting_of_the_network_is_named(name, value):
-    with pytest.raises(InputError, match=f"^{name} = "):
-        SmallCNN(**{name: value})
-
-
 # -- kernels against torch.func --------------------------------------------------------------------------------------
 
 
