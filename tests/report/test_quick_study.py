@@ -27,7 +27,6 @@ SMALLER = {
             "{depth: [1, 5], weight_decay: [0.005]}\n      open: {depth: [5], weight_decay: [0.0]}",
     },
     "imagenet": {"limits: {threads: 2}": "limits: {threads: 1}", "lissa_depth: 3": "lissa_depth: 1"},
-    "small_mnist": {"n_train: 320": "n_train: 200", "n_test: 400": "n_test: 200"},
 }  # fmt: skip
 
 
