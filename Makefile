@@ -21,6 +21,8 @@ else
   READY := active
 endif
 STUDY := $(RUN) -m fragile_lib.study
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
 .PHONY: help study test test-unit test-notebooks lab bench check-records mutations reports lint format clean active
@@ -40,14 +42,15 @@ help: ## this list
 study: $(READY) ## run what is not up to date, build the report, say where to open it
 	@$(STUDY) run --profile "$(PROFILE)" $(if $(NOTEBOOK),--notebook "$(NOTEBOOK)") $(if $(JOBS),--jobs "$(JOBS)")
 
-test: test-unit test-notebooks ## all tests
+# In the order of the files: the notebooks and the quick study take the longest and start first.
+test: $(READY) ## all tests
+	$(PYTEST) notebooks tests $(NBVAL) < /dev/null
 
 test-unit: $(READY) ## the tests under tests/
-	$(RUN) -m pytest tests -n 2 --dist loadscope < /dev/null
+	$(PYTEST) tests < /dev/null
 
 test-notebooks: $(READY) ## run every notebook as it opens
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(RUN) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-	  -n 2 --dist loadscope < /dev/null
+	$(PYTEST) notebooks $(NBVAL) < /dev/null
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks

@@ -2,6 +2,7 @@
 
 import os
 
+import matplotlib
 from llvmlite import binding
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,6 @@ if not binding.get_host_cpu_features().get("avx512f", False):
     # The AVX2 code of oneDNN 3.12 (torch 2.14) writes out of bounds in the weights' gradient of a strided 1x1
     # convolution of fewer than 8 channels, channels last. Networks as narrow as that exist in tests alone.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
-os.environ["MPLBACKEND"] = "Agg"
+matplotlib.use("Agg")  # of this process alone: a notebook's kernel keeps its own
 for name in [name for name in os.environ if name.startswith("FRAGILE_")]:
     del os.environ[name]

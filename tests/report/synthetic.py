@@ -142,6 +142,7 @@ def notebook(image: str, title: str = PROSE) -> nbformat.NotebookNode:
     error = v4.new_output("error", ename="ValueError", evalue="bad", traceback=["\x1b[0;31mValueError\x1b[0m: bad"])
     stdout = v4.new_output("stream", name="stdout", text="a" * 300 + "\n")
     stderr = v4.new_output("stream", name="stderr", text="\x1b[31mwarning\x1b[0m: 10%\r100%\n")
+    table = shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})
     claims = {"tags": ["claim-I3", "claim-I5"]}
     return v4.new_notebook(cells=[
         v4.new_markdown_cell(title),
@@ -151,8 +152,8 @@ def notebook(image: str, title: str = PROSE) -> nbformat.NotebookNode:
         v4.new_markdown_cell("## Fall with depth\n\nText before the figure.", metadata=claims),
         code("plot(results)", figure, tags=("headline", "claim-I1")),
         v4.new_markdown_cell("### Details\n\n## Fall with depth\n\nThe same heading twice."),
-        code("table", shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})),
-        code("same", shown({"text/html": TABLE, "text/plain": "-"}, {"text/html": {"caption": "Means over seeds."}})),
+        code("table", table),
+        code("table.T", table),
         code("plot(again)", shown({"image/png": image})),
         code("bad()", error),
     ])  # fmt: skip

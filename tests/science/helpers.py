@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import jacrev, jvp, vjp
+from torch.nn.functional import cross_entropy
 
 from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data, iris_splits
@@ -173,3 +175,52 @@ def random_network(
     theta = torch.tensor(0.7 * rng.standard_normal((size, model.n_params)))
     weights = torch.tensor(rng.random((size, n)) / n)
     return FusedObjective(model, data, weight_decay), Objective(model, data, weight_decay), theta, weights
+
+
+def value_by_hand(objective: Objective, e: int, weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """J of network e on data set e, written out."""
+    x, y, marks = objective.data.x[e], objective.data.y[e], objective.model.is_weight
+
+    def value(theta: Tensor) -> Tensor:
+        lost = cross_entropy(objective.model(theta, x), y, reduction="none")
+        return (weights[e] * lost).sum() + objective.weight_decay / 2 * (marks * theta**2).sum()
+
+    return value
+
+
+def triple_product(objective: Objective, theta: Tensor, weights: Tensor) -> Tensor:
+    """The Gauss-Newton matrix of the first network, as Jacobian, curvature of the losses, Jacobian."""
+    jacobian = jacrev(lambda t: objective.model(t, objective.data.x[0]))(theta[0])  # (n, classes, P)
+    p = objective.logits(theta)[0].softmax(1)
+    middle = weights[0][:, None, None] * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
+    return torch.einsum("ncp,ncd,ndq->pq", jacobian, middle, jacobian) + torch.diag(objective.decay)
+
+
+def vectors(theta: Tensor, count: int = 2, seed: int = 5) -> Tensor:
+    """Random vectors for each of a stack of networks."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(theta), count, theta.shape[1], dtype=torch.float64, generator=generator)
+
+
+def everything(
+    objective: Objective, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, v: Tensor | None = None
+) -> list[Tensor]:
+    """Value, gradient, products and matrices of both curvatures."""
+    v = vectors(theta) if v is None else v
+    return [
+        objective.value(theta, weights, dataset),
+        objective.gradient(theta, weights, dataset),
+        *(objective.products(theta, v, weights, dataset, gauss_newton=g) for g in (False, True)),
+        *(objective.matrices(theta, weights, dataset, gauss_newton=g) for g in (False, True)),
+    ]
+
+
+def with_examples(objective: Objective, rows: Tensor) -> Objective:
+    """The same objective of these of its examples, in this order."""
+    data = Data(objective.data.x[:, rows], objective.data.y[:, rows])
+    return type(objective)(objective.model, data, objective.weight_decay)
+
+
+def same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from helpers import Linear, iris_subset, rotated
+from helpers import Linear, iris_subset, rotated, with_examples
 from torch import Tensor, nn
 
 from fragile_lib.data.sets import Data
@@ -112,8 +112,7 @@ def linear_problem(weight_decay: float = 0.02, per_class: int = 10) -> tuple[Obj
 def shuffled(objective: Objective, seed: int = 0) -> tuple[Objective, Tensor]:
     """The same objective with its examples in another order, and the order."""
     order = torch.randperm(objective.n, generator=torch.Generator().manual_seed(seed))
-    data = Data(objective.data.x[:, order], objective.data.y[:, order])
-    return type(objective)(objective.model, data, objective.weight_decay), order
+    return with_examples(objective, order), order
 
 
 def dense(objective: Objective, theta: Tensor, gauss_newton: bool) -> Tensor:

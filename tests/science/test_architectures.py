@@ -371,27 +371,27 @@ def test_the_least_multiplier_works_and_a_smaller_one_names_it(name, narrowest):
 def test_a_batch_of_one_is_refused_under_batch_norm():
     for norm, batch in (("batch", 2), ("group", 1), ("none", 1)):
         check_batch(norm, batch)
-    with pytest.raises(InputError, match="batch = 1: batch normalisation needs 2 images or more"):
-        check_batch("batch", 1)
-    with pytest.raises(InputError, match="batch = 0: give a whole number of at least 1"):
-        check_batch("group", 0)
-    with pytest.raises(InputError, match="norm = 'layer'"):
-        check_batch("layer", 2)
+    for norm, batch, words in (
+        ("batch", 1, "batch = 1: batch normalisation needs 2 images or more"),
+        ("group", 0, "batch = 0: give a whole number of at least 1"),
+        ("layer", 2, "norm = 'layer'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_batch(norm, batch)
 
 
 def test_bad_input_of_frozen_statistics_is_named():
     module, x = build("resnet18", 1, 8, 3, 0.125), images(6, 1, 8, torch.float32)
-    with pytest.raises(InputError, match="batch = 1: batch normalisation"):
-        frozen_statistics(module, x, 1)
-    for batch in (4, 12):
-        with pytest.raises(InputError, match=f"batch = {batch}: all batches .* give a divisor of n = 6"):
-            frozen_statistics(module, x, batch)
-    with pytest.raises(InputError, match="batch = 0"):
-        frozen_statistics(build("resnet18", 1, 8, 3, 0.125, "none"), x, 0)
-    with pytest.raises(InputError, match=r"x.shape = \(1, 8, 8\)"):
-        frozen_statistics(module, x[0], 2)
-    with pytest.raises(InputError, match=r"x.shape = \(0, 1, 8, 8\)"):
-        frozen_statistics(module, x[:0], 2)
+    for network, given, batch, words in (
+        (module, x, 1, "batch = 1: batch normalisation"),
+        (module, x, 4, "batch = 4: all batches .* give a divisor of n = 6"),
+        (module, x, 12, "batch = 12: all batches .* give a divisor of n = 6"),
+        (build("resnet18", 1, 8, 3, 0.125, "none"), x, 0, "batch = 0"),
+        (module, x[0], 2, r"x.shape = \(1, 8, 8\)"),
+        (module, x[:0], 2, r"x.shape = \(0, 1, 8, 8\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            frozen_statistics(network, given, batch)
 
 
 def test_unknown_names_are_refused():

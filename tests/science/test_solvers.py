@@ -16,7 +16,6 @@ from fragile_lib.objectives.fused import FusedObjective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.solvers import DenseSolver, ExactSolver, LissaSolver, lissa_partition, lissa_random, lissa_single
 from fragile_lib.solvers.spectrum import example_curvature_bound, extreme_eigenvalues
-from fragile_lib.tools.errors import InputError
 
 
 def eye(like):
@@ -150,30 +149,6 @@ def test_too_small_a_scale_is_named_as_a_diverged_solver(small_optimum):
     solution = LissaSolver(objective, theta, 0.1, depth=2000, scale=1e-3)(v)
     assert solution.status == "solver_diverged"
     assert torch.isnan(solution.x).all() and torch.isnan(solution.residual).all()
-
-
-@pytest.mark.parametrize("damping", [-1e-9, float("nan"), float("inf")])
-def test_a_bad_damping_is_named(small_optimum, damping):
-    objective, theta, _ = small_optimum
-    for kind in (ExactSolver, LissaSolver):
-        with pytest.raises(InputError, match="^damping = "):
-            kind(objective, theta, damping)
-
-
-@pytest.mark.parametrize(
-    ("name", "setting"),
-    [
-        ("lissa_depth", {"depth": 0}),
-        ("lissa_repeats", {"repeats": 0}),
-        ("lissa_batch", {"batch": 19}),
-        ("draws", {"draws": "sorted"}),
-        *[("lissa_scale", {"scale": bad}) for bad in (0.0, -1.0, float("nan"))],
-    ],
-)
-def test_a_bad_setting_of_lissa_is_named(small_optimum, name, setting):
-    objective, theta, _ = small_optimum
-    with pytest.raises(InputError, match=f"^{name} = "):
-        LissaSolver(objective, theta, 0.1, **setting)
 
 
 def test_the_three_ways_to_draw_are_the_recursion_written_out(small_optimum):

@@ -487,11 +487,3 @@ def test_another_loss_and_another_decay_are_refused():
     objective.decay = objective.decay.clone()
     objective.decay[0] = 0.5
     refused("^decay = .*weights", objective, theta, module)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("damping", 0.0), ("damping", -1.0), ("batch", 0), ("batch", 1.5), ("samples", 0), ("samples", 1.5)],
-)
-def test_a_bad_setting_is_named(name, value):
-    refused(f"^{name} = ", *mlp_problem(), **{name: value})

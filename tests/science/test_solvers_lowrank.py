@@ -174,24 +174,6 @@ def test_low_rank_influences_agree_with_the_exact_ones_where_the_remainder_is_ke
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [ArnoldiSolver, NystroemSolver])
-@pytest.mark.parametrize("rank", [0, -1, 13, 2.5, True])
-def test_a_bad_rank_is_named(kind, rank):
-    objective = Planted(np.eye(12))
-    with pytest.raises(InputError, match="^rank = "):
-        kind(objective, objective.theta, 0.1, rank)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("tolerance", 1.0), ("tolerance", -1e-3), ("max_restarts", 0)],
-)
-def test_a_bad_setting_of_arnoldi_is_named(name, value):
-    objective = Planted(np.eye(12))
-    with pytest.raises(InputError, match=f"^{name} = "):
-        ArnoldiSolver(objective, objective.theta, 0.1, 3, **{name: value})
-
-
 def test_a_damping_of_zero_is_refused_where_the_remainder_would_be_divided_by_it():
     objective = Planted(np.eye(12))
     with pytest.raises(InputError, match="^damping = 0"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import shutil
 import signal
@@ -95,13 +96,11 @@ def test_home_and_relative_folders_are_made_absolute(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the cache folder of other systems is elsewhere")
-@pytest.mark.parametrize("unset", [True, False])
-def test_without_a_choice_the_data_root_is_a_cache_folder_of_the_user(monkeypatch, tmp_path, unset):
-    if unset:
-        monkeypatch.delenv("FRAGILE_DATA", raising=False)
-    else:
-        monkeypatch.setenv("FRAGILE_DATA", "")
+def test_without_a_choice_the_data_root_is_a_cache_folder_of_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("FRAGILE_DATA", "")
+    assert data_root() == tmp_path / "fragile"
+    monkeypatch.delenv("FRAGILE_DATA")
     assert data_root() == tmp_path / "fragile"
 
 
@@ -123,12 +122,15 @@ def test_the_layout_is_that_of_torchvision():
     assert [f"{name}.gz" for name in MNIST.md5] == [name for name, _ in Torchvision.resources]
 
 
-def test_a_wrong_file_is_set_aside_named_and_replaced(tmp_path):
-    write(tmp_path / "Toy/raw", {**FILES, "labels": b"0123456780", "mine": b"stays"})
+def test_a_wrong_file_or_a_folder_in_its_place_is_set_aside_named_and_replaced(tmp_path):
+    place = write(tmp_path / "Toy/raw", {**FILES, "labels": b"0123456780", "mine": b"stays"})
     with pytest.warns(UserWarning, match=r"labels: wrong checksum \(MD5 .* of 10 bytes.*labels\.bad"):
         assert raw_files(toy(good), tmp_path) == FILES
-    expected = {**FILES, "labels.bad": b"0123456780", "mine": b"stays"}
-    assert tree(tmp_path) == {f"Toy/raw/{name}": content for name, content in expected.items()}
+    assert tree(place) == {**FILES, "labels.bad": b"0123456780", "mine": b"stays"}
+    write(tmp_path / "other/Toy/raw/labels", {"a": b"b"})
+    with pytest.warns(UserWarning, match="labels: cannot be read"):
+        assert raw_files(toy(good), tmp_path / "other") == FILES
+    assert tree(tmp_path / "other/Toy/raw") == {**FILES, "labels.bad/a": b"b"}
 
 
 def test_a_missing_file_is_added_without_a_warning(tmp_path):
@@ -137,13 +139,6 @@ def test_a_missing_file_is_added_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         assert raw_files(toy(good), tmp_path) == FILES
     assert installed(tmp_path)
-
-
-def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path):
-    write(tmp_path / "Toy/raw/labels", {"a": b"b"})
-    with pytest.warns(UserWarning, match="labels: cannot be read"):
-        assert raw_files(toy(good), tmp_path) == FILES
-    assert tree(tmp_path / "Toy/raw") == {**FILES, "labels.bad/a": b"b"}
 
 
 def test_a_wrong_file_stays_where_it_is_when_nothing_better_can_be_had(tmp_path):
@@ -180,25 +175,22 @@ def test_one_error_names_every_source_its_reason_and_what_to_do_by_hand(tmp_path
     assert tree(tmp_path / "new") == {}
 
 
-def test_a_wrong_checksum_from_a_route_is_refused(tmp_path):
-    with pytest.raises(InputError, match="route 0: what it gave is not Toy: labels: wrong checksum"):
-        raw_files(toy(lambda work: write(work / "raw", {**FILES, "labels": b"0123456780"})), tmp_path)
-    assert tree(tmp_path) == {}
+def full(work):
+    write(work / "raw", {"images": b"pix"})
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work / "raw" / "labels"))
 
 
-def test_a_route_that_gives_too_few_files_is_refused(tmp_path):
-    with pytest.raises(InputError, match="route 0: what it gave is not Toy: labels: missing; more: missing"):
-        raw_files(toy(lambda work: write(work / "raw", {"images": FILES["images"]})), tmp_path)
-    assert tree(tmp_path) == {}
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
-    def full(work):
-        write(work / "raw", {"images": b"pix"})
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work / "raw" / "labels"))
-
-    with pytest.raises(InputError, match="route 0: OSError: .*No space left on device"):
-        raw_files(toy(full), tmp_path)
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        (lambda work: write(work / "raw", FILES | {"labels": b"0123456780"}), "not Toy: labels: wrong checksum"),
+        (lambda work: write(work / "raw", {"images": FILES["images"]}), "not Toy: labels: missing; more: missing"),
+        (full, "OSError: .*No space left on device"),
+    ],
+)
+def test_a_route_that_does_not_give_the_set_is_refused_and_leaves_nothing(tmp_path, route, reason):
+    with pytest.raises(InputError, match=f"route 0: (what it gave is )?{reason}"):
+        raw_files(toy(route), tmp_path)
     assert tree(tmp_path) == {}
 
 
@@ -260,36 +252,22 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert tree(tmp_path) == {}
 
 
-PRELUDE = f"""
-import os, signal, sys, time
-from pathlib import Path
-from fragile_lib.data.sources import RawSet, Route, raw_files
-FILES, MD5, root = {FILES!r}, {MD5!r}, Path(sys.argv[1])
-"""
-
-
-def python(body: str, *arguments: Path | str) -> subprocess.Popen:
-    code = PRELUDE + textwrap.dedent(body)
-    home = Path(sources.__file__).parents[1]
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=home, stderr=subprocess.PIPE)
+FORK = multiprocessing.get_context("fork")  # a fresh start of Python would import all of the science
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_process_killed_while_it_unpacks_leaves_no_set_and_its_folder_goes_later(tmp_path):
-    killed = python(
-        """
-        def fetch(work):
-            (work / "images").write_bytes(FILES["images"])
-            (work / "labels").write_bytes(FILES["labels"][:3])
-            os.kill(os.getpid(), signal.SIGKILL)
-        raw_files(RawSet("Toy", "Toy/raw", MD5, (Route("killed", fetch),)), root)
-        """,
-        tmp_path,
-    )
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    def fetch(work):
+        write(work, {"images": FILES["images"], "labels": FILES["labels"][:3]})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = FORK.Process(target=raw_files, args=(toy(fetch), tmp_path))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".fetch-") and not (tmp_path / "Toy").exists()
+    assert sorted(path.name for path in left.iterdir()) == ["images", "labels"]
     assert raw_files(toy(good), tmp_path) == FILES
     assert left.exists()  # it might be another process at work
     yesterday = time.time() - 25 * 3600
@@ -299,27 +277,21 @@ def test_a_process_killed_while_it_unpacks_leaves_no_set_and_its_folder_goes_lat
     assert installed(tmp_path)
 
 
-def test_two_processes_at_once_do_no_harm(tmp_path):
-    body = """
-        def fetch(work):  # wait until both are here, so that both have found nothing
-            (Path(sys.argv[2]) / str(os.getpid())).touch()
-            while len(list(Path(sys.argv[2]).iterdir())) < 2:
-                time.sleep(0.001)
-            for name, content in FILES.items():
-                (work / name).write_bytes(content)
-            return work
-        assert raw_files(RawSet("Toy", "Toy/raw", MD5, (Route("both", fetch),)), root) == FILES
-        """
-    meeting = tmp_path / "meeting"
-    meeting.mkdir()
-    both = [python(body, tmp_path / "root", meeting) for _ in "ab"]
-    try:
-        said = [process.communicate(timeout=60)[1].decode() for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert said == ["", ""] and [process.returncode for process in both] == [0, 0]
-    assert installed(tmp_path / "root")
+def test_two_processes_at_once_do_no_harm(tmp_path, capfd):
+    meeting = FORK.Barrier(2, timeout=60)
+
+    def fetch(work):  # wait until both are here, so that both have found nothing
+        meeting.wait()
+        return write(work)
+
+    both = [FORK.Process(target=lambda: sys.exit(raw_files(toy(fetch), tmp_path) != FILES)) for _ in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0] and capfd.readouterr().err == ""
+    assert installed(tmp_path)
 
 
 def test_a_process_that_comes_second_leaves_the_files_of_the_first(tmp_path):

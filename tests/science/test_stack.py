@@ -170,30 +170,6 @@ def test_a_diverged_member_leaves_the_others_alone():
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("steps", -1),
-        ("steps", 2.0),
-        ("batch", 0),
-        ("seed", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("epsilon", -1e-8),
-        ("drops", ((0.5, 0.1), (0.2, 0.1))),
-        ("drops", ((1.5, 0.1),)),
-        ("drops", ((0.5, 0.0),)),
-        ("optimiser", "lbfgs"),
-        ("momentum", 1.0),
-        ("betas", (0.9, 1.0)),
-        ("nesterov", True),
-    ],
-)
-def test_a_bad_schedule_is_named(name, value):
-    with pytest.raises(InputError, match=f"^{name} = "):
-        Schedule(**({"steps": 10} | {name: value}))
-
-
 def test_a_batch_beyond_the_data_and_wild_checkpoints_are_refused():
     objective, theta, weights = problem()
     with pytest.raises(InputError, match="^batch = "):

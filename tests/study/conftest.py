@@ -117,7 +117,7 @@ class Toy:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,  # a kernel that does not start in 120 seconds is tried once more
         )
 
     def run_dir(self, run_id: str, profile: str = "quick") -> Path:
