@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -63,25 +64,20 @@ def direction_of(network: Network, points: Points, name: str, **options: object)
         part = kept.load("solution")
         x = torch.from_numpy(part["x"]).to(network.theta)
         return Direction(x, *(float(n) for n in part["numbers"]), status=str(part["status"]))
-    found = direction(network, points, lambda: _Safe(SOLVERS[name](network, **options), name))
+    found = direction(network, points, lambda: partial(_safely, name, SOLVERS[name](network, **options)))
     numbers = np.array([found.residual, found.seconds, found.products, found.memory_mb])
     kept.save("solution", x=found.x.cpu().numpy(), numbers=numbers, status=np.array(found.status))
     return found
 
 
-class _Safe:
-    """A solver whose failed decomposition is an outcome: no other estimator is lost by it."""
-
-    def __init__(self, solver: Solver, name: str) -> None:
-        self.solver, self.name = solver, name
-
-    def __call__(self, v: Tensor) -> Solution:
-        began = perf_counter()
-        try:
-            return self.solver(v)
-        except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
-            warnings.warn(f"{self.name}: {error}", stacklevel=2)
-            return Solution(*nowhere(v), perf_counter() - began, "solver_diverged", 0.0)
+def _safely(name: str, solver: Solver, v: Tensor) -> Solution:
+    """What a solver finds; a failed decomposition is an outcome, so that no other estimator is lost by it."""
+    began = perf_counter()
+    try:
+        return solver(v)
+    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+        warnings.warn(f"{name}: {error}", stacklevel=2)
+        return Solution(*nowhere(v), perf_counter() - began, "solver_diverged", 0.0)
 
 
 def _facts(network: Network, points: Points, options: Mapping[str, object]) -> dict:

@@ -1,7 +1,7 @@
 """Attributions that invert no curvature: the gradient product, TracIn over checkpoints, and TRAK's random projections.
 
 All return loss changes on the scale of `influence`: loss after the removal minus loss before it, positive = helpful,
-linear in the change of weights d (k, n). Leave-one-out is d = -e_i/n.
+linear in the change of weights d (k, n). Leave-one-out is d = -e_i/n. TracIn and TRAK take objectives on one data set.
 """
 
 from __future__ import annotations
@@ -41,13 +41,7 @@ class IdentitySolver(AppliedInverse):
 
 
 def tracin(
-    train: Objective,
-    test: Objective,
-    checkpoints: Tensor,
-    step_sizes: Tensor,
-    removals: Tensor,
-    points: Tensor,
-    dataset: int = 0,
+    train: Objective, test: Objective, checkpoints: Tensor, step_sizes: Tensor, removals: Tensor, points: Tensor
 ) -> Tensor:
     """TracInCP (Pruthi, Liu, Kale and Sundararajan 2020): the removals' effect on the steps that were taken, (k, m).
 
@@ -73,10 +67,10 @@ def tracin(
         raise bad_input("checkpoints", tuple(checkpoints.shape), "give networks (C, P), C at least 1")
     if sizes.shape != checkpoints.shape[:1] or not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
         raise bad_input("step_sizes", step_sizes, "give one finite number of at least 0 for each checkpoint")
-    place, changes = torch.tensor([dataset]), 0.0
+    changes = 0.0
     for theta, size in zip(checkpoints, sizes.tolist(), strict=True):
-        gradients = _loss_gradients(test, theta, points, dataset)
-        slopes = train.directional(theta[None], gradients[None], place)[0]
+        gradients = _loss_gradients(test, theta, points)
+        slopes = train.directional(theta[None], gradients[None])[0]
         changes = changes - size * (removals.to(slopes) @ slopes.T)
     return changes
 
@@ -91,7 +85,6 @@ def trak(
     damping: float = 0.0,
     seed: int = 0,
     chunk: int = 128,
-    dataset: int = 0,
 ) -> Tensor:
     """TRAK (Park, Georgiev, Ilyas, Leclerc and Madry 2023, equation 17), turned into loss changes (k, m).
 
@@ -119,8 +112,8 @@ def trak(
     if dim is not None and dim > train.n and damping == 0:
         raise bad_input("dim", dim, f"give at most the number of training examples, {train.n}, or a damping above 0")
     points = torch.as_tensor(points, device=train.device)
-    x, y = train.data.x[dataset], train.data.y[dataset]
-    x_test, y_test = test.data.x[dataset][points], test.data.y[dataset][points]
+    x, y = train.data.x[0], train.data.y[0]
+    x_test, y_test = test.data.x[0][points], test.data.y[0][points]
     products, doubt, test_doubt = 0.0, 0.0, 0.0
     for number, theta in enumerate(checkpoints):
         projection = _projection(dim, theta, [seed, 5, number])
@@ -133,10 +126,10 @@ def trak(
     return -train.n * removals.to(tau) @ (loss_scale[:, None] * tau).T
 
 
-def _loss_gradients(test: Objective, theta: Tensor, points: Tensor, dataset: int = 0) -> Tensor:
+def _loss_gradients(test: Objective, theta: Tensor, points: Tensor) -> Tensor:
     """grad loss of each test point (m,) at theta (P,): (m, P)."""
     one_hot = torch.nn.functional.one_hot(torch.as_tensor(points), test.n).to(theta)
-    return test.gradient(theta.expand(len(one_hot), -1), one_hot, torch.full((len(one_hot),), dataset))
+    return test.gradient(theta.expand(len(one_hot), -1), one_hot)
 
 
 def margin_features(

@@ -28,11 +28,6 @@ class Layer:
     place: slice
 
     @property
-    def size(self) -> int:
-        """p, the number of its parameters."""
-        return self.place.stop - self.place.start
-
-    @property
     def n_weights(self) -> int:
         """Its parameters without the bias."""
         return self.module.weight.numel()

@@ -100,7 +100,7 @@ def approximated(made):
     if isinstance(made, DiagonalBlock):
         return torch.diag(made.spectrum)
     if isinstance(made, kfac.Block):
-        inside = made.layer.join(torch.eye(made.layer.size).to(made.left))
+        inside = made.layer.join(torch.eye(made.layer.place.stop - made.layer.place.start).to(made.left))
         inside = (made.left.T @ inside @ made.right) * made.spectrum
         return made.layer.split(made.left @ inside @ made.right.T)
     decay = made.operator.objective.decay.to(made.operator.theta)
