@@ -36,9 +36,9 @@ LINEAR, TEST, FITTED, _ = linear_problem()
 PLANTED = planted("well conditioned")
 ON_PLANTED = {"objective": PLANTED, "theta": PLANTED.theta, "damping": 0.1}
 ON_NETWORK = {"objective": TRAIN, "theta": THETA, "damping": 0.1}
-KRONECKER = {"damping": (0.0, -1.0), "batch": (0, 1.5), "samples": (0, 1.5), "chunk": (0,)}
+KRONECKER = {"damping": (0.0, -1.0), "batch": (0, 1.5), "samples": (0, 1.5)}
 ITERATIVE = {"tolerance": (0.0, 1.0, -1e-3, NAN), "max_iterations": (0, 2.5)}
-RANK, COUNT = (0, -1, 13, 2.5, True), (0, -1, 1.5, True)
+RANK = (0, -1, 13, 2.5, True)
 
 # What takes the settings, the others given; then values that each of its settings must not have.
 CALLS = {
