@@ -74,6 +74,7 @@ MUTATIONS = [
     ),
     *_of(
         "agreement.py",
+        ("correlations are not corrected by a root", "r / reliability**0.5", "r / reliability", f"{ROWS}::test_the_mean_of_many_repetitions_is_more_reliable_than_one_and_the_correction_removes_the_noise"),
         ("ratio of norms is a mean", "ratio = float(np.median(ratios))", "ratio = float(np.mean(ratios))", AGREE),
         ("slope is that of the estimate on the truth", "(e @ t) / (e @ e)", "(e @ t) / (t @ t)", AGREE),
         ("Spearman without ranks", "spearman = _pearson(stats.rankdata(estimate), stats.rankdata(truth))", "spearman = _pearson(estimate, truth)", AGREE),
@@ -81,7 +82,6 @@ MUTATIONS = [
     ),
     *_of(
         "rows.py",
-        ("correlations are not corrected by a root", "r / reliability**0.5", "r / reliability", f"{ROWS}::test_the_mean_of_many_repetitions_is_more_reliable_than_one_and_the_correction_removes_the_noise"),
         ("rows of few left-out networks are ok", "REACHED_SHARE = 0.8", "REACHED_SHARE = 0.1", f"{ROWS}::test_a_row_needs_four_fifths_of_its_left_out_networks"),
         ("another point's truth", "true, estimated = truth.on(removals)[:, j], estimate.on(removals)[:, j]", "true, estimated = truth.on(removals)[:, 0], estimate.on(removals)[:, j]", f"{ROWS}::test_each_test_point_is_compared_on_its_own_training_points"),
     ),

@@ -147,14 +147,27 @@ def _fetched(route: Route, wanted: RawSet, root: Path) -> dict[str, bytes]:
             contents = checked(folder, wanted.md5)
         except RouteFailed as failure:
             raise RouteFailed(f"what it gave is not {wanted.name}: {failure}") from None
-        place = root / wanted.folder
-        place.mkdir(parents=True, exist_ok=True)
-        for name, fault in _verified(place, wanted.md5)[1].items():  # another process may have come first
+        whole = work / "whole"
+        whole.mkdir()
+        for name in wanted.md5:
+            os.replace(folder / name, whole / name)
+        _install(whole, root / wanted.folder, wanted.md5)
+    return contents
+
+
+def _install(whole: Path, place: Path, md5: Mapping[str, str]) -> None:
+    """Rename the folder `whole` to `place`; where that exists and is not empty, its files, each only if needed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(whole, place)  # the whole set in one step
+    except OSError:
+        if not place.is_dir():
+            raise
+        for name, fault in _verified(place, md5)[1].items():  # another process may have come first
             if (place / name).exists():
                 os.replace(place / name, place / f"{name}.bad")
                 warnings.warn(f"{place / name}: {fault}; renamed to {name}.bad and replaced", stacklevel=2)
-            os.replace(folder / name, place / name)
-    return contents
+            os.replace(whole / name, place / name)
 
 
 @contextmanager

@@ -133,8 +133,8 @@ def check_values(
     declarations: dict[str, Declaration], values: dict[str, Any], where: str, complete: bool = True
 ) -> dict[str, Any]:
     """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
-    for name, value in values.items():
-        require(name in declarations, name, value, f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
+    for name in values.keys() - declarations.keys():  # the likeness of names is costly, and seldom asked for
+        raise bad_input(name, values[name], f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
     missing = [name for name in declarations if name not in values]
     if complete and missing:
         declaration = declarations[missing[0]]

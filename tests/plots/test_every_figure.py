@@ -42,6 +42,8 @@ def table(which: str) -> pd.DataFrame:
 
 @functools.cache
 def drawn(name: str, which: str = "synthetic") -> plots.Picture:
+    if which == "committed" and show_rows(table(which), plots.SPECS[name]) is None:
+        pytest.skip("no committed run has measured this yet")
     return plots.figure(name, table(which), damping=DAMPING)
 
 
@@ -78,7 +80,7 @@ def test_every_figure_has_texts_and_leaves_the_table_alone(name, which):
 @pytest.mark.parametrize("name", MEANS)
 def test_marks_are_the_rows_means_and_intervals_and_all_are_drawn_and_told(name, which):
     spec = plots.SPECS[name]
-    shown, picture = show_rows(table(which), spec), drawn(name, which)
+    picture, shown = drawn(name, which), show_rows(table(which), spec)
     keys = list(dict.fromkeys(["statistic", *spec.keys]))
     for key, cells in shown.cells.groupby(keys):  # independently of how the marks were made
         values = cells.groupby(list(spec.unit))["value"].mean()
@@ -104,10 +106,10 @@ def test_marks_are_the_rows_means_and_intervals_and_all_are_drawn_and_told(name,
     if shown.marks["n"].max() > 1 and (isinstance(told[spec.at].iloc[0], str)):
         for mean in told["mean"]:
             assert words.number(mean) in picture.alt
-    for r in shown.marks["repeated"].dropna():
+    for r in shown.marks["ceiling"].dropna():
         assert words.number(r) in picture.alt
-    if shown.marks["repeated"].notna().any():
-        assert "about the square root" in picture.caption
+    if shown.marks["ceiling"].notna().any():
+        assert "without error would reach" in picture.caption
     missing = shown.cells.loc[shown.cells["statistic"] == spec.statistics[0], "value"].isna().sum()
     assert (f"No number in {missing} of" in picture.caption) == (missing > 0)
 

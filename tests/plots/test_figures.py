@@ -10,7 +10,7 @@ import pytest
 from fragile_lib import plots
 from fragile_lib.agreement import bootstrap_interval
 from fragile_lib.plots import words
-from fragile_lib.plots.means import REPEATED
+from fragile_lib.plots.means import CEILING
 from fragile_lib.plots.rows import show_rows
 from fragile_lib.plots.words import number
 
@@ -249,18 +249,20 @@ def test_a_truth_known_after_two_fits_counts_once():
     assert both[0] == both[1]
 
 
-def test_a_truths_agreement_with_itself_stands_where_it_was_repeated_and_gives_its_root():
+def test_the_ceiling_is_the_root_of_a_truths_reliability_where_it_was_repeated():
     table = repeated(plot_tables.small_mnist())
     picture = plots.figure("small_mnist_decay", table)
     first, *others = picture.figure.axes
-    heights = [line.get_ydata()[0] for line in first.get_lines() if line.get_label() == REPEATED]
-    assert sorted(heights) == pytest.approx([0.27, 0.61])
-    assert not any(line.get_label() == REPEATED for ax in others for line in ax.get_lines())
-    assert "training points of largest |influence|: weight decay 0.001 0.61" in picture.alt
-    assert "agrees with its own repetition at 0.27 to 0.61; an errorless estimate would reach" in picture.caption
-    assert f"square root, {np.sqrt(0.27):.2f} to {np.sqrt(0.61):.2f}" in picture.caption
+    heights = [line.get_ydata()[0] for line in first.get_lines() if line.get_label() == CEILING]
+    assert sorted(heights) == pytest.approx(np.sqrt([0.27, 0.61]))
+    assert not any(line.get_label() == CEILING for ax in others for line in ax.get_lines())
+    assert f"training points of largest |influence|: weight decay 0.001 {np.sqrt(0.61):.2f}" in picture.alt
+    reached = "what an estimate without error would reach beside so noisy a truth, "
+    assert f"{reached}{np.sqrt(0.27):.2f} to {np.sqrt(0.61):.2f}" in picture.caption
     below = table.assign(ceiling_spearman=-table["ceiling_spearman"])
-    assert "square root, 0.00" in plots.figure("small_mnist_decay", below).caption
+    assert f"{reached}0.00" in plots.figure("small_mnist_decay", below).caption
+    known = table.assign(reliability=np.where(table["ceiling_spearman"].notna(), 0.81, np.nan))
+    assert f"{reached}0.90." in plots.figure("small_mnist_decay", known).caption, "that of the mean, where it is known"
 
 
 def test_a_test_point_counts_once_in_the_ceiling_whatever_number_of_estimators_it_has():
@@ -272,7 +274,9 @@ def test_a_test_point_counts_once_in_the_ceiling_whatever_number_of_estimators_i
     table.loc[second & (table["estimator"] == "exact"), "ceiling_spearman"] = 0.1
     marks = show_rows(table, plots.SPECS["small_mnist_truths"]).marks
     marks = marks[marks["target"] == "warm-start minibatches"]
-    assert len(marks) == 2 and marks["repeated"].tolist() == pytest.approx([0.25, 0.25])
+    assert len(marks) == 2 and marks["ceiling"].tolist() == pytest.approx(
+        2 * [(0.4**0.5 + 0.1**0.5 / 2 + 0.4**0.5 / 2) / 2]
+    )
 
 
 def test_solvers_are_in_the_order_of_their_residuals_with_what_they_cost():

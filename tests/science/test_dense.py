@@ -231,7 +231,14 @@ def test_the_absolute_inverse_is_that_of_the_eigenvalues_magnitudes(prepared: Ne
     assert torch.linalg.eigvalsh(solver.absolute_inverse(0.1))[0] > 0
 
 
-APART = ("second_order", "rescaled", "newton_step", "lissa_single", "lissa_partition")  # of other networks, or later
+APART = (
+    "source",
+    "second_order",
+    "rescaled",
+    "newton_step",
+    "lissa_single",
+    "lissa_partition",
+)  # of other networks, or later
 
 
 def test_every_estimator_gives_finite_scores_and_the_solvers_agree(prepared: Network, points: Points) -> None:

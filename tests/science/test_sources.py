@@ -229,14 +229,14 @@ def test_a_move_that_is_refused_says_why(tmp_path, monkeypatch):
     real = os.replace
 
     def refused(source, target):
-        if Path(target).parent == tmp_path / "Toy/raw":
+        if Path(target) == tmp_path / "Toy/raw":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         real(source, target)
 
     monkeypatch.setattr(sources.os, "replace", refused)
     with pytest.raises(InputError, match=r"^root = .*Toy cannot be stored there \(\[Errno 13\] Permission denied\)"):
         raw_files(toy(good, never), tmp_path)
-    assert tree(tmp_path) == {"Toy/raw": b"(empty folder)"}
+    assert tree(tmp_path) == {"Toy": b"(empty folder)"}
 
 
 # --- whole or not at all -----------------------------------------------------------------------------------------
