@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from fragile_lib.plots import words
@@ -106,9 +107,9 @@ def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def main_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The number of training examples with most runs: what is compared over networks is compared at one size."""
-    counts = rows.groupby("n_train")["run_id"].nunique() if "run_id" in rows.columns else pd.Series(dtype=int)
-    return (rows[rows["n_train"] == counts.index[counts == counts.max()].min()], "") if len(counts) else (rows, "")
+    """Of each data set the number of training examples with most runs: networks are compared at one size."""
+    sizes = rows.drop_duplicates(["dataset", "run_id"]).groupby("dataset")["n_train"].agg(lambda n: n.mode().min())
+    return rows[rows["n_train"] == rows["dataset"].map(sizes)], ""
 
 
 def largest_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -118,54 +119,54 @@ def largest_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def measures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Each row once for each `measure` of its agreement, in the column spearman: with one repetition, and so on."""
-    rows = rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0]
-    values = {
-        "one retraining": rows.get("spearman_single"),
-        "mean of the repetitions": rows.get("spearman"),
-        "corrected for their noise": rows.get("spearman_corrected"),
-        "ceiling of one retraining": _root(rows.get("reliability_single")),
-        "ceiling of the mean": _root(rows.get("reliability")),
+    rows = _repeated(rows)
+    named = {
+        "one retraining": "spearman_single",
+        "mean of the repetitions": "spearman",
+        "corrected for their noise": "spearman_corrected",
+        "ceiling of one retraining": "reliability_single",
+        "ceiling of the mean": "reliability",
     }
-    return _stacked(rows, "measure", values), ""
+    return _stacked("measure", {name: (rows, column) for name, column in named.items()}), ""
 
 
 def rungs(reference: str) -> Step:
-    """Each agreement between one retraining and an estimate as a `rung`, in the column spearman (`measures`).
+    """Each agreement between one retraining and an estimate as a `rung`, in the column spearman.
 
     From the noise of one retraining, over what finite removals add to the derivative, to what `reference` misses of it.
     """
 
     def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        if "repeats" not in rows.columns:
-            return rows.iloc[:0], ""
-        rows, name = rows[rows["repeats"].notna()], words.code(reference)
-        exactly, of_derivative = rows["estimator"] == reference, rows["ground_truth"].str.startswith("unrolled")
-        parts = [
-            ("ceiling: one retraining", exactly & ~of_derivative, _root(rows["reliability_single"])),
-            ("ceiling: mean of repetitions", exactly & ~of_derivative, _root(rows["reliability"])),
-            ("unrolled derivative, with the mean", ~exactly & ~of_derivative, rows["spearman"]),
-            (f"{name}, with the unrolled derivative", exactly & of_derivative, rows["spearman"]),
-            (f"{name}, with the mean", exactly & ~of_derivative, rows["spearman"]),
-            (f"{name}, with one retraining", exactly & ~of_derivative, rows["spearman_single"]),
-        ]
-        return _stacked(rows, "rung", {label: values.where(chosen) for label, chosen, values in parts}), ""
+        rows, name = _repeated(rows), words.code(reference)
+        own, derivative = rows["estimator"] == reference, rows["ground_truth"].str.startswith("unrolled")
+        real = rows[own & ~derivative]
+        named = {
+            "ceiling: one retraining": (real, "reliability_single"),
+            "ceiling: mean of repetitions": (real, "reliability"),
+            "unrolled derivative, with the mean": (rows[~own & ~derivative], "spearman"),
+            f"{name}, with the unrolled derivative": (rows[own & derivative], "spearman"),
+            f"{name}, with the mean": (real, "spearman"),
+            f"{name}, with one retraining": (real, "spearman_single"),
+        }
+        return _stacked("rung", named), ""
 
     return step
 
 
-def _root(reliability: pd.Series | None) -> pd.Series | None:
-    return None if reliability is None else reliability.astype(float).clip(lower=0) ** 0.5
+def _repeated(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose truth was measured several times."""
+    return rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0].assign(reliability=np.nan)
 
 
-def _stacked(rows: pd.DataFrame, column: str, values: dict[str, pd.Series | None]) -> pd.DataFrame:
-    """The rows once for each named series of numbers, these as `spearman`, without those that are missing."""
-    bare = rows.drop(columns=[c for c in ("reliability", "ceiling_spearman", "status") if c in rows.columns])
-    parts = [
-        bare.assign(**{column: name, f"{column}_order": place, "spearman": numbers.astype(float)})
-        for place, (name, numbers) in enumerate(values.items())
-        if numbers is not None
-    ]
-    return pd.concat(parts, ignore_index=True).dropna(subset=["spearman"]) if parts else rows.iloc[:0]
+def _stacked(column: str, named: dict[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
+    """The rows of each name with the numbers of one of their columns as `spearman`; of a reliability its root."""
+    parts = []
+    for place, (name, (rows, source)) in enumerate(named.items()):
+        numbers = rows[source].astype(float) if source in rows.columns else pd.Series(np.nan, index=rows.index)
+        numbers = np.sqrt(numbers.clip(lower=0)) if source.startswith("reliability") else numbers
+        found = rows.drop(columns=["reliability", "ceiling_spearman"], errors="ignore")
+        parts.append(found.assign(**{column: name, f"{column}_order": place, "spearman": numbers}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def ranked(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -100,7 +100,9 @@ def test_verdicts_with_figures_intervals_and_evidence(index):
     counts, findings = (index.find(class_=name).get_text() for name in ("counts", "findings"))
     assert "Of the 26 claims" in counts and "have not been run" in counts and "2 constant" in findings
     assert "the points of largest |influence|, is 0.97 [0.97, 0.97]; the paper gives 0.97" in findings
-    assert not re.search(r"\d", index.find(class_="lead").get_text()), "the first words are for those who know none of ours"
+    assert not re.search(r"\d", index.find(class_="lead").get_text()), (
+        "the first words are for those who know none of ours"
+    )
 
 
 def test_run_matrix_shows_failed_missing_broken_and_outcomes(report):
