@@ -45,7 +45,9 @@ def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes:
     """From one retraining to an estimate, rung by rung: where agreement is lost."""
     pairs = {"estimator": [reference, unrolled], "ground_truth": [warm, unrolled]}
     before = changes.pop("before", ())
+    note = "The unrolled derivative goes through the retraining's own batches or starts: no ceiling binds it"
     spec = Spec("dots", "rung", where=CHOSEN | where | pairs, steps=(*before, steps.rungs(reference)), dots=False)
+    spec = _but(spec, note=note)
     return _but(spec, **changes)
 
 
