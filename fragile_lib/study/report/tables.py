@@ -9,7 +9,7 @@ import pandas as pd
 
 from fragile_lib.agreement import MIN_SEEDS, SEED, seed_interval, summarise
 from fragile_lib.study.claim_data import select
-from fragile_lib.study.claims import VERDICTS, Verdict, number
+from fragile_lib.study.claims import UNTESTED, VERDICTS, Verdict, number
 from fragile_lib.study.report.source import Study
 
 VERDICT_WORDS = {**{verdict: verdict for verdict in VERDICTS}, "partly": "partly reproduced", "not": "not reproduced"}
@@ -19,13 +19,14 @@ Cell = tuple[str, float | str]  # a text, and the value that sorts it
 def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
     """The opening sentences: counts, key numbers, degenerate networks. Every number comes from the results."""
     counts = Counter(verdict.verdict for verdict in verdicts)
-    tested = len(verdicts) - counts["not run"]
-    if not tested:
+    if counts["not run"] == len(verdicts):
         return [f"None of the paper’s {len(verdicts)} claims listed here has been tested by the runs in this report."]
-    found = [f"{counts[name]} {VERDICT_WORDS[name]}" for name in VERDICTS[:-1] if counts[name]]
+    named = {name: f"{counts[name]} {VERDICT_WORDS[name]}" for name in VERDICTS if counts[name]}
+    judged, others = ([text for name, text in named.items() if (name in UNTESTED) == out] for out in (False, True))
+    total = sum(count for name, count in counts.items() if name not in UNTESTED)
     sentences = [
-        f"Of the {len(verdicts)} claims of the paper listed here, {tested} {_have(tested)} been put to the test: "
-        f"{_join(found)}; {counts['not run']} {_have(counts['not run'])} not been run."
+        f"Of the {len(verdicts)} claims of the paper listed here, {total} could be judged{': ' if judged else ''}"
+        f"{_join(judged)}{'; the others are ' if others else ''}{_join(others)}."
     ]
     for verdict in verdicts:
         first = verdict.parts[0] if verdict.parts else None
@@ -72,10 +73,6 @@ def _mean_and_interval(results: pd.DataFrame, value: dict) -> str:
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:
     return f"{number(mean)} [{number(interval[0])}, {number(interval[1])}]"
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
 
 
 def _join(words: list[str]) -> str:
