@@ -12,6 +12,7 @@ from scipy import stats
 
 from fragile_lib.agreement import (
     Interval,
+    beside_reliability,
     bootstrap_interval,
     compare,
     compare_norms,
@@ -257,3 +258,52 @@ def test_summary_by_nothing_by_several_of_medians_and_without_seeds():
     assert summarise(table().iloc[:3], ["depth"], average=np.median)["mean"].item() == 0.9
     rows = pd.DataFrame({"depth": [1, 1], "slope": [1.0, 3.0]})
     assert summarise(rows, ["depth"], "slope").loc[0, ["mean", "n", "n_degenerate"]].tolist() == [2.0, 2, 0]
+
+
+# -- an estimate beside repetitions ------------------------------------------------------------------------------------
+
+
+def planted(seed: int, k: int = 40, count: int = 8, noise: float = 1.5) -> tuple[np.ndarray, np.ndarray, float]:
+    """An estimate that correlates with a truth at 0.8, its repetitions, and their rank correlation without noise."""
+    rng = np.random.default_rng(seed)
+    true = rng.standard_normal(k)
+    estimate = 0.8 * true + 0.6 * rng.standard_normal(k)
+    return estimate, true + noise * rng.standard_normal((count, k)), stats.spearmanr(estimate, true).statistic
+
+
+def test_one_repetition_says_less_than_the_mean_and_the_corrected_number_is_that_without_noise():
+    found = [(beside_reliability(*planted(seed)[:2]), planted(seed)[2]) for seed in range(40)]
+    mean = {name: np.mean([told[name] for told, _ in found]) for name in found[0][0]}
+    whole = np.mean([r for _, r in found])
+    assert mean["spearman_single"] == pytest.approx(whole / np.sqrt(1 + 1.5**2), abs=0.04)
+    assert mean["reliability_single"] == pytest.approx(1 / (1 + 1.5**2), abs=0.05)
+    assert mean["reliability"] == pytest.approx(1 / (1 + 1.5**2 / 8), abs=0.05)
+    assert mean["spearman_corrected"] == pytest.approx(whole, abs=0.04)
+    assert mean["pearson_corrected"] == pytest.approx(0.8, abs=0.05) and mean["repeats"] == 8
+    for name in ("spearman", "spearman_single", "spearman_corrected", "reliability"):
+        assert all(told[f"{name}_low"] < told[f"{name}_high"] for told, _ in found)
+    covered = [told["spearman_corrected_low"] < r < told["spearman_corrected_high"] for told, r in found]
+    assert np.mean(covered) > 0.8
+
+
+def test_a_truth_that_is_one_of_its_repetitions_has_the_reliability_of_one():
+    estimate, repeats, _ = planted(0)
+    of_mean, of_one = (beside_reliability(estimate, repeats, averaged) for averaged in (True, False))
+    assert (
+        of_one["reliability"] == of_one["reliability_single"] == of_mean["reliability_single"] < of_mean["reliability"]
+    )
+    first = compare(estimate, repeats[0]).spearman
+    assert of_one["spearman_corrected"] == pytest.approx(first / np.sqrt(of_one["reliability"]))
+
+
+def test_what_has_no_repetitions_or_no_noise_to_measure_is_nan():
+    estimate, repeats, _ = planted(1)
+    for bad in (repeats[:1], np.zeros((0, 0)), np.ones((4, 40)), np.full((4, 40), np.nan)):
+        told = beside_reliability(estimate[: bad.shape[1]], bad)
+        assert np.isnan([v for name, v in told.items() if name != "repeats"]).all()
+    for estimate in (np.full(40, np.nan), np.ones(40)):
+        told = beside_reliability(estimate, repeats)
+        assert np.isnan(told["spearman_corrected"]) and np.isnan(told["spearman_single"])
+    noise = np.random.default_rng(0).standard_normal((2, 40))
+    noise[1] = -noise[0]
+    assert np.isnan(beside_reliability(planted(2)[0], noise)["spearman_corrected"]), "no root of what is not above zero"
