@@ -43,7 +43,7 @@ TANH = {"activation": "tanh"}
 
 def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes: object) -> Spec:
     """From one retraining to an estimate, rung by rung: where agreement is lost."""
-    pairs = {"estimator": [reference, unrolled], "ground_truth": [warm, unrolled]}
+    pairs = {"estimator": [reference, unrolled, *changes.pop("beside", ())], "ground_truth": [warm, unrolled]}
     before = changes.pop("before", ())
     note = "The unrolled derivative goes through the retraining's own batches or starts: no ceiling binds it"
     spec = Spec("dots", "rung", where=CHOSEN | where | pairs, steps=(*before, steps.rungs(reference)), dots=False)
@@ -82,6 +82,7 @@ OF_IRIS = {
         "exact",
         "unrolled_descent",
         "warm_descent",
+        beside=("source",),
         hue="depth",
         before=BY_DEPTH.steps,
     ),

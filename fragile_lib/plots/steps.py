@@ -133,17 +133,21 @@ def measures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def rungs(reference: str) -> Step:
     """Each agreement between one retraining and an estimate as a `rung`, in the column spearman.
 
-    From the noise of one retraining, over what finite removals add to the derivative, to what `reference` misses of it.
+    From the noise of one retraining, over what finite removals add to the derivative, to what other estimators that are
+    shown and then `reference` miss of it.
     """
 
     def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         rows, name = _repeated(rows), words.code(reference)
         own, derivative = rows["estimator"] == reference, rows["ground_truth"].str.startswith("unrolled")
-        real = rows[own & ~derivative]
+        unrolled = rows["estimator"].str.startswith("unrolled")
+        real, other = rows[own & ~derivative], rows[~own & ~unrolled & ~derivative]
+        others = {f"{words.code(e)}, with the mean": (part, "spearman") for e, part in other.groupby("estimator")}
         named = {
             "ceiling: one retraining": (real, "reliability_single"),
             "ceiling: mean of repetitions": (real, "reliability"),
-            "unrolled derivative, with the mean": (rows[~own & ~derivative], "spearman"),
+            "unrolled derivative, with the mean": (rows[unrolled & ~derivative], "spearman"),
+            **others,
             f"{name}, with the unrolled derivative": (rows[own & derivative], "spearman"),
             f"{name}, with the mean": (real, "spearman"),
             f"{name}, with one retraining": (real, "spearman_single"),
