@@ -46,9 +46,8 @@ def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes:
     pairs = {"estimator": [reference, unrolled, *changes.pop("beside", ())], "ground_truth": [warm, unrolled]}
     before = changes.pop("before", ())
     note = "The unrolled derivative goes through the retraining's own batches or starts: no ceiling binds it"
-    spec = Spec("dots", "rung", where=CHOSEN | where | pairs, steps=(*before, steps.rungs(reference)), dots=False)
-    spec = _but(spec, note=note)
-    return _but(spec, **changes)
+    way = (*before, steps.rungs(reference))
+    return Spec("dots", "rung", where=CHOSEN | where | pairs, steps=way, dots=False, note=note, **changes)
 
 
 OF_IRIS = {

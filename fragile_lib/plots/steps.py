@@ -159,7 +159,7 @@ def rungs(reference: str) -> Step:
 
 def _repeated(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows whose truth was measured several times."""
-    return rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0].assign(reliability=np.nan)
+    return rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0]
 
 
 def _stacked(column: str, named: dict[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
