@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,6 +112,9 @@ class Listing:
 def list_folder(folder: Path | str, name: str = "folder") -> Listing:
     """List the photographs of a folder with one folder a class; links are followed, hidden names left out.
 
+    Links that lead nowhere or in a circle, and fifos or devices with an image's name, are passed over unopened, and
+    named in a warning.
+
     Args:
         folder: the root.
         name: of the parameter, for messages.
@@ -122,7 +126,7 @@ def list_folder(folder: Path | str, name: str = "folder") -> Listing:
     if not root.is_dir():
         raise bad_input(name, str(folder), "is no folder; give the one that holds the images")
     entries = _entries(root)
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in entries if os.path.isdir(entry.path)]
     if not folders:
         flat = any(_is_image(entry.name) for entry in entries)
         if flat and root.name == "val":
@@ -131,12 +135,15 @@ def list_folder(folder: Path | str, name: str = "folder") -> Listing:
         else:
             remedy = f"images lie directly in it: {LAYOUT}" if flat else f"holds no images: {LAYOUT}"
         raise bad_input(name, str(folder), remedy)
-    by_class = [[os.fsencode(path) for path in _images(Path(entry.path))] for entry in folders]
+    odd = [entry.path for entry in entries if not os.path.exists(entry.path)]
+    by_class = [[os.fsencode(path) for path in _images(entry.path, (str(root),), odd)] for entry in folders]
     counts, names = [len(inside) for inside in by_class], [one for inside in by_class for one in inside]
     empty = [entry.name for entry, count in zip(folders, counts, strict=True) if not count]
     if empty:
         remedy = f"class folders without an image: {_some(empty)}; fill or remove them ({', '.join(IMG_EXTENSIONS)})"
         raise bad_input(name, str(folder), remedy)
+    if odd:
+        warnings.warn(f"{name}: passed over as links to nowhere, circles or no files: {_some(odd, 10)}", stacklevel=2)
     ends = np.concatenate([[0], np.cumsum([len(one) for one in names])])
     labels = np.repeat(np.arange(len(folders)), counts).astype(np.int64)
     return Listing(root, tuple(entry.name for entry in folders), labels, b"".join(names), ends)
@@ -155,7 +162,7 @@ def find_sets(folder: Path | str, test_folder: Path | str = "") -> tuple[Listing
     place = Path(test_folder).expanduser().absolute() if str(test_folder) else root / "val"
     if inner.is_dir() and not place.is_dir():
         raise bad_input("test_folder", str(place), "is no folder; give the one that holds the test images")
-    classes_alone = root.is_dir() and not inner.is_dir() and any(entry.is_dir() for entry in _entries(root))
+    classes_alone = root.is_dir() and not inner.is_dir() and any(os.path.isdir(entry.path) for entry in _entries(root))
     if classes_alone and not str(test_folder):
         remedy = "has no train/ and val/ folders; give them, or a folder of classes here and another as test_folder"
         raise bad_input("folder", str(folder), remedy)
@@ -168,13 +175,21 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _images(folder: Path, inside: str = "") -> Iterator[str]:
-    """Names of the images of a class folder and of the folders in it, sorted."""
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _images(Path(entry.path), f"{inside}{entry.name}/")
-        elif _is_image(entry.name):
-            yield inside + entry.name
+def _images(folder: str, above: tuple[str, ...], odd: list[str], inside: str = "") -> Iterator[str]:
+    """Names of the images of a class folder and of the folders in it, sorted; what is passed over goes to `odd`.
+
+    `above` are the folders that this one lies in: a link to one of them would never end.
+    """
+    within = (*above, folder)
+    for entry in _entries(Path(folder)):
+        path, name = entry.path, inside + entry.name
+        circle = entry.is_symlink() and any(os.path.exists(path) and os.path.samefile(path, one) for one in within)
+        if os.path.isdir(path) and not circle:
+            yield from _images(path, within, odd, f"{name}/")
+        elif os.path.isfile(path) and _is_image(name):
+            yield name
+        elif circle or not os.path.exists(path) or (_is_image(name) and not os.path.isdir(path)):
+            odd.append(path)
 
 
 def _is_image(name: str) -> bool:

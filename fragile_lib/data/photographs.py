@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from fragile_lib.tools.errors import bad_input
 ON_BAD = ("error", "skip")
 COLOURED = ("RGB", "L", "1", "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, zlib.error)
+MOST_PIXELS = 89_478_485  # of one photograph: Pillow's limit, a quarter of a gigabyte once it is decoded
 MARGIN = 256 / 224  # the shorter side before the crop, as the weights' own preparation has it
 
 
@@ -76,6 +78,10 @@ class PhotoSet(Dataset):
     size * 256 / 224 by bilinear interpolation with antialiasing, cropped to the centre, normalised by ImageNet's
     channel means and deviations. No augmentation: J is on these images.
 
+    As in torchvision's own evaluation of the weights, a camera's note of orientation (EXIF) is not applied. Colour of
+    16 bits counts by its upper eight, as Pillow reads it; grey of 16 bits is refused. A file that is cut short is told,
+    as is one of more than `MOST_PIXELS`; a JPEG damaged in its middle is not, since libjpeg decodes it to something.
+
     Args:
         listing: the photographs.
         size: pixels a side of the crop.
@@ -98,7 +104,10 @@ class PhotoSet(Dataset):
         """Decode one; a broken file is told in the note, since an exception would lose its words between processes."""
         label = int(self.listing.labels[row])
         try:
-            with Image.open(self.listing.path(row)) as image:
+            quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)  # told below
+            with quiet, Image.open(self.listing.path(row)) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    return Photo(row, None, label, f"has {image.width} x {image.height} pixels; {MOST_PIXELS} at most")
                 image.load()
                 mode = image.mode
                 if mode not in COLOURED:
