@@ -52,9 +52,10 @@ def is_tagged(cell: dict[str, Any], tag: str) -> bool:
     return tag in cell.get("metadata", {}).get("tags", [])
 
 
-def code_cells(notebook: Notebook) -> list[str]:
-    """Return the sources of the code cells."""
-    return [source_of(cell) for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+def code_cells(notebook: Notebook, parameters: bool = True) -> list[str]:
+    """Return the sources of the code cells, with or without the one tagged `parameters`."""
+    cells = [cell for cell in notebook["cells"] if cell.get("cell_type") == "code"]
+    return [source_of(cell) for cell in cells if parameters or not is_tagged(cell, "parameters")]
 
 
 def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fragile_lib.study.files import package_dir, profile_dir, shown, study_root
-from fragile_lib.study.fingerprint import notebook_code, run_fingerprint
+from fragile_lib.study.fingerprint import run_fingerprint
 from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record import read_record
@@ -93,9 +93,9 @@ def make_plan(root: Path, profile: str, notebook: str | None = None) -> list[Job
     """Return the jobs of a profile, all notebooks' or one's; raise InputError on bad input; writes nothing."""
     jobs = []
     for spec in validated(root, profile, notebook).values():
-        code = notebook_code(code_cells(check_notebook(spec, root)), package_dir(root))
+        cells = code_cells(check_notebook(spec, root), parameters=False)  # a run is given all of them
         for run in spec.runs(profile):
-            fingerprint = run_fingerprint(run.parameters, code)
+            fingerprint = run_fingerprint(run.parameters, cells, package_dir(root))
             jobs.append(Job(run, profile_dir(root, profile) / run.run_id, fingerprint, spec.limits))
     return jobs
 

@@ -24,7 +24,7 @@ import psutil
 
 from fragile_lib.study.execute import NotebookFailed, execute_notebook
 from fragile_lib.study.files import package_dir, profile_dir, study_root
-from fragile_lib.study.fingerprint import digest, notebook_code
+from fragile_lib.study.fingerprint import page_fingerprint
 from fragile_lib.study.notebook_file import as_json, code_cells, parameters_cell, put_back, read_notebook, refreshed
 from fragile_lib.study.params import Spec
 from fragile_lib.study.plan import RESTORED_PROFILES
@@ -145,9 +145,9 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     """
     source = read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root)
     target, results = page_path(root, profile, spec.notebook), profile_dir(root, profile) / "results.csv"
-    parameters, code = spec.page_parameters(profile), notebook_code(code_cells(source), package_dir(root), ("plots",))
+    parameters = spec.page_parameters(profile)
     table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
-    fingerprint = digest([parameters, *code, table])
+    fingerprint = page_fingerprint([parameters, table], code_cells(source), package_dir(root))
     failed = target.parent / ".failed" / spec.notebook
     places = [target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])]
     for place in places:

@@ -7,7 +7,8 @@ definitions nor imports count wherever their module is imported, since importing
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import resolve_name
@@ -17,7 +18,7 @@ PACKAGE = "fragile_lib"
 Place = tuple[str, str | None]  # (module relative to the package, name in it, or None for the module itself)
 
 
-@dataclass
+@dataclass(eq=False)
 class Module:
     """A module, taken apart: its definitions by name, what its imports bind, and all other statements."""
 
@@ -28,18 +29,28 @@ class Module:
     loose: list[ast.stmt] = field(default_factory=list)
 
 
-def reached(cells: list[ast.Module], package: Path, skipped: frozenset[str]) -> dict[str, list[ast.stmt]]:
+def reached(
+    cells: list[ast.Module],
+    package: Path,
+    skipped: frozenset[str],
+    registries: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, list[ast.stmt]]:
     """Return `module:name` -> the statements that define it, for everything that the cells reach.
 
-    `module:` alone holds a module's loose statements. Modules (or folders of them) in `skipped` are left out.
+    `module:` alone holds a module's loose statements. Modules (or folders of them) in `skipped` are left out; of a
+    dictionary `module:name` among `registries` only the entries under the given keys are there.
     """
     whole = ast.Module([statement for tree in cells for statement in tree.body], [])
     notebook = _taken_apart(whole, "", is_package=True, definitions=False)
     found: dict[str, list[ast.stmt]] = {}
     waiting: list[Place] = [(name, "") for name in notebook.imported]  # "" is no name: loose statements only
     waiting += [place for tree in cells for place in _references(tree, notebook, package)]
+    seen: set[Place] = set()
     while waiting:
         place = waiting.pop()
+        if place in seen:
+            continue
+        seen.add(place)
         name, attribute = _followed(place, package)
         if name.split(".")[0] in skipped or (module := _module(name, package)) is None:
             continue
@@ -49,11 +60,29 @@ def reached(cells: list[ast.Module], package: Path, skipped: frozenset[str]) -> 
             waiting += [place for node in module.loose for place in _references(node, module, package)]
         for one in module.definitions if attribute is None else [attribute]:
             nodes = module.definitions.get(one, [])
+            if (keys := (registries or {}).get(f"{name}:{one}")) is not None:
+                nodes = [_only(node, keys) for node in nodes]
             if f"{name}:{one}" in found or not nodes:
                 continue
             found[f"{name}:{one}"] = nodes
             waiting += [place for node in nodes for place in _references(node, module, package)]
     return found
+
+
+def definition(module: str, name: str, package: Path) -> list[ast.stmt]:
+    """Return the statements that define a name in a module; none where there is no such module or name."""
+    found = _module(module, package)
+    return found.definitions.get(name, []) if found else []
+
+
+def _only(node: ast.stmt, keys: Collection[str]) -> ast.stmt:
+    """Return the definition of a dictionary with those entries alone whose key is no text, or one of `keys`."""
+    node = copy.copy(node)
+    if isinstance(whole := getattr(node, "value", None), ast.Dict):
+        pairs = zip(whole.keys, whole.values, strict=True)
+        kept = [(k, v) for k, v in pairs if not isinstance(k, ast.Constant) or k.value in keys]
+        node.value = ast.Dict([k for k, _ in kept], [v for _, v in kept])  # type: ignore[attr-defined]
+    return node
 
 
 def _followed(place: Place, package: Path) -> Place:
@@ -73,8 +102,13 @@ def _followed(place: Place, package: Path) -> Place:
     return name, attribute
 
 
-def _references(node: ast.AST, module: Module, package: Path) -> Iterator[Place]:
-    """Yield the places of the package that a piece of code names."""
+@lru_cache(maxsize=20_000)
+def _references(node: ast.AST, module: Module, package: Path) -> frozenset[Place]:
+    """Return the places of the package that a piece of code names."""
+    return frozenset(_named(node, module, package))
+
+
+def _named(node: ast.AST, module: Module, package: Path) -> Iterator[Place]:
     if isinstance(node, ast.Attribute) and (parts := _dotted(node)) and parts[0] in module.bindings:
         name, attribute = module.bindings[parts[0]]
         for part in parts[1:]:
@@ -90,7 +124,7 @@ def _references(node: ast.AST, module: Module, package: Path) -> Iterator[Place]
         elif node.id in module.bindings:
             yield module.bindings[node.id]
     for child in ast.iter_child_nodes(node):
-        yield from _references(child, module, package)
+        yield from _named(child, module, package)
 
 
 def _dotted(node: ast.AST) -> list[str]:

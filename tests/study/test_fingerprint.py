@@ -2,7 +2,7 @@
 
 import pytest
 
-from fragile_lib.study.fingerprint import canonical_code, notebook_code, run_fingerprint, science_code
+from fragile_lib.study.fingerprint import canonical_code, page_fingerprint, run_fingerprint, science_code
 
 MODULE = """'Doc.'
 from fragile_lib import agreement as evaluation
@@ -22,7 +22,7 @@ def helper(x):
 def unused(x):
     return x
 """
-CELLS = ["%matplotlib inline\nfrom fragile_lib.influence import f\nfrom fragile_lib import plots", "y = f(1)"]
+CELLS = ["%matplotlib inline\nfrom fragile_lib.influence import f\nfrom fragile_lib import plots", "y = f(depth)"]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def package(tmp_path):
 
 
 def fingerprint(cells, package, **parameters):
-    return run_fingerprint({"depth": 1, **parameters}, notebook_code(cells, package))
+    return run_fingerprint({"depth": 1, **parameters}, cells, package)
 
 
 def test_definitions_are_those_that_the_notebook_reaches(package):
@@ -100,10 +100,65 @@ def test_change_of_a_module(package, module, old, new, same):
 def test_change_of_parameters_and_cells(package):
     before = fingerprint(CELLS, package)
     assert fingerprint(CELLS, package, depth=2) != before
-    assert fingerprint([CELLS[0], "y = f(2)"], package) != before
-    assert fingerprint([CELLS[0], "y = f( 1 )  # one"], package) == before
+    assert fingerprint([CELLS[0], "y = f(2 * depth)"], package) != before
+    assert fingerprint([CELLS[0], "y = f( depth )  # one"], package) == before
+    assert fingerprint([*CELLS, "y ="], package) != before
 
 
 def test_code_that_is_no_python_counts_as_it_stands():
     assert canonical_code("this is ?") == "this is ?"
     assert canonical_code("def f():\n    'only a docstring'") == canonical_code("def f():\n    'another'")
+
+
+@pytest.mark.parametrize(
+    ("more", "given", "same"),
+    [
+        ("plots.show(plots.figure('new', y))", {}, True),
+        ("print(y)\ny.style.format(2)\ndisplay(y)", {}, True),
+        ("y.append(3)", {}, False),
+        ("from fragile_lib.agreement import another", {}, True),
+        ("if groups:\n    y += f(groups)", {"groups": 0}, True),
+        ("if groups:\n    y += f(groups)", {"groups": 2}, False),
+        ("if groups:\n    y += 1\nelse:\n    y += 2", {"groups": 0}, False),
+        ("groups = 3\nif groups:\n    y += f(groups)", {"groups": 0}, False),
+        ("for one in longer:\n    y += f(one)", {"longer": []}, True),
+        ("for one in longer:\n    y += f(one)", {"longer": [1]}, False),
+        ("", {"unnamed": 3}, True),
+    ],
+)
+def test_what_a_run_does_not_execute_or_name_does_not_count(package, more, given, same):
+    before = fingerprint(CELLS, package)
+    assert (fingerprint([*CELLS, more], package, **given) == before) is same
+    assert page_fingerprint([], [*CELLS, more], package) != page_fingerprint([], CELLS, package)
+
+
+REGISTRY = """from fragile_lib.solvers import Cg, Exact
+from fragile_lib.agreement import another
+
+SOLVERS = {"exact": Exact, "cg": Cg, "more": another}
+ESTIMATORS = {**SOLVERS}
+
+
+def estimate(name):
+    return ESTIMATORS[name], SOLVERS["more"]
+"""
+
+
+@pytest.mark.parametrize("asked", ["f(name)", "f('cg')"])
+def test_of_a_registry_only_the_named_entries_count(package, asked):
+    (package / "estimates").mkdir()
+    (package / "estimates" / "by_name.py").write_text(REGISTRY)
+    cells = [f"from fragile_lib.estimates.by_name import estimate as f\ny = {asked}"]
+    exact, cg, other = (fingerprint(cells, package, name=name) for name in ("exact", "cg", "other"))
+    assert len({exact, cg, other}) == (3 if "name" in asked else 1)
+    for file, old, new, counts in [
+        ("solvers/other", "pass", "x = 1", "cg"),
+        ("agreement", "another(x):", "another(x, y=1):", "more"),
+        ("estimates/by_name", '"more": another', '"more": another, "new": another', "nothing"),
+    ]:
+        path = package / f"{file}.py"
+        path.write_text(path.read_text().replace(old, new))
+        changed = fingerprint(cells, package, name="exact") != exact, fingerprint(cells, package, name="cg") != cg
+        expected = {"cg": ("cg" in asked, True), "more": (True, True), "nothing": (False, False)}[counts]
+        assert changed == expected
+        exact, cg = (fingerprint(cells, package, name=name) for name in ("exact", "cg"))

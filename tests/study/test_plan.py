@@ -43,7 +43,7 @@ def test_a_finished_run_has_a_stamp_newer_than_its_job(toy):
 
 def test_a_changed_parameter_makes_only_its_run_outdated(toy):
     toy.finish()
-    toy.edit("{depths: {depth: [1, 2]}}\n  laptop", "{a: {depth: [1]}, b: {depth: [2], certify: [false]}}\n  laptop")
+    toy.edit("{depths: {depth: [1, 2]}}\n  laptop", "{a: {depth: [1]}, b: {depth: [2], mode: [error]}}\n  laptop")
     jobs, _ = prepare(toy.root, "quick")
     assert states(toy) == {"toy-d1": "finished", "toy-d2": "outdated"}
     assert [job.stamp.exists() for job in jobs] == [True, False]
