@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from fragile_lib.agreement import MIN_SEEDS
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
@@ -28,6 +29,7 @@ RELIABLE = 0.5  # reliability of a truth below which nothing is said of estimate
 CENTRAL = (2.5, 97.5)  # percentiles of our single numbers among which a consistent figure lies
 RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
 MIN_SPREAD = 0.2
+SIGNIFICANT = 0.05
 MIN_CHANGE = 0.05
 NOT_DEGENERATE = ("ok", "indefinite")
 SIGNS = {"falls": -1, "grows": 1, "negative": -1, "positive": 1}
@@ -82,6 +84,13 @@ class PartVerdict:
     n_networks: int = 0
     degenerate: dict[str, int] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
+    p: float | None = None  # of a part that is judged by a sign: of no change, two-sided, adjusted by Holm for all such
+
+    @property
+    def corrected(self) -> str:
+        """The outcome where all signs of the study must hold together: one with a large adjusted p is not told."""
+        refuted = self.p is not None and self.p > SIGNIFICANT and self.outcome in ("reproduced", "partly")
+        return "not" if refuted else self.outcome
 
 
 def counted(n_seeds: int, n_units: int) -> str:
@@ -259,6 +268,7 @@ _KINDS = {  # each with its judge, and the keys that it needs
     "difference": (_judge_difference, {"minus", "direction"}),
     "step": (_judge_step, {"axis", "direction", "cut"}),
 }
+BY_SIGN = ("trend", "difference", "step")
 UNTESTED = ("truth too noisy", "not tested at this scale", "undecided", "not run")
 AGAINST = ("differs: higher", "differs: lower", "not")
 VERDICTS = ("reproduced", "consistent", "partly", *AGAINST, *UNTESTED)
@@ -291,6 +301,11 @@ class Verdict:
         return combine([part.before for part in self.parts])
 
     @property
+    def corrected(self) -> str:
+        """The verdict where the signs of all claims must hold together (Holm)."""
+        return combine([part.corrected for part in self.parts])
+
+    @property
     def profiles(self) -> tuple[str, ...]:
         """The profiles of the runs that it rests on."""
         return tuple(sorted({profile for part in self.parts for profile in part.profiles}))
@@ -298,8 +313,26 @@ class Verdict:
 
 def evaluate_claims(results: pd.DataFrame, claims: Iterable[Claim]) -> list[Verdict]:
     """Judge each claim on `results`, the table of all runs (columns as in results.csv)."""
-    judged = [(claim, tuple(judge_part(results, part) for part in claim.rule)) for claim in claims]
+    claims = list(claims)
+    parts = iter(_adjusted([judge_part(results, part) for claim in claims for part in claim.rule]))
+    judged = [(claim, tuple(itertools.islice(parts, len(claim.rule)))) for claim in claims]
     return [Verdict(claim, combine([part.outcome for part in parts]), parts) for claim, parts in judged]
+
+
+def _adjusted(parts: list[PartVerdict]) -> list[PartVerdict]:
+    """The parts with p-values adjusted by Holm (1979) for all that are judged by a sign.
+
+    The p-value is that of the normal distribution with the part's mean whose central 95% are as wide as its bootstrap
+    interval. Holm: the i-th smallest of h times h - i + 1, and never below one before it.
+    """
+    signs = [i for i, part in enumerate(parts) if part.kind in BY_SIGN and part.interval is not None]
+    widths = np.array([np.ptp(parts[i].interval) / (2 * stats.norm.ppf(0.975)) for i in signs])
+    means = np.array([abs(parts[i].estimate) for i in signs])
+    raw = 2 * stats.norm.sf(np.divide(means, widths, out=np.full(len(signs), np.inf), where=widths > 0))
+    order = np.argsort(raw)
+    held = np.minimum(np.maximum.accumulate(raw[order] * np.arange(len(signs), 0, -1)), 1.0)
+    found = dict(zip((signs[i] for i in order), held.tolist(), strict=True))
+    return [replace(part, p=found.get(i)) for i, part in enumerate(parts)]
 
 
 def combine(outcomes: list[str]) -> str:

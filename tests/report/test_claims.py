@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from fragile_lib.agreement import MIN_SEEDS, seed_interval
 from fragile_lib.study.claim_data import select
-from fragile_lib.study.claims import Claim, Part, combine, evaluate_claims, judge_part, load_claims
+from fragile_lib.study.claims import Claim, Part, Verdict, combine, evaluate_claims, judge_part, load_claims
 from fragile_lib.tools.errors import InputError
 
 CLAIMS = Path(__file__).parents[2] / "params" / "claims.yaml"
@@ -231,6 +233,26 @@ def test_claim_carries_its_parts_and_profiles():
     part = Part("value", "a part", "spearman", {"depth": 1}, paper=0.9)
     verdict = evaluate_claims(table(lambda *_: 0.9), [Claim("X", "text", "0.9", "A", "iris", (part,))])[0]
     assert (verdict.verdict, verdict.profiles, len(verdict.parts)) == ("reproduced", ("quick",), 1)
+
+
+def test_signs_that_must_hold_together_are_adjusted_by_holm():
+    def sign(shift: float) -> Part:
+        return Part("trend", f"by {shift}", "spearman", {"weight_decay": shift}, **FALLS)
+
+    shifts = [0.2, 0.3, 3.0]
+    results = table(
+        lambda depth, decay, seed: -decay * depth * (1 + 20 * NOISE[seed]) / 7 + NOISE[seed] * depth, decays=shifts
+    )
+    results["run_id"] = "one"  # the decays stand for three claims
+    claims = [Claim(f"X{shift}", "text", "falls", "A", "iris", (sign(shift),)) for shift in shifts]
+    parts = [verdict.parts[0] for verdict in evaluate_claims(results, claims)]
+    raw = [2 * norm.sf(abs(p.estimate) / (np.ptp(p.interval) / 2 / 1.959964)) for p in parts]
+    held = np.maximum.accumulate(np.sort(raw) * [3, 2, 1])
+    np.testing.assert_allclose([p.p for p in parts], held[np.argsort(np.argsort(raw))].clip(max=1), rtol=1e-5)
+    together = [replace(parts[0], outcome="reproduced", p=p) for p in (0.04, 0.06)]
+    assert [part.corrected for part in together] == ["reproduced", "not"]
+    assert Verdict(claims[0], "reproduced", tuple(together)).corrected == "partly"
+    assert value_part([0.9] * 5, 0.9).p is None
 
 
 # -- rules as written ------------------------------------------------------------------------------------------------
