@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from fragile_lib.minimise.captured import PRECISIONS, SMALL_NETWORK, WAYS, Start, Steps, arithmetic
 from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.models.architectures import frozen_statistics
+from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.progress import progress
+
+CHECKED = 20  # steps after which another way is compared with the loop
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,34 @@ class ModuleTrainer:
     """Retraining of a large network without some examples, each branching off a control on the same batches.
 
     start: the trained network (its mode holds) with the optimiser's memory to go on with. data: training images
-    (n, C, H, W) and labels (n,). fresh: the network before training, for training from scratch.
+    (n, C, H, W) and labels (n,). fresh: the network before training, for training from scratch. way: `loop` by
+    torch.optim, all at once (`stack`) or one by one (`single`) by `minimise.captured`; `auto` is the loop on a CPU, and
+    on a GPU the stack up to `SMALL_NETWORK` parameters. precision: of `captured.PRECISIONS`; `auto` is `tf32` for
+    `single`, and else `full`.
+
+    Raises:
+        InputError: an unknown way or precision.
     """
 
     start: Trained
     data: tuple[Tensor, Tensor]
     weight_decay: float
     fresh: nn.Module
+    way: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_name("way", self.way, ("auto", "loop", *WAYS))
+        check_name("precision", self.precision, ("auto", *PRECISIONS))
+
+    @property
+    def chosen(self) -> tuple[str, str]:
+        """The way and the precision, with `auto` resolved."""
+        way, size = self.way, sum(parameter.numel() for parameter in self.fresh.parameters())
+        if way == "auto" and self.data[0].device.type == "cuda":
+            way = "stack" if size <= SMALL_NETWORK else "single"
+        way = "loop" if way == "auto" else way
+        return way, ("tf32" if way == "single" else "full") if self.precision == "auto" else self.precision
 
     def go_on(self, schedule: Schedule, members: Sequence[np.ndarray], test: Objective) -> Continued:
         """Losses on the examples of `test` after going on without each removal's members, and of the control.
@@ -122,6 +149,9 @@ class ModuleTrainer:
         there, with a copy of the network and of the optimiser's memory, and what came before is not computed again. The
         numbers are those of full runs, bit for bit.
         """
+        way = self.chosen[0]
+        if way != "loop":
+            return WAYS[way](self._begin(self.start.module, self.state(schedule)), schedule, members, test)
         began, (x, y) = perf_counter(), self.data
         batches, first = list(schedule.rows(len(x))), schedule.first_use(len(x), list(members))
         module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
@@ -155,7 +185,7 @@ class ModuleTrainer:
             pairs = zip(parameters, held, strict=True)
             return torch.cat([torch.zeros_like(p).flatten() if h is None else h.flatten() for p, h in pairs])[None]
 
-        theta = torch.cat([parameter.detach().flatten() for parameter in parameters])[None]
+        theta = _vector(module)[None]
         steps = max(int(m.get("step", 0)) for m in memory)
         return State(theta, vector("exp_avg", "momentum_buffer"), vector("exp_avg_sq", "square_avg"), steps)
 
@@ -164,8 +194,11 @@ class ModuleTrainer:
     ) -> Continued:
         """The same from the network before training; `start` has no meaning here: all seeds begin there.
 
-        Batch-norm statistics are frozen at the end on all examples that are left, taken as one batch.
+        Batch-norm statistics are frozen at the end on all examples that are left, taken as one batch; such networks
+        are always trained by the loop, since the statistics change on the way.
         """
+        if self.chosen[0] != "loop" and not any(isinstance(part, _BatchNorm) for part in self.fresh.modules()):
+            return self._anew(schedule, members, test)
         began, (x, y), found = perf_counter(), self.data, []
         for group in progress([np.array([], int), *members], desc="from scratch"):
             trained = train(self.fresh, x, y, schedule, self.weight_decay, group).module
@@ -176,3 +209,39 @@ class ModuleTrainer:
         return Continued(
             before, found[0], np.array(found[1:]), images, perf_counter() - began, np.zeros(len(members), bool)
         )
+
+    def _anew(self, schedule: Schedule, members: Sequence[np.ndarray], test: Objective) -> Continued:
+        begin = self._begin(self.fresh, State.at(_vector(self.fresh)[None]))
+        found = WAYS[self.chosen[0]](begin, schedule, members, test)
+        return replace(found, before=losses_of(self.start.module, test), unseen=np.zeros(len(members), bool))
+
+    def _begin(self, module: nn.Module, state: State) -> Start:
+        x, y = self.data
+        with torch.no_grad():
+            classes = module(x[:1]).shape[1]
+        return Start(ModuleModel(module, classes), x, y, self.weight_decay, state, self.chosen[1])
+
+    def told(self, schedule: Schedule) -> dict[str, object]:
+        """How it is retrained where not by the loop, and how far that leads from it; nothing for the loop itself.
+
+        retraining_error: ||theta - theta_loop|| / ||theta_loop - theta_0|| after `CHECKED` steps of `schedule`, the
+        loop in the floating type of theta.
+        """
+        (way, precision), schedule = self.chosen, replace(schedule, steps=CHECKED)
+        if way == "loop":
+            return {}
+        steps = Steps(self._begin(self.start.module, self.state(schedule)), schedule, 1)
+        steps.run(0, CHECKED)
+        module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
+        with arithmetic("full"):
+            for step, rows in enumerate(schedule.rows(len(self.data[0]))):
+                one_step(module, optimiser, *self.data, rows, schedule, step, ())
+        moved, other = (theta - _vector(self.start.module) for theta in (_vector(module), steps.held[0][0]))
+        error = float((other - moved).norm() / moved.norm())
+        told = {"retraining": way, "retraining_in_graph": steps.in_graph, "retraining_precision": precision}
+        return told | {"retraining_error": error}
+
+
+def _vector(module: nn.Module) -> Tensor:
+    """theta (P,)."""
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])

@@ -19,6 +19,7 @@ from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.streamed import StreamedObjective
 
 POWER_STEPS = 8
+MANY, SOME = 20_000, 5_000  # of more images than MANY the curvature's size is measured on SOME
 
 
 def prepare(
@@ -32,12 +33,14 @@ def prepare(
     norm: str,
     chunk: int = 50,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Network:
     """Train the module, freeze its batch statistics on the training set, and measure how far training came.
 
     Training uses the statistics of each batch; afterwards every example's loss depends on that example alone, in
     estimates and in retraining alike. The certificate holds ||grad J|| there and at the start of training, both with
-    statistics frozen, and the largest eigenvalue of the Gauss-Newton matrix by power iteration. Without weight decay a
+    statistics frozen, the largest eigenvalue of the Gauss-Newton matrix by power iteration, and where it is retrained
+    by another way than the loop, how (`ModuleTrainer.told`). Without weight decay a
     network that has every training label right has no optimum: `separable`; else `not_certified`.
     """
     device = resolve_device(device)
@@ -63,7 +66,8 @@ def prepare(
         "test_accuracy": test_accuracy,
         "eig_max": _largest_eigenvalue(network),
     }
-    trainer = ModuleTrainer(replace(trained, module=frozen), (x, y), weight_decay, module)
+    trainer = ModuleTrainer(replace(trained, module=frozen), (x, y), weight_decay, module, precision=precision)
+    certificate |= trainer.told(schedule.continued(0, schedule.seed))
     told = {"seed": schedule.seed, "certificate": certificate, "seconds": {"train": trained.seconds}}
     return replace(network, trainer=trainer, schedule=schedule, **told)
 
@@ -114,8 +118,12 @@ def _placed(data: Data, device: str) -> Data:
 
 def _largest_eigenvalue(network: Network) -> float:
     """Of the Gauss-Newton matrix with L2, from below: `POWER_STEPS` of power iteration."""
-    theta, weights = network.theta[None], network.train.uniform(1)
+    train = network.train
+    if train.n > MANY:
+        some = Data(train.data.x[:, :SOME], train.data.y[:, :SOME])
+        train = StreamedObjective(train.model, some, train.weight_decay, str(train.device), train.chunk)
+    theta, weights = network.theta[None], train.uniform(1)
     v = torch.from_numpy(np.random.default_rng(0).standard_normal(theta.shape[1])).to(theta)[None]
     for _ in range(POWER_STEPS):
-        v = network.train.products(theta, (v / v.norm())[None], weights, gauss_newton=True)[0]
+        v = train.products(theta, (v / v.norm())[None], weights, gauss_newton=True)[0]
     return float(v.norm())
