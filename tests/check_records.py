@@ -21,7 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fragile_lib.study.record import read_record
+from fragile_lib.study.record_file import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 SELECTION = (  # the longest first

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fragile_lib.study.files import study_root
-from fragile_lib.study.record import read_record, row_dicts
+from fragile_lib.study.record_file import read_record, row_dicts
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import write_if_changed
 

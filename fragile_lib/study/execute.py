@@ -13,6 +13,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from fragile_lib.study.notebook_file import as_json
+from fragile_lib.tools.errors import InputError
 from fragile_lib.tools.files import write_whole
 
 THREADED = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")  # each with a variable like OMP_NUM_THREADS
@@ -22,6 +23,8 @@ LIBRARY_WARNINGS = (
     "ignore:There is a performance drop:UserWarning",
 )
 START_ERRORS = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
+# What Python, NumPy, torch on a CPU and torch on a GPU say.
+NO_MEMORY = ("Cannot allocate memory", "Unable to allocate", "can't allocate memory", "out of memory")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -101,21 +104,27 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
     )
 
 
-def explain(error: Exception, cell_minutes: float) -> NotebookFailed:
+def explain(error: Exception, cell_minutes: float = 0) -> NotebookFailed:
     """Return what went wrong, in one line with a remedy."""
     kind, text = type(error).__name__, ANSI.sub("", str(error)).strip()
-    said = f"{kind}: {(text.splitlines() or [''])[0]}"
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
-        kind, said = "OSError", "the disk is full (No space left on device); free some and run again"
-    elif kind == "PapermillExecutionError":
+    value = text
+    if kind == "PapermillExecutionError":
         text = ANSI.sub("", "\n".join(error.traceback))  # type: ignore[attr-defined]
         kind, value = error.ename, str(error.evalue).strip()  # type: ignore[attr-defined]
-        said = f"{kind}: {(value.splitlines() or [''])[0]}"
+    said = f"{kind}: {(value.splitlines() or [''])[0]}"
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in value:
+        kind, said = "OSError", "the disk is full (No space left on device); free some and run again"
+    elif kind.endswith("MemoryError") or any(words in value for words in NO_MEMORY):
+        said = f"the memory was not enough ({said[:200]}); raise its limit, or run fewer side by side (JOBS)"
     elif kind == "DeadKernelError":
         said = "the kernel died in mid-run; often the memory was not enough: see `failed.ipynb`"
     elif kind == "CellTimeoutError":
         remedy = "raise limits.cell_minutes in its parameters file"
         said = f"a cell ran longer than {cell_minutes:g} minutes; {remedy}"
+    elif isinstance(error, InputError):
+        said = text
+    elif isinstance(error, OSError):
+        said = f"{value}; free the disk or correct its rights"
     return NotebookFailed(kind, said, text[-4000:])
 
 

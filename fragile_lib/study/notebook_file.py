@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fragile_lib.study.files import shown
 from fragile_lib.tools.errors import bad_input, require
-from fragile_lib.tools.files import write_if_changed
+from fragile_lib.tools.files import load_json, write_if_changed
 
 Notebook = dict[str, Any]
 
@@ -26,11 +26,11 @@ def read_notebook(path: Path, root: Path) -> Notebook:
     """Return a notebook's JSON; raise InputError where it is missing or is none."""
     name = shown(path, root)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         raise bad_input("notebook", name, "is not there; write it or remove its parameters file") from None
     except (OSError, ValueError) as error:
-        raise bad_input("notebook", name, f"cannot be read ({error}); restore it from git") from None
+        raise bad_input("notebook", name, f"{error}; restore it from git") from None
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
         raise bad_input("notebook", name, "is no notebook of format 4; restore it from git")
     return content
@@ -53,9 +53,10 @@ def is_tagged(cell: dict[str, Any], tag: str) -> bool:
 
 
 def code_cells(notebook: Notebook, parameters: bool = True) -> list[str]:
-    """Return the sources of the code cells, with or without the one tagged `parameters`."""
+    """Return the sources of the code cells but of an injected one, with or without the one tagged `parameters`."""
+    without = ("injected-parameters", *(() if parameters else ("parameters",)))
     cells = [cell for cell in notebook["cells"] if cell.get("cell_type") == "code"]
-    return [source_of(cell) for cell in cells if parameters or not is_tagged(cell, "parameters")]
+    return [source_of(cell) for cell in cells if not any(is_tagged(cell, tag) for tag in without)]
 
 
 def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import itertools
 import math
 import operator
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
 from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, require
 from fragile_lib.tools.files import data_root, load_yaml
+from fragile_lib.tools.machine import begin
 
 NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
@@ -148,8 +148,6 @@ RESERVED_IDS = ("pages", "report", "records", "results.csv")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
 DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
-
-_started = {"at": time.time()}
 
 
 @dataclass(frozen=True)
@@ -338,18 +336,13 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     Raises InputError for a missing, mistyped or out-of-range value, and for an injected name that the notebook does
     not know (papermill itself only warns there and runs the defaults).
     """
-    _started["at"] = time.time()
+    begin()
     spec, where = load_spec(study_root() / "params" / f"{notebook}.yaml"), f"notebooks/{notebook}.ipynb"
     for name, value in _injected(namespace).items():
         remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]"
         require(name in (*spec.declarations, *STANDARD), name, value, remedy)
     values = {name: namespace[name] for name in spec.declarations if name in namespace}
     return Parameters(check_values(spec.declarations, values, where))
-
-
-def started_at() -> float:
-    """Return when `check_parameters` was last called, in seconds since the epoch: the start of the notebook's work."""
-    return _started["at"]
 
 
 def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:

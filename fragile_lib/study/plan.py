@@ -8,6 +8,7 @@ It sees a stamp, `.done/<run_id>`, made from `.job.json`; both are derived here 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from fragile_lib.study.files import package_dir, profile_dir, shown, study_root
 from fragile_lib.study.fingerprint import run_fingerprint
 from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
-from fragile_lib.study.record import read_record
+from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
-from fragile_lib.tools.files import dump_yaml, write_if_changed, write_whole
+from fragile_lib.tools.files import dump_yaml, remove, write_if_changed, write_whole
 
 RESTORED_PROFILES = ("laptop", "paper")
 
@@ -109,33 +110,58 @@ def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list
     told: list[str] = []
     for job in jobs:
         job_file = job.directory / ".job.json"
+        told += _set_aside(job, root)
         write_if_changed(job.directory / "params.yaml", dump_yaml(job.run.parameters))
         write_if_changed(job_file, json.dumps(job.described(), indent=1) + "\n")
-        told += _set_aside(job, root)
         if job.state != "finished" and profile in RESTORED_PROFILES:
             told += _restore(job, root)
         if job.state != "finished":
             job.stamp.unlink(missing_ok=True)
         elif not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
-            write_whole(job.stamp, job.fingerprint + "\n")
+            write_stamp(job.stamp, job.fingerprint, job_file)
     return jobs, told
 
 
+def write_stamp(stamp: Path, fingerprint: str, job_file: Path) -> None:
+    """Write a stamp that is not older than its job file, even where the clock was set back in between."""
+    write_whole(stamp, fingerprint + "\n")
+    least = max(stamp.stat().st_mtime_ns, job_file.stat().st_mtime_ns)
+    os.utime(stamp, ns=(least, least))
+
+
 def _set_aside(job: Job, root: Path) -> list[str]:
+    """Set a damaged record, or a folder where a file of the run belongs, aside; return what is to be told."""
+    told = []
+    for name in ("result.json", "params.yaml", ".job.json", "run.ipynb"):
+        path, fault = job.directory / name, ""
+        if path.is_dir():
+            fault = "is a folder"
+        elif path == job.record and path.exists():
+            fault = record_fault(path)
+        if fault:
+            aside = path.with_name(f"{name}.unreadable")
+            remove(aside)
+            path.replace(aside)
+            told.append(f"{shown(path, root)} {fault}; set aside as {aside.name}, the run is repeated")
+    return told
+
+
+def record_fault(path: Path) -> str:
+    """Return in a few words what is wrong with a record, "" for nothing."""
     try:
-        if job.record.exists():
-            read_record(job.record)
-        return []
+        read_record(path)
     except InputError as error:
-        aside = job.record.replace(job.record.with_name("result.json.unreadable"))
-        reason = str(error).partition(": ")[2].rpartition(";")[0]
-        return [f"{shown(job.record, root)} {reason}; set aside as {aside.name}, the run is repeated"]
+        return str(error).partition(": ")[2].rpartition(";")[0]
+    return ""
 
 
 def _restore(job: Job, root: Path) -> list[str]:
     """Copy a committed record of the same fingerprint, so that a study goes on in a fresh clone."""
     source = root / "reports" / "records" / job.run.run_id / "result.json"
-    if record_state(source, job.fingerprint) != "finished" or read_record(source)["profile"] != job.run.profile:
+    state = record_state(source, job.fingerprint)
+    if state == "unreadable":
+        return [f"{shown(source, root)} {record_fault(source)}; the run is repeated"]
+    if state != "finished" or read_record(source)["profile"] != job.run.profile:
         return []
     (job.directory / "run.ipynb").unlink(missing_ok=True)  # it belongs to the older result
     write_whole(job.record, source.read_bytes())

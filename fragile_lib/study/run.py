@@ -11,38 +11,36 @@ has, the outputs are kept and the new text is put around them.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from fragile_lib.study.execute import NotebookFailed, execute_notebook
+from fragile_lib.study.execute import NotebookFailed, execute_notebook, explain
 from fragile_lib.study.files import package_dir, profile_dir, study_root
-from fragile_lib.study.fingerprint import page_fingerprint
+from fragile_lib.study.fingerprint import page_fingerprint, run_fingerprint
 from fragile_lib.study.notebook_file import as_json, code_cells, parameters_cell, put_back, read_notebook, refreshed
-from fragile_lib.study.params import Spec
-from fragile_lib.study.plan import RESTORED_PROFILES
-from fragile_lib.study.record import read_record
-from fragile_lib.tools.errors import InputError, bad_input
-from fragile_lib.tools.files import load_yaml, plain, write_if_changed, write_json, write_whole
-from fragile_lib.tools.machine import timestamp
+from fragile_lib.study.params import DEFAULT_LIMITS, Spec
+from fragile_lib.study.plan import RESTORED_PROFILES, write_stamp
+from fragile_lib.study.record_file import read_record, write_record
+from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.files import load_json, load_yaml, plain, remove, write_if_changed, write_json, write_whole
+from fragile_lib.tools.machine import elapsed, timestamp
 
+CHANGED = "its notebook, the library or its parameters were changed since it was planned; run the study again"
 IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
+JOB_KEYS = {*IDENTITY, *DEFAULT_LIMITS}
 
 
 def execute(run_dir: Path) -> float:
     """Execute the run that `run_dir` describes (`.job.json`, `params.yaml`); return its seconds, start to end.
 
-    Raises InputError where the folder describes no run, NotebookFailed where the notebook fails; both leave an older
-    finished result as it was. OSError where not even the failure can be written.
+    Raises InputError where the folder describes no run, NotebookFailed where the notebook fails or has changed since
+    the run was planned; both leave an older finished result as it was. OSError where not even the failure can be
+    written.
     """
-    started = psutil.Process().create_time()
     root, run_dir = study_root(), run_dir.resolve()
     job = read_job(run_dir)
     parameters = load_yaml(run_dir / "params.yaml", f"{run_dir.name}/params.yaml")
@@ -52,20 +50,32 @@ def execute(run_dir: Path) -> float:
     notebook, record = partial / "run.ipynb", partial / "result.json"
     try:
         with attempt(run_dir, notebook, root, job):
+            _check_unchanged(root / "notebooks" / f"{job['notebook']}.ipynb", parameters, root, job)
             partial.mkdir()
             in_cells = execute_for_study(notebook, parameters, root, job, partial, None)
+            _check_unchanged(notebook, parameters, root, job)
             content = _finished_record(record, job)
-            content["seconds_total"] = round(time.time() - started, 3)
+            content["seconds_total"] = round(elapsed(), 3)
             content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
-            write_json(record, content)
+            write_record(record, content)
             for path in (notebook, record):
                 path.replace(run_dir / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for name in ("failure.json", "failed.ipynb", "result.json.unreadable"):
-        (run_dir / name).unlink(missing_ok=True)
-    write_whole(profile_dir(root, job["profile"]) / ".done" / job["run_id"], job["fingerprint"] + "\n")
+        remove(run_dir / name)
+    write_stamp(run_dir.parent / ".done" / job["run_id"], job["fingerprint"], run_dir / ".job.json")
     return content["seconds_total"]
+
+
+def _check_unchanged(notebook: Path, parameters: dict[str, Any], root: Path, job: dict[str, Any]) -> None:
+    """Raise NotebookFailed where the cells of `notebook`, the library or the parameters are not those of the plan.
+
+    Asked before of the notebook, and afterwards of its executed copy: what papermill read in between is in there.
+    """
+    cells = code_cells(read_notebook(notebook, root), parameters=False)
+    if run_fingerprint(parameters, cells, package_dir(root)) != job["fingerprint"]:
+        raise NotebookFailed("Changed", CHANGED)
 
 
 def execute_for_study(
@@ -89,10 +99,13 @@ def execute_for_study(
 def read_job(run_dir: Path) -> dict[str, Any]:
     """Return the description that the plan wrote; raise InputError where there is none."""
     try:
-        return json.loads((run_dir / ".job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        remedy = "is no folder of a planned run; see `python -m fragile_lib.study list`"
-        raise bad_input("run folder", str(run_dir), f"{remedy} ({type(error).__name__})") from None
+        job = load_json(run_dir / ".job.json")
+    except (OSError, ValueError):
+        job = {}
+    right = isinstance(job, dict) and job.get("run_id") == run_dir.name and not JOB_KEYS - job.keys()
+    remedy = "is no folder of a planned run; see `python -m fragile_lib.study list`"
+    require(right, "run folder", str(run_dir), remedy)
+    return job
 
 
 @contextmanager
@@ -103,8 +116,8 @@ def attempt(folder: Path, notebook: Path, root: Path, job: dict[str, Any]) -> It
     except NotebookFailed as failure:
         _write_failure(folder, notebook, failure, root, job)
         raise
-    except OSError as error:
-        failure = NotebookFailed("OSError", f"{error.strerror or error}; free the disk or correct its rights")
+    except (InputError, OSError) as error:
+        failure = explain(error)
         _write_failure(folder, notebook, failure, root, job)
         raise failure from error
 
@@ -124,7 +137,7 @@ def _write_failure(folder: Path, notebook: Path, failure: NotebookFailed, root: 
 
 def _finished_record(path: Path, job: dict[str, Any]) -> dict[str, Any]:
     try:
-        content = read_record(path)
+        content = read_record(path, job["run_id"])
     except InputError as error:
         raise NotebookFailed("NoRecord", f"the notebook ended without a good record: {error}") from error
     for key in IDENTITY:
@@ -146,8 +159,12 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     source = read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root)
     target, results = page_path(root, profile, spec.notebook), profile_dir(root, profile) / "results.csv"
     parameters = spec.page_parameters(profile)
-    table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
-    fingerprint = page_fingerprint([parameters, table], code_cells(source), package_dir(root))
+
+    def depends_on(notebook: dict[str, Any]) -> str:
+        table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
+        return page_fingerprint([parameters, table], code_cells(notebook), package_dir(root))
+
+    fingerprint = depends_on(source)
     failed = target.parent / ".failed" / spec.notebook
     places = [target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])]
     for place in places:
@@ -165,6 +182,8 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
             given = {**job, **spec.limits}, None, results if results.exists() else None
             execute_for_study(partial, parameters or {}, root, *given)
             executed = read_notebook(partial, root)
+            if depends_on(executed) != fingerprint:
+                raise NotebookFailed("Changed", CHANGED)
             executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}
             write_whole(target, as_json(refreshed(source, executed)))
     finally:

@@ -28,7 +28,7 @@ from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs
 from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
-from fragile_lib.study.record import packed, read_record
+from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import json_text, locked, write_if_changed
@@ -61,7 +61,7 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell
     On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
     """
     pending = {job.run.run_id for job in jobs if job.state != "finished"}
-    done, total, begun = len(jobs) - len(pending), len(jobs), time.time()
+    done, total, begun = len(jobs) - len(pending), len(jobs), time.monotonic()
     if not pending:
         return tell(f"[{done} of {total}] all runs are up to date")
     tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
@@ -88,7 +88,7 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell
             end_tree(psutil.Process(process.pid))
             process.wait()
     done = sum(job.state == "finished" for job in jobs)
-    tell(f"[{done} of {total}] finished in {time.time() - begun:.0f} s")
+    tell(f"[{done} of {total}] finished in {time.monotonic() - begun:.0f} s")
     if process.returncode and not news:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
         tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")

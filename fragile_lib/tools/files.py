@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import yaml
 from platformdirs import user_cache_path
@@ -73,6 +75,33 @@ def locked(path: Path, name: str, value: str, remedy: str) -> Iterator[None]:
 def json_text(content: object) -> str:
     """Return `content` as a line of JSON; NaN is an error here: `plain` turns it into null before."""
     return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def json_digest(content: object) -> str:
+    """Return the SHA-256 of JSON-able content, whatever the order of its keys; ValueError for NaN and infinity."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds; OSError where it cannot be opened, ValueError in one line where it is none."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} stands in it, which is no JSON")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"cannot be read ({error})") from None
+
+
+def remove(path: Path) -> None:
+    """Remove what is at `path`, a file, a link or a whole folder, if anything is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -45,6 +45,24 @@ def peak_memory_mb() -> float:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
+_begun = {"at": time.time(), "clock": time.monotonic()}
+
+
+def begin() -> None:
+    """Note that the work of this process begins now and not when this module was imported."""
+    _begun.update(at=time.time(), clock=time.monotonic())
+
+
+def begun_at() -> float:
+    """Return when the work of this process began, in seconds since the epoch."""
+    return _begun["at"]
+
+
+def elapsed() -> float:
+    """Return the seconds since the work of this process began, by a clock that nobody sets."""
+    return time.monotonic() - _begun["clock"]
+
+
 def timestamp(seconds: float | None = None) -> str:
     """Return a moment as ISO 8601 in UTC, to the second."""
     moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)

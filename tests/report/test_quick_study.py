@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from fragile_lib.study.record import read_record, row_dicts
+from fragile_lib.study.record_file import read_record, row_dicts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [f"{name}.html" for name in ("index", "iris", "small_mnist", "mnist_cifar10", "imagenet", "summary")]

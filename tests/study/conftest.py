@@ -74,6 +74,8 @@ KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name"
 class Toy:
     """A study root with one notebook, and the ways to call the study on it."""
 
+    cells = CELLS
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.params = root / "params" / "toy.yaml"

@@ -209,6 +209,21 @@ def test_a_failed_page_leaves_the_older_one(toy, page):
     assert build() == "up to date" and not (toy.root / "runs/quick/pages/.failed/toy").exists()
 
 
+def test_a_page_whose_code_changed_meanwhile_is_refused_and_made_again(toy, page, monkeypatch):
+    build, _ = page
+    execute = pages.execute_notebook
+
+    def edited(source, output, parameters, root, **limits):
+        toy.notebook.write_text(toy.notebook.read_text().replace("1 / (1 + depth)", "1 / (2 + depth)"))
+        execute(source, output, parameters, root, **limits)
+
+    monkeypatch.setattr(pages, "execute_notebook", edited)
+    with pytest.raises(NotebookFailed, match="changed since it was planned"):
+        build()
+    assert not pages.page_path(toy.root, "quick", "toy").exists()
+    assert build() == "executed"
+
+
 def test_a_published_page_is_restored(toy, page):
     build, given = page
     build("laptop")

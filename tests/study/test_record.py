@@ -1,6 +1,8 @@
 """The record and the table: what is written, what is read back, what is refused."""
 
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,10 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fragile_lib.study.__main__ import main
 from fragile_lib.study.collect import COLUMNS, collect, results_csv
-from fragile_lib.study.record import LETTERS, packed, read_record, record, row_dicts
+from fragile_lib.study.params import load_specs
+from fragile_lib.study.plan import make_plan, prepare
+from fragile_lib.study.record import record
+from fragile_lib.study.record_file import LETTERS, packed, read_record, row_dicts
+from fragile_lib.study.study import publish
 from fragile_lib.tools.errors import InputError
-from fragile_lib.tools.files import plain
+from fragile_lib.tools.files import json_text, plain, remove
 from fragile_lib.tools.machine import git_state
 
 ROWS = pd.DataFrame({
@@ -36,7 +43,7 @@ def test_record_is_written_and_read_back(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "result.json"]
     text = (tmp_path / "result.json").read_text()
     assert "NaN" not in text and "Infinity" not in text and str(tmp_path) not in text
-    content = read_record(tmp_path / "result.json")
+    content = read_record(tmp_path / "result.json", "r")
     assert content["rows"]["data"][0] == [0, "max_loss", "exact", 3, 0.1235]
     assert content["rows"]["data"][2][3] is None and content["rows"]["data"][3][4] is None
     assert content["certificates"] == [{"seed": 0, "grad_norm": 1e-07, "eig_min": None}]
@@ -65,37 +72,148 @@ def test_plain():
 
 
 def test_packed_rows_are_read_back_as_they_were(tmp_path, example_record):
-    columns = {"few": [1, 1.0, True, None] * 20, "text": ["ok"] * 80, "numbers": [i / 7 for i in range(80)]}
+    columns = {
+        "few": [1, 1.0, 2, None] * 20,
+        "truths": [True, None] * 40,
+        "text": ["ok"] * 80,
+        "numbers": [i / 7 for i in range(80)],
+    }
     columns["many"] = [i % (len(LETTERS) + 1) for i in range(80)]
     rows = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
     content = example_record(rows=rows)
     path = tmp_path / "result.json"
     path.write_text(json.dumps(packed(content)))
-    assert json.dumps(read_record(path)) == json.dumps(content)  # 1, 1.0 and true are told apart
+    assert json.dumps(read_record(path, "toy-d1")) == json.dumps(content)  # 1, 1.0 and true are told apart
     assert path.stat().st_size < 0.8 * len(json.dumps(content))
     empty = example_record(rows={"columns": ["seed"], "data": []})
     path.write_text(json.dumps(packed(empty)))
-    assert row_dicts(read_record(path)) == []
+    assert row_dicts(read_record(path, "toy-d1")) == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", '{"schema": 1', "[]", '{"schema": 2}', "null", b"\xff\xfe".decode("latin-1")]
-)
-def test_a_broken_record_is_refused(tmp_path, text):
-    (tmp_path / "result.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match="result.json.*run the study again"):
-        read_record(tmp_path / "result.json")
+def rows(*data, columns=("seed", "fit", "spearman")):
+    return {"rows": {"columns": list(columns), "data": [list(row) for row in data]}}
 
 
-ODD = [{"columns": ["a"], "data": [[1, 2]]}, {}, {"columns": ["a"], "packed": [{"values": [1], "rows": "01"}]}]
-ODD += [{"columns": ["a", "b"], "packed": [[1], [2, 3]]}, {"columns": ["a"], "data": 3}]
+def packed_rows(*packed, columns=("seed", "spearman")):
+    return {"rows": {"columns": list(columns), "packed": list(packed)}}
 
 
-@pytest.mark.parametrize("changes", [*({"rows": rows} for rows in ODD), {"run": None}, {"run_id": 3}])
-def test_a_record_that_does_not_fit_is_refused(tmp_path, example_record, changes):
-    (tmp_path / "result.json").write_text(json.dumps(example_record(**changes)))
-    with pytest.raises(InputError, match="record = "):
-        read_record(tmp_path / "result.json")
+NESTED = "[" * 100_000 + "]" * 100_000
+# What is done to a record of schema 1 (a text in its place, or other entries), and what is said of it.
+DAMAGES = {
+    "empty": ("", "cannot be read"),
+    "cut short": ('{"schema": 1', "cannot be read"),
+    "not UTF-8": (b"\xff\xfe", "cannot be read"),
+    "a list": ("[]", "is no record"),
+    "null": ("null", "is no record"),
+    "another schema": ({"schema": 3}, "is no record"),
+    "nested": (NESTED, "nested too deeply"),
+    "nested inside": ('{"schema": 1, "run": ' + NESTED + "}", "nested too deeply"),
+    "a folder": (None, "cannot be read .Is a directory.|is a folder"),
+    "bare NaN": ({"seconds": float("nan")}, "NaN stands in it"),
+    "infinity": ('{"schema": 1, "seconds": -Infinity}', "-Infinity stands in it"),
+    "a number of 5,000 digits": ('{"schema": 1, "seconds": ' + "9" * 5000 + "}", "cannot be read"),
+    "another run's": ({"run_id": "toy-d2"}, "is of the run 'toy-d2'"),
+    "run id no text": ({"run_id": 3}, "run_id is of another type"),
+    "no status": ({"status": None}, "status is of another type"),
+    "run no mapping": ({"run": None}, "run is of another type"),
+    "run of lists": ({"run": {"depth": [1]}}, "its run holds lists"),
+    "points no list": ({"points": {}}, "points is of another type"),
+    "points of numbers": ({"points": [1]}, "its points"),
+    "seconds as text": ({"seconds": "1"}, "seconds is of another type"),
+    "rows empty": ({"rows": {}}, "do not fit their columns"),
+    "rows no list": ({"rows": {"columns": ["a"], "data": 3}}, "do not fit their columns"),
+    "rows of numbers": ({"rows": {"columns": ["a"], "data": [1]}}, "do not fit their columns"),
+    "a row too long": (rows([0, "a", 0.5, 1]), "do not fit their columns"),
+    "a row too short": (rows([0, "a", 0.5], [1]), "do not fit their columns"),
+    "a row as text": ({"rows": {"columns": ["a"], "data": ["x"]}}, "do not fit their columns"),
+    "columns no texts": (rows([0], columns=[1]), "do not fit their columns"),
+    "columns nested": (rows([0], columns=[["a"]]), "do not fit their columns"),
+    "columns twice": (rows([0, 1], columns=["a", "a"]), "do not fit their columns"),
+    "columns a text": ({"rows": {"columns": "ab", "data": [[1, 2]]}}, "do not fit their columns"),
+    "packed with a strange letter": (packed_rows({"values": [1], "rows": "01"}), "do not fit their columns"),
+    "packed of two lengths": (packed_rows([1], [2, 3]), "do not fit their columns"),
+    "packed no list": (packed_rows(1, 2), "do not fit their columns"),
+    "text for a number": (rows([0, "a", "0.5"]), "its column spearman holds what is no number"),
+    "text among numbers": (rows([0, "a", 0.5], ["1", "a", 0.5]), "its column seed is not of one kind"),
+    "a list in a row": (rows([0, "a", [0.5]]), "its column spearman is not of one kind"),
+    "a number too large": ('{"rows": {"columns": ["spearman"], "data": [[1e999]]}}', "not JSON compliant"),
+    "rows doubled": (rows([0, "a", 0.5], [1, "a", 0.5], [0, "a", 0.5]), "rows stand there twice: 3 rows, 2"),
+    "rows of one key": (rows([0, "a", 0.5], [0, "a", 0.25]), "rows stand there twice"),
+}
+
+
+def damage(path, case, example_record):
+    """Damage the record of toy-d1 at `path` as a case says; return what is to be said of it."""
+    content, said = DAMAGES[case]
+    if content is None:
+        remove(path)
+        path.mkdir()
+    elif isinstance(content, dict):
+        path.write_text(json.dumps(example_record(**content)))
+    elif case == "a number too large":
+        whole = json.dumps(example_record(rows=None))
+        path.write_text(whole.replace('"rows": null', content[1:-1]))
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return said
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_record_is_named_on_one_line_and_repeated_and_stops_nothing(toy, capsys, example_record, case):
+    toy.finish()
+    path = toy.run_dir("toy-d1") / "result.json"
+    said = damage(path, case, example_record)
+    with pytest.raises(InputError, match=f"^record = .*toy-d1/result.json': .*({said}).*study again$") as raised:
+        read_record(path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+    assert main(["list"]) == 0 and "unreadable toy-d1\nfinished   toy-d2" in capsys.readouterr().out
+    assert main(["collect"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+    assert (toy.root / "runs/quick/results.csv").read_text().count("toy-d2") == 2
+    for _ in range(2):  # an older file that was set aside is in the way of none
+        damage(path, case, example_record)
+        _, told = prepare(toy.root, "quick")
+        assert len(told) == 1 and "runs/quick/toy-d1/result.json" in told[0] and "the run is repeated" in told[0]
+        assert re.search(said, told[0]) and not path.exists() and path.with_name("result.json.unreadable").exists()
+    assert [job.state for job in make_plan(toy.root, "quick")] == ["missing", "finished"]
+
+
+def test_a_damaged_published_record_is_named_and_not_taken(toy, example_record):
+    toy.finish("laptop")
+    publish(toy.root, "laptop", load_specs(toy.params.parent))
+    shutil.rmtree(toy.root / "runs")
+    damage(toy.root / "reports/records/toy-d1/result.json", "rows doubled", example_record)
+    _, told = prepare(toy.root, "laptop")
+    assert len(told) == 2 and "reports/records/toy-d1/result.json rows stand there twice" in told[0]
+    assert [job.state for job in make_plan(toy.root, "laptop")] == ["missing", "finished"]
+
+
+def test_a_record_that_was_changed_after_it_was_written_is_refused_however_it_is_stored(tmp_path):
+    path = tmp_path / "r" / "result.json"
+    write(path.parent)
+    content = read_record(path)
+    assert content["schema"] == 2 and len(content["digest"]) == 64
+    for stored in (content, packed(content)):
+        text = json.dumps(stored)
+        path.write_text(text)
+        assert read_record(path) == content
+        for old, new in (("0.1235", "0.1236"), ('"depth": 3', '"depth": 4'), ('"ok"', '"no"'), ('"lissa"', '"exact"')):
+            assert old in text
+            path.write_text(text.replace(old, new))
+            with pytest.raises(InputError, match="was changed after it was written|stand there twice"):
+                read_record(path)
+    for without in ("digest", "seconds"):
+        path.write_text(json.dumps({key: value for key, value in content.items() if key != without}))
+        with pytest.raises(InputError, match="was changed after it was written"):
+            read_record(path)
+
+
+def test_every_committed_record_is_read_and_published_as_it_is():
+    paths = sorted((Path(__file__).parents[2] / "reports" / "records").glob("*/result.json"))
+    assert len(paths) > 50
+    for path in paths:
+        assert json_text(packed(read_record(path))) == path.read_text(), path
 
 
 def test_git_state(tmp_path):
@@ -130,9 +248,11 @@ def test_results_table(tmp_path, example_record):
 
 
 def test_an_unreadable_record_is_told_and_the_others_stand(tmp_path, example_record):
-    (tmp_path / "good.json").write_text(json.dumps(example_record()))
-    (tmp_path / "bad.json").write_text('{"schema": 1, "run_')
-    count, told = collect([tmp_path / "bad.json", tmp_path / "good.json"], tmp_path / "results.csv")
-    assert count == 1 and len(told) == 1 and "bad.json" in told[0]
+    paths = [tmp_path / name / "result.json" for name in ("bad", "toy-d1")]
+    for path, text in zip(paths, ('{"schema": 1, "run_', json.dumps(example_record())), strict=True):
+        path.parent.mkdir()
+        path.write_text(text)
+    count, told = collect(paths, tmp_path / "results.csv")
+    assert count == 1 and len(told) == 1 and "bad/result.json" in told[0]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
     assert not list(tmp_path.glob(".*tmp"))

@@ -19,7 +19,7 @@ from fragile_lib.study import run as run_module
 from fragile_lib.study.execute import THREADED, NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
-from fragile_lib.study.record import read_record
+from fragile_lib.study.record_file import read_record, write_record
 
 PROJECT = Path(__file__).parents[2]
 WORKFLOW = PROJECT / "workflow"
@@ -90,6 +90,76 @@ def test_a_failure_keeps_the_older_result(toy, mode, error, says):
     assert make_plan(toy.root, "quick")[0].state == "failed"
 
 
+@pytest.fixture
+def library(toy):
+    """Return a module of the toy's own package, whose one function its notebook reaches."""
+    module = toy.root / "fragile_lib" / "extra.py"
+    module.parent.mkdir()
+    module.write_text("def f():\n    return 1\n")
+    toy.write_notebook({**toy.cells, "work": "if False:\n    from fragile_lib.extra import f\n    f()"})
+    return module
+
+
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+EDITS = {
+    "notebook": lambda toy, library: edit(toy.notebook, "1 / (1 + depth)", "1 / (2 + depth)"),
+    "library": lambda toy, library: edit(library, "return 1", "return 2"),
+    "notebook, broken": lambda toy, library: toy.notebook.write_text("{"),
+    "parameters": lambda toy, library: edit(toy.run_dir("toy-d1") / "params.yaml", "depth: 1", "depth: 3"),
+    "prose": lambda toy, library: edit(toy.notebook, "# A toy", "# Another"),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "when", "error"),
+    [
+        *[(what, "before", "Changed") for what in ("notebook", "library", "parameters")],
+        ("notebook, broken", "before", "InputError"),
+        *[(what, "as papermill reads it", "Changed") for what in ("notebook", "library")],
+        ("library", "during", "Changed"),
+        *[("prose", when, None) for when in ("before", "as papermill reads it", "during")],
+        ("notebook", "during", None),
+    ],
+)
+def test_a_record_belongs_to_the_code_that_was_planned(toy, library, example_record, monkeypatch, what, when, error):
+    """What papermill has read decides: an edit of the notebook after that is in no record, and spoils none."""
+    toy.finish()
+    toy.edit("certify: true", "certify: false")
+    folder = planned(toy)
+    older = (folder / "result.json").read_bytes()
+
+    def stand_in(source, output, parameters, root, **_):
+        if when == "as papermill reads it":
+            EDITS[what](toy, library)
+        notebook = json.loads(source.read_text())
+        injected = {"cell_type": "code", "source": "x = 1", "metadata": {"tags": ["injected-parameters"]}}
+        notebook["cells"].insert(2, injected)
+        if when == "during":
+            EDITS[what](toy, library)
+        output.write_text(json.dumps(notebook))
+        content = example_record(fingerprint=os.environ["FRAGILE_FINGERPRINT"])
+        write_record(output.with_name("result.json"), content)
+        return 1.0
+
+    monkeypatch.setattr(run_module, "execute_notebook", stand_in)
+    if when == "before":
+        EDITS[what](toy, library)
+    if error:
+        with pytest.raises(NotebookFailed) as raised:
+            run_module.execute(folder)
+        assert raised.value.error == error
+        assert error != "Changed" or "changed since it was planned; run the study again" in raised.value.message
+        assert (folder / "result.json").read_bytes() == older and not list(folder.glob(".partial*"))
+        assert json.loads((folder / "failure.json").read_text())["error"] == error
+    else:
+        run_module.execute(folder)
+        assert read_record(folder / "result.json")["digest"] and (folder / "result.json").read_bytes() != older
+
+
 @pytest.mark.parametrize(
     ("message", "times"),
     [("Kernel died before replying to kernel_info", 2), ("Kernel didn't respond in 60", 2), ("x", 1)],
@@ -142,8 +212,9 @@ def test_a_disk_that_fills_while_the_record_is_promoted(toy, monkeypatch):
 
     monkeypatch.setattr(run_module, "execute_notebook", lambda *_, **__: 1.0)
     monkeypatch.setattr(run_module, "_finished_record", lambda *_: {})
-    monkeypatch.setattr(run_module, "write_json", full)
-    with pytest.raises(NotebookFailed, match="No space left on device; free the disk"):
+    monkeypatch.setattr(run_module, "_check_unchanged", lambda *_: None)
+    monkeypatch.setattr(run_module, "write_record", full)
+    with pytest.raises(NotebookFailed, match="the disk is full .No space left on device.; free some"):
         run_module.execute(folder)
     assert (folder / "result.json").read_bytes() == older and names(folder)[0] == ".job.json"
     assert not list(folder.glob(".partial*"))

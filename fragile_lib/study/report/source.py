@@ -16,7 +16,7 @@ import pandas as pd
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import results_csv
 from fragile_lib.study.params import load_specs
-from fragile_lib.study.record import read_record
+from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import load_yaml
 
