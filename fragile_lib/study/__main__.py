@@ -1,4 +1,4 @@
-"""The command line of the study: `python -m fragile_lib.study {list,run,execute,collect,pages,report,publish}`."""
+"""The command line of the study: `python -m fragile_lib.study {list,run,cells,execute,collect,pages,...}`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from fragile_lib.study.files import profile_dir, study_root
 from fragile_lib.tools.errors import InputError, bad_input
 
-PROFILE = "quick (minutes), laptop (hours; the study of record) or paper (the published scale); default quick"
+PROFILE = "quick (minutes), laptop (hours; the study of record), gpu or paper (the published scale); default quick"
 OPTIONS = {
     "--profile": {"default": "quick", "help": PROFILE},
     "--notebook": {"help": "one notebook, e.g. iris; default all"},
     "--jobs": {"help": "runs side by side; default the number of cores"},
     "--only-runs": {"action": "store_true", "help": "stop after the runs: no table, pages, report"},
+    "--seconds": {"type": float, "default": 600.0, "help": "how long; a run is ended then, and not kept; default 600"},
+    "--plain": {"action": "store_true", "help": "its cells as plain Python, without papermill and figures"},
     "--published": {"action": "store_true", "help": "reports/, from its committed records"},
     "run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"},
 }
@@ -73,11 +75,17 @@ def _run(given: argparse.Namespace, root: Path) -> int:
     return 1 if run_study(root, given.profile, given.notebook, int(text), given.only_runs) else 0
 
 
+def _cells(given: argparse.Namespace, root: Path) -> int:
+    from fragile_lib.study.cells import run_cells
+
+    return 1 if run_cells(root, given.profile, given.notebook, given.seconds, partial(print, flush=True)) else 0
+
+
 def _execute(given: argparse.Namespace, _: Path) -> int:
     from fragile_lib.study.run import execute
 
     run_id = given.run_dir.resolve().name
-    return _attempt(lambda: f"finished {run_id} in {execute(given.run_dir):.1f} s", f"failed {run_id}")
+    return _attempt(lambda: f"finished {run_id} in {execute(given.run_dir, given.plain):.1f} s", f"failed {run_id}")
 
 
 def _pages(given: argparse.Namespace, root: Path) -> int:
@@ -140,7 +148,12 @@ COMMANDS = {
         "run what is not up to date, then collect, execute pages, build the report",
         "--profile --notebook --jobs --only-runs",
     ),
-    "execute": (_execute, "execute one planned run (what Snakemake calls)", "run_dir"),
+    "cells": (
+        _cells,
+        "run as many runs as some seconds allow, one after the other, with little more than torch",
+        "--profile --notebook --seconds",
+    ),
+    "execute": (_execute, "execute one planned run (what Snakemake calls)", "--plain run_dir"),
     "collect": (_collect, "write results.csv from the finished runs", "--profile"),
     "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
     "report": (_report, "build the HTML report of a profile, or of the published study", "--profile --published"),

@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-
 from fragile_lib.study.notebook_file import as_json
 from fragile_lib.tools.errors import InputError
 from fragile_lib.tools.files import write_whole
@@ -35,19 +32,6 @@ class NotebookFailed(RuntimeError):
         """Keep the kind of error, its one-line message and the tail of its traceback."""
         super().__init__(message)
         self.error, self.message, self.traceback = error, message, traceback
-
-
-class OwnKernelManager(AsyncKernelManager):
-    """Starts this very interpreter, whatever kernels are installed: a `python3` of the user's may be another Python."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        """Return a spec for `sys.executable`; without history, whose one database parallel kernels would lock."""
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        options = ["--HistoryManager.enabled=False"]
-        # Without this note the connection is not encrypted, and the kernel warns of it at each start.
-        able = {"supported_encryption": ["curve"]}
-        return KernelSpec(argv=[*argv, *options], display_name="Python 3", language="python", metadata=able)
 
 
 def execute_notebook(
@@ -86,6 +70,8 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from traitlets.config import Config
+
+    from fragile_lib.study.kernel import OwnKernelManager
 
     return papermill.execute_notebook(
         source,

@@ -180,7 +180,7 @@ class Spec:
         found: dict[str, Run] = {}
         for grid, axes in self._profile(profile).get("grids", {}).items():
             # A grid that needs data is checked, and run only where its data are in the data root.
-            there = (data_root() / axes.get("needs", "")).exists() or "needs" not in axes
+            there = "needs" not in axes or (data_root() / axes["needs"]).exists()
             where = f"{self.source}, profile {profile}, grid {grid}"
             for point in _points(axes, where):
                 run = self._run(profile, self._checked(profile, point, where), axes.get("run_id", self.run_id), where)
@@ -301,15 +301,19 @@ def load_specs(params_dir: Path) -> dict[str, Spec]:
 
 
 def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None) -> dict[str, Spec]:
-    """Return the specs that a profile and an optional notebook name; raise InputError where one is not there."""
+    """Return the specs that a profile and an optional notebook name; raise InputError where one is not there.
+
+    Without a notebook those that know nothing of the profile are left out: not every study needs every scale.
+    """
     profiles = list(dict.fromkeys(name for spec in specs.values() for name in spec.profiles))
     remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
     require(profile in profiles, "profile", profile, remedy)
     remedy = f"has no params/{notebook}.yaml; {did_you_mean(str(notebook), specs)}"
     require(not notebook or notebook in specs, "notebook", notebook, remedy)
-    chosen = {name: spec for name, spec in specs.items() if not notebook or name == notebook}
+    known = {name for name, spec in specs.items() if not spec.profiles or profile in spec.profiles}
+    chosen = {name: spec for name, spec in specs.items() if (name == notebook if notebook else name in known)}
     for spec in chosen.values():
-        spec.runs(profile)  # raises where a notebook does not have the profile
+        spec.runs(profile)  # raises where the notebook does not have the profile
     return chosen
 
 

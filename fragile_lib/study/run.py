@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fragile_lib.study.cells import execute_plainly
 from fragile_lib.study.execute import NotebookFailed, execute_notebook, explain
 from fragile_lib.study.files import package_dir, profile_dir, study_root
 from fragile_lib.study.fingerprint import page_fingerprint, run_fingerprint
@@ -34,8 +35,10 @@ IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
 JOB_KEYS = {*IDENTITY, *DEFAULT_LIMITS}
 
 
-def execute(run_dir: Path) -> float:
+def execute(run_dir: Path, plain: bool = False) -> float:
     """Execute the run that `run_dir` describes (`.job.json`, `params.yaml`); return its seconds, start to end.
+
+    `plain`: without papermill (`cells.execute_plainly`).
 
     Raises InputError where the folder describes no run, NotebookFailed where the notebook fails or has changed since
     the run was planned; both leave an older finished result as it was. OSError where not even the failure can be
@@ -52,7 +55,7 @@ def execute(run_dir: Path) -> float:
         with attempt(run_dir, notebook, root, job):
             _check_unchanged(root / "notebooks" / f"{job['notebook']}.ipynb", parameters, root, job)
             partial.mkdir()
-            in_cells = execute_for_study(notebook, parameters, root, job, partial, None)
+            in_cells = execute_for_study(notebook, parameters, root, job, partial, None, plain)
             _check_unchanged(notebook, parameters, root, job)
             content = _finished_record(record, job)
             content["seconds_total"] = round(elapsed(), 3)
@@ -79,7 +82,13 @@ def _check_unchanged(notebook: Path, parameters: dict[str, Any], root: Path, job
 
 
 def execute_for_study(
-    output: Path, parameters: dict[str, Any], root: Path, job: dict[str, Any], record: Path | None, results: Path | None
+    output: Path,
+    parameters: dict[str, Any],
+    root: Path,
+    job: dict[str, Any],
+    record: Path | None,
+    results: Path | None,
+    plain: bool = False,
 ) -> float:
     """Execute a job's notebook into `output`, with those of the study's own parameters that it has; return its seconds.
 
@@ -93,7 +102,7 @@ def execute_for_study(
     parameters = {**parameters, **{name: value for name, value in given.items() if name in known}}
     os.environ["FRAGILE_FINGERPRINT"] = job["fingerprint"] if record else ""
     limits = {name: job[name] for name in ("threads", "cell_minutes")}
-    return execute_notebook(source, output, parameters, root, **limits)
+    return (execute_plainly if plain else execute_notebook)(source, output, parameters, root, **limits)
 
 
 def read_job(run_dir: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import yaml
-from platformdirs import user_cache_path
 
 from fragile_lib.tools.errors import InputError, bad_input
 
@@ -140,7 +139,11 @@ def plain(value: Any, digits: int | None = None) -> Any:
 def data_root() -> Path:
     """Where raw data sets live: FRAGILE_DATA of the environment, else a cache folder of the user."""
     chosen = os.environ.get("FRAGILE_DATA")
-    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("fragile", appauthor=False)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path  # which a machine that is told where they are can do without
+
+    return user_cache_path("fragile", appauthor=False)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -70,8 +70,10 @@ def timestamp(seconds: float | None = None) -> str:
 
 
 def machine() -> str:
-    """Return the system, the processor's kind and the number of its cores, in words."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    """Return the system, the processor's kind and the number of its cores, and the graphics card's name, in words."""
+    torch = sys.modules.get("torch")
+    card = f", {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{card}"
 
 
 def threads() -> int:

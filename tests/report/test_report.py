@@ -131,6 +131,19 @@ def test_reduced_profile_is_labelled_everywhere(report, study):
     assert "not the study of record" not in text and "Laptop profile" in text
 
 
+def test_cells_on_a_card_are_told_beside_the_profile(study):
+    """Where they are planned: how many have been run, and that the others are open."""
+    assert "profile <code>gpu</code>" not in study.index
+    plan, cells = study.params / "iris.yaml", "\n  gpu:\n    grids: {card: {width: [50, 99], depth: [3]}}\npage:"
+    plan.write_text(plan.read_text().replace("\npage:", cells))
+    assert "(profile <code>gpu</code>): 0 of 2 have been run; the others are open." in study.build()
+    record = (study.source / synthetic.WITH_NOTEBOOK / "result.json").read_text()
+    (study.source / "iris-relu-d3-w50-wd0.005").mkdir()
+    (study.source / "iris-relu-d3-w50-wd0.005" / "result.json").write_text(record.replace('"quick"', '"gpu"'))
+    told = study.build()
+    assert "1 of 2 have been run; the others are open." in told and "profiles are mixed" not in told
+
+
 def test_notebook_page(report):
     soup = BeautifulSoup((report.out / "iris.html").read_text(), "html.parser")
     assert soup.h1.get_text() == "Iris: can an influence function be believed?"

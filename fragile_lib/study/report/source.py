@@ -48,6 +48,9 @@ class Run:
         return "ok" if self.record else "missing"
 
 
+CARD = "gpu"  # the profile whose cells, run on a graphics card, stand beside any other
+
+
 @dataclass
 class Study:
     """Everything that the report shows."""
@@ -63,6 +66,7 @@ class Study:
     deviations: list[dict]
     methods: list[dict]
     problems: list[str] = field(default_factory=list)
+    cells: tuple[int, int] = (0, 0)  # of `CARD`: that have been run, and that are planned
 
     @property
     def records(self) -> list[dict]:
@@ -88,7 +92,7 @@ def read_study(source: Path, params_dir: Path) -> Study:
     found = {folder.name: _read_run(folder) for folder in folders}
     profiles = Counter(run.record.get("profile") for run in found.values() if run.record)
     profile = str(profiles.most_common(1)[0][0]) if profiles else source.name
-    if len(profiles) > 1:
+    if len(profiles.keys() - {CARD}) > 1:
         problems.append(f"Records of several profiles are mixed here: {', '.join(map(str, profiles))}.")
     planned = {run_id: Run(run_id, notebook) for run_id, notebook in _planned(params_dir, profile, problems).items()}
     # In the order of the plan, missing ones included; found runs that are not planned come last.
@@ -97,11 +101,14 @@ def read_study(source: Path, params_dir: Path) -> Study:
     path, results = _results(source, [run.record for run in found.values() if run.record])
     held = set(results["run_id"]) if len(results) else set()
     runs = [replace(run, outdated=bool(path and run.record and run.run_id not in held)) for run in found.values()]
+    cells = _planned(params_dir, CARD, [])
+    done = sum(bool(found[name].record) for name in cells if name in found)
     settings = load_yaml(params_dir / "report.yaml") if (params_dir / "report.yaml").exists() else {}
     return Study(
         source, profile, runs, results, path, _pages(source, settings.get("pages", [])),
         load_claims(params_dir / "claims.yaml"), settings,
         read_entries(params_dir / "deviations.yaml", DEVIATION), read_methods(params_dir / "methods.yaml"), problems,
+        (done, len(cells)),
     )  # fmt: skip
 
 
