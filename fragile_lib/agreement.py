@@ -340,25 +340,33 @@ def beside_reliability(
     found = compare(estimate, repeats.mean(axis=0) if averaged else repeats[0])
     told["spearman_corrected"] = corrected(found.spearman, told["reliability"])
     told["pearson_corrected"] = corrected(found.pearson, told["reliability_pearson"])
-    rng = np.random.default_rng([SEED, seed])
-    drawn = {name: [] for name in names}
-    for _ in range(resamples):
-        points, order = rng.integers(0, len(estimate), len(estimate)), rng.permutation(count)
-        one, other = (repeats[rows][:, points].mean(axis=0) for rows in (order[:half], order[half : 2 * half]))
-        ranks = stats.rankdata(np.stack([estimate[points], one, other]), axis=-1)
-        if _is_constant(ranks).any():
-            continue
-        first, second, between = (float(_pearson(ranks[i], ranks[j])) for i, j in ((0, 1), (0, 2), (1, 2)))
-        r = corrected((first + second) / 2, between)
-        drawn["spearman_corrected"].append(r)
-        drawn["reliability"].append(spearman_brown(between, factor / half))
-        for name, extent in (("spearman", factor / half), ("spearman_single", 1 / half)):
-            drawn[name].append(r * max(spearman_brown(between, extent), 0.0) ** 0.5)
-    for name, values in drawn.items():
-        finite = np.array([v for v in values if np.isfinite(v)])
-        if len(finite) > resamples / 2:
-            told[f"{name}_low"], told[f"{name}_high"] = percentiles(finite)
+    for name, values in _resampled(estimate, repeats, factor, resamples, seed).items():
+        if np.isfinite(values).sum() > resamples / 2:
+            told[f"{name}_low"], told[f"{name}_high"] = percentiles(values[np.isfinite(values)])
     return told
+
+
+def _resampled(
+    estimate: np.ndarray, repeats: np.ndarray, factor: float, resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """What `beside_reliability` gives intervals of, each (S,): in S draws of points and of halves of repetitions."""
+    rng, half = np.random.default_rng([SEED, seed]), len(repeats) // 2
+    draws = [(rng.integers(0, len(estimate), len(estimate)), rng.permutation(len(repeats))) for _ in range(resamples)]
+    points, order = (np.stack(drawn) for drawn in zip(*draws, strict=True))  # (S, k), (S, R)
+    shuffled = repeats[order[:, :, None], points[:, None]]  # (S, R, k)
+    halves = shuffled[:, :half].mean(axis=1), shuffled[:, half : 2 * half].mean(axis=1)
+    ranks = stats.rankdata(np.stack([estimate[points], *halves]), axis=-1)  # (3, S, k)
+    ranks = ranks[:, ~_is_constant(ranks).any(axis=0)]
+    first, second, between = (_pearson(ranks[i], ranks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    of_half = np.where(between > 0, between, np.nan) ** 0.5
+    r = (first + second) / 2 / of_half
+    by_factor = {extent: spearman_brown(between, extent / half) for extent in (factor, 1)}
+    return {
+        "spearman": r * np.maximum(by_factor[factor], 0) ** 0.5,
+        "spearman_single": r * np.maximum(by_factor[1], 0) ** 0.5,
+        "spearman_corrected": r,
+        "reliability": by_factor[factor],
+    }
 
 
 def corrected(r: float, reliability: float) -> float:
@@ -367,9 +375,10 @@ def corrected(r: float, reliability: float) -> float:
 
 
 def spearman_brown(r: float, factor: float = 2.0) -> float:
-    """Reliability of `factor` times as many repeats as gave the reliability r, not below -1."""
-    denominator = 1 + (factor - 1) * r
-    return max(-1.0, factor * r / denominator) if denominator > 0 else -1.0
+    """Reliability of `factor` times as many repeats as gave the reliability r, not below -1; of an array too."""
+    denominator = np.asarray(1 + (factor - 1) * r)
+    found = np.divide(factor * r, denominator, out=np.full(denominator.shape, -1.0), where=denominator > 0)
+    return np.maximum(found, -1.0)[()]
 
 
 def summarise(
