@@ -137,9 +137,10 @@ def test_cells_on_a_card_are_told_beside_the_profile(study):
     plan, cells = study.params / "iris.yaml", "\n  gpu:\n    grids: {card: {width: [50, 99], depth: [3]}}\npage:"
     plan.write_text(plan.read_text().replace("\npage:", cells))
     assert "(profile <code>gpu</code>): 0 of 2 have been run; the others are open." in study.build()
-    record = (study.source / synthetic.WITH_NOTEBOOK / "result.json").read_text()
-    (study.source / "iris-relu-d3-w50-wd0.005").mkdir()
-    (study.source / "iris-relu-d3-w50-wd0.005" / "result.json").write_text(record.replace('"quick"', '"gpu"'))
+    record, card = (study.source / synthetic.WITH_NOTEBOOK / "result.json").read_text(), "iris-relu-d3-w50-wd0.005"
+    (study.source / card).mkdir()
+    record = record.replace('"quick"', '"gpu"').replace(synthetic.WITH_NOTEBOOK, card)
+    (study.source / card / "result.json").write_text(record)
     told = study.build()
     assert "1 of 2 have been run; the others are open." in told and "profiles are mixed" not in told
 
