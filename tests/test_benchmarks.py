@@ -106,8 +106,9 @@ def tiny_case(module):
 def test_all_ways_on_architectures_agree(architectures, capsys):
     module, tiny = architectures
     module.report(tiny)
-    out, gaps = ratios(capsys, 4 + 2 + 1 + 4 + 2 + 1)
-    assert max(gaps[:7]) < 1e-3
+    out, gaps = ratios(capsys, 4 + 2 + 1 + 2 + 4 + 2 + 1)
+    assert max(gaps[:9]) < 1e-3
+    assert "without a CUDA graph here" in out
     assert "  full runs: 1 s, 1 times as long; relative difference 0e+00" in out
     assert "the same 5 on top): " in out and "0.0 MB more, of images " in out
 

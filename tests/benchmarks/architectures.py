@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import ceil
 from multiprocessing import get_context
@@ -27,7 +27,7 @@ from fragile_lib.choices import Points, choose_points, choose_training
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import ESTIMATORS
 from fragile_lib.estimates.by_name import SOLVERS
-from fragile_lib.minimise.modules import copied, losses_of, one_step
+from fragile_lib.minimise.modules import ModuleTrainer, Trained, copied, losses_of, make_optimiser, one_step
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
@@ -64,9 +64,10 @@ class Sizes:
     watched: int = 100  # images of the estimate whose memory is watched; and four times as many
     chunk: int = 25
     curving: tuple[str, ...] = ("resnet18", "resnet50")  # networks of the products
+    stacked: int = 100  # networks retrained at once, and images in their batches
 
 
-SMALL = Sizes("mnist", "digits", 40, 20, 10, 10, 1 / 32, 1 / 16, 8, 6, 3, 5, 10, 10, ("resnet18",))
+SMALL = Sizes("mnist", "digits", 40, 20, 10, 10, 1 / 32, 1 / 16, 8, 6, 3, 5, 10, 10, ("resnet18",), 4)
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,45 @@ def full_run(network: Network, schedule: Schedule, removed: np.ndarray) -> np.nd
     return losses_of(module, network.test)
 
 
+def stacks(case: Case) -> None:
+    """Retraining as a GPU does it, small networks at once and a large one in a graph, against the loop of torch.optim.
+
+    Everything that is left out is in the first batch, so that no run is the control's.
+    """
+    if case.device.type == "cpu":
+        print("retraining as on a GPU: without a CUDA graph here, so that the ratios say nothing of a GPU's")
+    sizes = case.sizes
+    for architecture, width, way, count in (
+        ("lenet", 1.0, "stack", sizes.stacked),
+        ("resnet18", sizes.wide, "single", 1),
+    ):
+        schedule = Schedule(STEPS if way == "stack" else 2, sizes.stacked, RATE)
+        loop, test = untrained(case, architecture, width, schedule)
+        members = list(next(schedule.rows(sizes.images))[:count, None])
+
+        def losses(trainer: ModuleTrainer, schedule=schedule, members=members, test=test) -> np.ndarray:
+            found = trainer.go_on(schedule, members, test)
+            return np.concatenate([found.control[None], found.removed])
+
+        ours = partial(losses, replace(loop, way=way))
+        theirs = partial(losses, replace(loop, way="loop"))
+        repeats = 2 if way == "stack" else 1
+        what = f"retraining {architecture} at width {width:g} without each of {count} images, {schedule.steps} steps"
+        ways = {way: Way(ours, repeats=repeats), "loop": Way(theirs, limit=case.allowed(SINGLE), repeats=repeats)}
+        compare(f"{what} of {schedule.batch}, and a control", ways)
+
+
+def untrained(
+    case: Case, architecture: str, width: float, schedule: Schedule
+) -> tuple[ModuleTrainer, StreamedObjective]:
+    """(a trainer, its test images) of a network as it starts, batch statistics frozen; the optimiser has no memory."""
+    objective = case.frozen(architecture, width, case.sizes.batch)
+    module = objective.model.bare()
+    start = Trained(module, make_optimiser(module, schedule, DECAY), 0, 0.0)
+    data = case.train.x[0], case.train.y[0]
+    return ModuleTrainer(start, data, DECAY, module), objective.on(case.test)
+
+
 # -- torch's switches --------------------------------------------------------------------------------------------------
 
 
@@ -360,5 +400,5 @@ def report(case: Case) -> None:
     """Time every part and print it."""
     where = "one core" if case.device.type == "cpu" else torch.cuda.get_device_name(case.device)
     print(f"Networks of the study over architectures, {case.sizes.dataset}, float32, on {where}")
-    for part in (scores, products, retraining, memory_formats, half_precision, compilation, memory):
+    for part in (scores, products, retraining, stacks, memory_formats, half_precision, compilation, memory):
         part(case)
