@@ -8,6 +8,11 @@ PROFILE  ?= quick
 NOTEBOOK ?=
 JOBS     ?=
 LAB_ARGS ?=
+# What is asked for reaches the shell as data: a name with $(...) or a quote in it is refused, and not executed.
+override PROFILE := $(value PROFILE)
+override NOTEBOOK := $(value NOTEBOOK)
+override JOBS := $(value JOBS)
+export PROFILE NOTEBOOK JOBS
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -40,7 +45,7 @@ help: ## this list
 	@echo "                               conda env create -f environment.yml && conda activate fragile && make study VENV="
 
 study: $(READY) ## run what is not up to date, build the report, say where to open it
-	@$(STUDY) run --profile "$(PROFILE)" $(if $(NOTEBOOK),--notebook "$(NOTEBOOK)") $(if $(JOBS),--jobs "$(JOBS)")
+	@$(STUDY) run --profile="$$PROFILE" --notebook="$$NOTEBOOK" --jobs="$$JOBS"
 
 # In the order of the files: the notebooks and the quick study take the longest and start first.
 test: $(READY) ## all tests

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from fragile_lib.study.files import profile_dir, study_root
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, bad_input, require
 
 PROFILE = "quick (minutes), laptop (hours; the study of record), gpu or paper (the published scale); default quick"
 OPTIONS = {
@@ -28,9 +30,12 @@ OPTIONS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 where runs failed, 2 for bad input, 130 when interrupted."""
-    given = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+    given = None
     try:
+        given = parser().parse_args(arguments)
         return COMMANDS[given.command][0](given, study_root())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -39,29 +44,39 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; free the disk or correct the rights, then run again", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
-        if given.command == "run":
+        if given and given.command == "run":
             print("interrupted; what finished is kept, and the same command runs only the rest", flush=True)
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are those of all other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise bad_input("command line", message, f"see `{self.prog} --help`")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m fragile_lib.study", description=__doc__)
+    top = Parser(prog="python -m fragile_lib.study", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, (_, text, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         for option in options.split():
             command.add_argument(option, **OPTIONS[option])
     return top
 
 
 def _list(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.plan import make_plan
+    from fragile_lib.study.plan import left_out, make_plan
 
     states = {job.run.run_id: job.state for job in make_plan(root, given.profile, given.notebook)}
     for run_id, state in states.items():
         print(f"{state:10} {run_id}")
     print(f"{list(states.values()).count('finished')} of {len(states)} finished")
+    for line in left_out(root, given.profile, given.notebook):
+        print(line)
     return 0
 
 
@@ -70,8 +85,8 @@ def _run(given: argparse.Namespace, root: Path) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = given.jobs or str(cores)
-    if not text.isdecimal() or int(text) < 1:
-        raise bad_input("jobs", text, "give an int, at least 1: the number of runs side by side")
+    remedy = "give an int, at least 1 and at most 9999, without leading zeros: the number of runs side by side"
+    require(re.fullmatch("[1-9][0-9]{0,3}", text), "jobs", text, remedy)
     return 1 if run_study(root, given.profile, given.notebook, int(text), given.only_runs) else 0
 
 

@@ -9,145 +9,32 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
+import os
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
+from fragile_lib.study.declaration import Declaration, check_values, declare
 from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
-from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, require
+from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, listed, require
 from fragile_lib.tools.files import data_root, load_yaml
 from fragile_lib.tools.machine import begin
-
-NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
-SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
-BOUNDS = {  # each with its words, and whether a value keeps to it
-    "min": ("at least", operator.ge),
-    "max": ("at most", operator.le),
-    "above": ("above", operator.gt),
-    "below": ("below", operator.lt),
-}
-CONSTRAINTS = {
-    "int": {*BOUNDS, "choices"},
-    "float": {*BOUNDS},
-    "str": {"choices"},
-    "bool": set(),
-    "list": {*BOUNDS, "of", "choices", "min_length", "unique"},
-}
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A parameter of a notebook, as `parameters:` of its YAML file states it."""
-
-    name: str
-    type: str
-    of: str | None = None
-    min: float | None = None
-    max: float | None = None
-    above: float | None = None
-    below: float | None = None
-    choices: tuple[Any, ...] | None = None
-    min_length: int = 0
-    unique: bool = False
-    help: str = ""
-
-    @property
-    def wanted(self) -> str:
-        """Say what a right value is, for messages."""
-        element = self.of if self.type == "list" else self.type
-        limits = [
-            f"{word} {getattr(self, key):g}" for key, (word, _) in BOUNDS.items() if getattr(self, key) is not None
-        ]
-        if self.choices:
-            limits.append("one of " + ", ".join(map(str, self.choices)))
-        if self.type == "list":
-            limits.append("without repeats" if self.unique else "")
-            limits.append(f"{self.min_length} or more of them" if self.min_length else "")
-            element = f"list of {element}"
-        article = "an" if element == "int" else "a"
-        return f"{article} " + ", ".join(filter(None, [element, *limits])) + (f" ({self.help})" if self.help else "")
-
-    def check(self, value: Any, where: str = "") -> Any:
-        """Return `value` as a built-in type (an int becomes a float where one is declared); raise InputError else."""
-        where = f" [{where}]" if where else ""
-        if self.type != "list":
-            return self._scalar(self.name, self.type, value, where)
-        require(isinstance(value, (list, tuple)), self.name, value, f"give {self.wanted}{where}")
-        assert self.of is not None
-        values = [self._scalar(f"{self.name}[{i}]", self.of, element, where) for i, element in enumerate(value)]
-        require(len(values) >= self.min_length, self.name, value, f"is too short; give {self.wanted}{where}")
-        repeats = self.unique and len(set(values)) < len(values)
-        require(not repeats, self.name, value, f"repeats a value; give {self.wanted}{where}")
-        return values
-
-    def _scalar(self, name: str, kind: str, value: Any, where: str) -> Any:
-        def check(right: bool, fault: str, hint: str = "") -> None:
-            require(right, name, value, f"{fault}; give {self.wanted}{hint}{where}")
-
-        # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
-        if kind == "float" and type(value) is int:
-            value = float(value)
-        if type(value) is not SCALARS[kind]:
-            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if kind == "float" and NUMBER.fullmatch(str(value)) else ""
-            check(False, "is missing" if value is None else f"is of type {type(value).__name__}", hint)
-        check(kind != "float" or math.isfinite(value), "is not finite")
-        if self.choices:
-            check(value in self.choices, "is not a choice", f"; {did_you_mean(value, map(str, self.choices))}")
-        for key, (_, inside) in BOUNDS.items():
-            limit = getattr(self, key)
-            check(limit is None or inside(value, limit), "is out of range")
-        return value
-
-
-def declare(name: str, content: Any, where: str) -> Declaration:
-    """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
-
-    def check(right: bool, key: str, value: object, remedy: str) -> None:
-        require(right, f"parameters.{name}{key}", value, f"{remedy} [{where}]")
-
-    usable = name.isidentifier() and not hasattr(dict, name)
-    check(usable, "", content, "the name must be a Python identifier and no method of dict")
-    check(isinstance(content, dict), "", content, "give its type and meaning, like {type: int, min: 1, help: ...}")
-    kind, choices = content.get("type"), content.get("choices")
-    check(kind in CONSTRAINTS, ".type", kind, f"give one of {', '.join(CONSTRAINTS)}")
-    allowed = CONSTRAINTS[kind] | {"type", "help"}
-    for key, value in content.items():
-        check(key in allowed, f".{key}", value, f"does not apply to {kind}; {did_you_mean(key, allowed)}")
-        number = key not in BOUNDS or (type(value) in (int, float) and math.isfinite(value))
-        check(number, f".{key}", value, "give a finite number")
-    element = kind != "list" or content.get("of") in SCALARS
-    check(element, ".of", content.get("of"), f"give the element type: {', '.join(SCALARS)}")
-    listed = "choices" not in content or (isinstance(choices, list) and bool(choices))
-    check(listed, ".choices", choices, "give a list of at least one value")
-    counted = type(content.get("min_length", 0)) is int and type(content.get("unique", False)) is bool
-    check(counted, "", content, "min_length is an int, unique true or false")
-    check(isinstance(content.get("help"), str), ".help", content.get("help"), "say in a few words what it means")
-    return Declaration(name=name, **{**content, "choices": tuple(choices) if choices else None})
-
-
-def check_values(
-    declarations: dict[str, Declaration], values: dict[str, Any], where: str, complete: bool = True
-) -> dict[str, Any]:
-    """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
-    for name in values.keys() - declarations.keys():  # the likeness of names is costly, and seldom asked for
-        raise bad_input(name, values[name], f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
-    missing = [name for name in declarations if name not in values]
-    if complete and missing:
-        declaration = declarations[missing[0]]
-        raise InputError(f"{missing[0]} = (missing): give {declaration.wanted} [{where}]")
-    return {name: declarations[name].check(values[name], where) for name in declarations if name in values}
-
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
 OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")
 RESERVED_IDS = ("pages", "report", "records", "results.csv")
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+NAMED = "letters, digits, '.', '_' or '-', not starting with '.' or '-', not ending with '.', at most 100"
+MOST_RUNS = 10_000  # of one notebook in one profile
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
 DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
+MOST = {"threads": 1024, "cell_minutes": 100_000}
 
 
 @dataclass(frozen=True)
@@ -174,15 +61,15 @@ class Spec:
     limits: dict[str, int]
 
     def runs(self, profile: str) -> tuple[Run, ...]:
-        """Return the runs of a profile, in the order of its grids; none for a notebook without profiles."""
-        if not self.profiles:
-            return ()
+        """Return the runs of a profile, in the order of its grids; none where the notebook does not have the profile.
+
+        A grid that needs data is checked, and run only where they are in the data root (`lacking`).
+        """
         found: dict[str, Run] = {}
-        for grid, axes in self._profile(profile).get("grids", {}).items():
-            # A grid that needs data is checked, and run only where its data are in the data root.
-            there = "needs" not in axes or (data_root() / axes["needs"]).exists()
-            where = f"{self.source}, profile {profile}, grid {grid}"
-            for point in _points(axes, where):
+        absent = self.lacking(profile)
+        for grid, axes in self.profiles.get(profile, {}).get("grids", {}).items():
+            there, where = grid not in absent, f"{self.source}, profile {profile}, grid {grid}"
+            for point in self._points(axes, where):
                 run = self._run(profile, self._checked(profile, point, where), axes.get("run_id", self.run_id), where)
                 if there and found.setdefault(run.run_id, run) != run:
                     differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
@@ -190,49 +77,60 @@ class Spec:
                     raise bad_input("run_id", run.run_id, f"{remedy} [{where}]")
         return tuple(found.values())
 
+    def lacking(self, profile: str) -> dict[str, str]:
+        """Return the grids of a profile whose data are not in the data root, and the path that each needs."""
+        grids = self.profiles.get(profile, {}).get("grids", {})
+        needs = {grid: axes["needs"] for grid, axes in grids.items() if "needs" in axes}
+        return {grid: path for grid, path in needs.items() if not os.path.exists(data_root() / path)}
+
     def page_parameters(self, profile: str) -> dict[str, Any] | None:
         """Return the parameters of the notebook's page in a profile, or None where it has no page."""
         if self.page is None:
             return None
         return self._checked(profile, self.page, f"{self.source}, page in profile {profile}")
 
-    def _profile(self, profile: str) -> dict[str, Any]:
-        remedy = f"is not in {self.source}; choose one of {', '.join(self.profiles)}"
-        require(profile in self.profiles, "profile", profile, remedy)
-        return self.profiles[profile]
-
     def _checked(self, profile: str, point: dict[str, Any], where: str) -> dict[str, Any]:
-        shared = self._profile(profile).get("set", {}) if self.profiles else {}
+        shared = self.profiles.get(profile, {}).get("set", {})
         return check_values(self.declarations, {**self.base, **shared, **point}, where)
+
+    def _points(self, axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
+        """Yield the points of a grid: the product of its axes, on top of its own `set`."""
+        fixed = axes.get("set", {})
+        axes = {name: values for name, values in axes.items() if name not in ("set", "needs", "run_id")}
+        require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
+        for name, values in axes.items():
+            right = isinstance(values, list) and values
+            require(right, name, values, f"an axis is a list of at least one value [{where}]")
+            require(name not in fixed, name, values, f"is both an axis and in `set`; remove one [{where}]")
+        count = math.prod(map(len, axes.values()))
+        require(count <= MOST_RUNS, "grid", count, f"is too many runs, {MOST_RUNS} at most; divide it [{where}]")
+        for name in axes.keys() & self.declarations.keys():
+            values = [self.declarations[name].check(value, where) for value in axes[name]]
+            twice = [value for place, value in enumerate(values) if value in values[:place]]
+            require(not twice, name, twice, f"stands twice in its axis; remove one [{where}]")
+        for combination in itertools.product(*axes.values()):
+            yield {**fixed, **dict(zip(axes, combination, strict=True))}
 
     def _run(self, profile: str, parameters: dict[str, Any], named: str, where: str) -> Run:
         def wrong(name: str, remedy: str) -> NoReturn:
             raise bad_input("run_id", name, f"{remedy} [{where}]") from None
 
         try:
+            for _, name, form, _ in string.Formatter().parse(named):
+                if name is not None and name not in parameters:
+                    wrong(named, f"uses {name!r}, which is no parameter; {did_you_mean(name, parameters)}")
+                if re.search(r"[0-9]{3}|{", form or ""):  # as wide as memory
+                    wrong(named, f"has the format {form!r}; give at most two digits")
             run_id = named.format(**parameters)
-        except (KeyError, IndexError) as error:
-            hint = did_you_mean(str(error).strip("'"), parameters)
-            wrong(named, f"uses {error}, which is no parameter; {hint}")
-        except (ValueError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:
             wrong(named, f"is not a format text ({error}); correct it")
         if not NAME.fullmatch(run_id):
-            wrong(run_id, "must be letters, digits, '.', '_' or '-', not starting with '.', as it names a folder")
+            wrong(run_id, f"must be {NAMED}, as it names a folder")
         if run_id in RESERVED_IDS:
             wrong(run_id, "is taken by a folder of the study; choose another")
         return Run(run_id, self.notebook, profile, parameters)
-
-
-def _points(axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    """Yield the points of a grid: the product of its axes, on top of its own `set`."""
-    fixed = axes.get("set", {})
-    axes = {name: values for name, values in axes.items() if name not in ("set", "needs", "run_id")}
-    require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
-    for name, values in axes.items():
-        require(isinstance(values, list) and values, name, values, f"an axis is a list of at least one value [{where}]")
-        require(name not in fixed, name, values, f"is both an axis and in `set`; remove one [{where}]")
-    for combination in itertools.product(*axes.values()):
-        yield {**fixed, **dict(zip(axes, combination, strict=True))}
 
 
 def load_spec(path: Path, source: str | None = None) -> Spec:
@@ -260,7 +158,8 @@ def load_spec(path: Path, source: str | None = None) -> Spec:
     check(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
     for name, value in sections["limits"].items():
         check(name in DEFAULT_LIMITS, f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
-        check(type(value) is int and value >= 1, f"limits.{name}", value, "give an int, at least 1")
+        right = type(value) is int and 1 <= value <= MOST[name]
+        check(right, f"limits.{name}", value, f"give an int, at least 1 and at most {MOST[name]}")
     base = check_values(declarations, sections["base"], f"{source}, base", complete=False)
     limits = {**DEFAULT_LIMITS, **sections["limits"]}
     spec = Spec(notebook, source, declarations, base, run_id, sections["profiles"], page, limits)
@@ -272,7 +171,8 @@ def load_spec(path: Path, source: str | None = None) -> Spec:
 
 def _check_profile(profile: str, content: Any, check: Callable[[bool, str, object, str], None]) -> None:
     name = f"profiles.{profile}"
-    check(bool(NAME.fullmatch(profile)), "profile", profile, "must be letters, digits, '_' or '-': it names a folder")
+    remedy = f"must be {NAMED}, and no number or word that YAML reads as another: it names a folder"
+    check(is_name(profile), "profile", profile, remedy)
     check(isinstance(content, dict) and bool(content), name, content, "give `set:` and `grids:`")
     for key, value in content.items():
         check(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
@@ -281,6 +181,18 @@ def _check_profile(profile: str, content: Any, check: Callable[[bool, str, objec
         check(isinstance(axes, dict) and bool(axes), f"{name}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
         for key, remedy in (("needs", "give a path in the data root"), ("run_id", "give a text that names each run")):
             check(isinstance(axes.get(key, ""), str), f"{name}.grids.{grid}.{key}", axes.get(key), remedy)
+        needs = Path(axes.get("needs", "here"))
+        inside = needs.parts and not needs.is_absolute() and ".." not in needs.parts
+        check(inside, f"{name}.grids.{grid}.needs", str(needs), "give a path inside the data root, without ..")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name a profile: a folder, and the same text after a command line was read as YAML."""
+    try:
+        float(text)  # as Snakemake reads 1e3, inf and nan
+    except ValueError:
+        return bool(NAME.fullmatch(text)) and yaml.safe_load(text) == text
+    return False
 
 
 def load_specs(params_dir: Path) -> dict[str, Spec]:
@@ -306,14 +218,20 @@ def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None)
     Without a notebook those that know nothing of the profile are left out: not every study needs every scale.
     """
     profiles = list(dict.fromkeys(name for spec in specs.values() for name in spec.profiles))
-    remedy = f"is not there; there are {', '.join(profiles) or 'none'}{closest(profile, profiles, '; ')}"
+    remedy = f"is not there; there are {listed(profiles) or 'none'}{closest(profile, profiles, '; ')}"
     require(profile in profiles, "profile", profile, remedy)
-    remedy = f"has no params/{notebook}.yaml; {did_you_mean(str(notebook), specs)}"
+    remedy = f"has no file of its name in params/; {did_you_mean(notebook or '', specs)}"
     require(not notebook or notebook in specs, "notebook", notebook, remedy)
-    known = {name for name, spec in specs.items() if not spec.profiles or profile in spec.profiles}
-    chosen = {name: spec for name, spec in specs.items() if (name == notebook if notebook else name in known)}
-    for spec in chosen.values():
-        spec.runs(profile)  # raises where the notebook does not have the profile
+    own = listed(specs[notebook].profiles) if notebook else ""
+    known = {name: spec for name, spec in specs.items() if profile in spec.profiles or not spec.profiles}
+    chosen = {name: spec for name, spec in known.items() if not notebook or name == notebook}
+    require(chosen, "profile", profile, f"is not in params/{notebook}.yaml; choose one of {own}")
+    absent = [path for spec in chosen.values() for path in spec.lacking(profile).values()]
+    nothing = absent and not any(spec.runs(profile) for spec in chosen.values())
+    remedy = (
+        f"is not in the data root {data_root()}, and without it there is nothing to run; correct it or put it there"
+    )
+    require(not nothing, "needs", absent[0] if absent else "", remedy)
     return chosen
 
 

@@ -19,7 +19,7 @@ from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cel
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
-from fragile_lib.tools.files import dump_yaml, remove, write_if_changed, write_whole
+from fragile_lib.tools.files import data_root, dump_yaml, remove, write_if_changed, write_whole
 
 RESTORED_PROFILES = ("laptop", "paper")
 
@@ -101,13 +101,20 @@ def make_plan(root: Path, profile: str, notebook: str | None = None) -> list[Job
     return jobs
 
 
+def left_out(root: Path, profile: str, notebook: str | None = None) -> list[str]:
+    """Return a line on each grid of a profile that waits for data."""
+    chosen = select(load_specs(root / "params"), profile, notebook).values()
+    waiting = [(spec.notebook, grid, path) for spec in chosen for grid, path in spec.lacking(profile).items()]
+    return [f"left out: grid {grid} of {name}, which needs {path} in {data_root()}" for name, grid, path in waiting]
+
+
 def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list[Job], list[str]]:
     """Write what the runs need, restore and set aside results, and bring the stamps in line; safe to repeat.
 
     Returns the jobs and what is to be told. Raises InputError before anything is written; OSError on a full disk.
     """
     jobs = make_plan(root, profile, notebook)
-    told: list[str] = []
+    told = left_out(root, profile, notebook)
     for job in jobs:
         job_file = job.directory / ".job.json"
         told += _set_aside(job, root)

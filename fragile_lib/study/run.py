@@ -28,7 +28,7 @@ from fragile_lib.study.plan import RESTORED_PROFILES, write_stamp
 from fragile_lib.study.record_file import read_record, write_record
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import load_json, load_yaml, plain, remove, write_if_changed, write_json, write_whole
-from fragile_lib.tools.machine import elapsed, timestamp
+from fragile_lib.tools.machine import age, timestamp
 
 CHANGED = "its notebook, the library or its parameters were changed since it was planned; run the study again"
 IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
@@ -58,7 +58,7 @@ def execute(run_dir: Path, plain: bool = False) -> float:
             in_cells = execute_for_study(notebook, parameters, root, job, partial, None, plain)
             _check_unchanged(notebook, parameters, root, job)
             content = _finished_record(record, job)
-            content["seconds_total"] = round(elapsed(), 3)
+            content["seconds_total"] = round(age(), 3)
             content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
             write_record(record, content)
             for path in (notebook, record):

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from itertools import islice
 
 
 class InputError(ValueError):
     """A value that the user gave cannot be used; the message names it and says what to do."""
 
 
+class _Short(reprlib.Repr):
+    """What a message shows of a value: its repr, with an ellipsis where it is long, deep or wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 4, 300, 300
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write more than 4,300 digits; log10(2) = 0.30103.
+        digits = int(abs(value).bit_length() * 0.30103)
+        return repr(value) if digits < 40 else f"(an int of about {digits} digits)"
+
+
+shown = _Short().repr
+
+
 def bad_input(name: str, value: object, remedy: str) -> InputError:
-    """Return an `InputError` that reads "name = value: remedy"."""
-    return InputError(f"{name} = {value!r}: {remedy}")
+    """Return an `InputError` that reads "name = value: remedy"; of a long value only its ends."""
+    name = name if len(name) <= 200 else f"{name[:200]}..."
+    return InputError(f"{name} = {shown(value)}: {remedy}")
 
 
 def require(right: object, name: str, value: object, remedy: str) -> None:
@@ -23,11 +43,19 @@ def require(right: object, name: str, value: object, remedy: str) -> None:
 
 def closest(name: str, known: Iterable[str], before: str = "") -> str:
     """Return a hint that names the closest known word, after the text `before`; nothing where none is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    text = name if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(text[:100], [word[:100] for word in islice(known, 1000)], n=1, cutoff=0.5)
     return f"{before}did you mean {close[0]!r}?" if close else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest known word, and all of them where none is close."""
     known = list(known)
-    return closest(name, known) or f"known are {', '.join(known) or 'none'}"
+    return closest(name, known) or f"known are {listed(known) or 'none'}"
+
+
+def listed(words: Iterable[object], most: int = 40) -> str:
+    """Return words with commas between them; of many the first and how many more there are."""
+    words = list(words)
+    first = ", ".join(word if isinstance(word, str) and len(word) < 60 else shown(word) for word in words[:most])
+    return first + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
-from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.errors import InputError, bad_input, require
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -147,9 +148,19 @@ def data_root() -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; plain PyYAML keeps the last and drops the first silently."""
+    """SafeLoader that refuses what plain PyYAML reads as something else, silently: a key given twice, 010 as 8."""
 
     source = "YAML text"
+
+
+def _number(loader: _StrictLoader, node: yaml.ScalarNode) -> int | float:
+    text, place = node.value, f"({loader.source}, line {node.start_mark.line + 1})"
+    odd = re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", text)  # octal, and sexagesimal: 1:30 is 90
+    require(not odd, "number", text, f"is read as another number than it looks like; write it as a decimal {place}")
+    require(len(text) <= 400, "number", text, f"has {len(text)} digits; write fewer {place}")
+    if node.tag.endswith(":int"):
+        return loader.construct_yaml_int(node)
+    return loader.construct_yaml_float(node)
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -167,6 +178,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+for kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _number)
 
 
 def load_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
@@ -185,8 +198,10 @@ def load_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
         raise bad_input("file", source, "is not there; create it or correct the name") from None
     except (OSError, UnicodeDecodeError) as error:
         raise bad_input("file", source, f"cannot be read ({error}); write it as UTF-8 text") from None
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+    except RecursionError:
+        raise bad_input("file", source, "is nested too deeply; write it with fewer brackets") from None
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # PyYAML lets the two others through, of dates say
+        problem = " ".join(str(error).split())[:500]
         raise bad_input("file", source, f"is not well-formed YAML; correct it: {problem}") from None
     if content is None:
         raise bad_input("file", source, "is empty; fill it or delete it")

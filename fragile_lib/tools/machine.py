@@ -45,7 +45,13 @@ def peak_memory_mb() -> float:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
-_begun = {"at": time.time(), "clock": time.monotonic()}
+_STARTED = time.monotonic()
+_begun = {"at": time.time(), "clock": _STARTED}
+
+
+def age() -> float:
+    """Return the seconds since this process imported this module, by a clock that nobody sets."""
+    return time.monotonic() - _STARTED
 
 
 def begin() -> None:

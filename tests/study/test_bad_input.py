@@ -1,12 +1,16 @@
 """Bad input is refused by name, value and remedy, before anything is written."""
 
 import json
+import os
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from fragile_lib.study.__main__ import main
 from fragile_lib.study.params import check_parameters, load_specs
+from fragile_lib.study.plan import prepare
 from fragile_lib.tools.errors import InputError
 
 DEPTH = "depth: {type: int, min: 1, max: 64, help: hidden layers}"
@@ -23,6 +27,12 @@ def grid(axes: str) -> tuple[str, str]:
     return GRID, f"  quick:\n    grids: {axes}"
 
 
+def bomb(level: str) -> str:
+    """Return a list whose every entry names the one before it twice, of thirty levels."""
+    return f"[&a0 {{x: 1}}, {', '.join(f'&a{i} ' + level.format(f'*a{i - 1}', f'x{i}') for i in range(1, 31))}]"
+
+
+MANY = [0.0001 * i for i in range(1, 2001)]
 # What is replaced in the good file by what; then what the message must name: the parameter, the value, the remedy.
 CASES = {
     "depth 0": (*grid("{a: {depth: [0]}}"), "depth = 0", "at least 1"),
@@ -78,6 +88,60 @@ CASES = {
     "help missing": (DEPTH, "depth: {type: int}", "parameters.depth.help = None", "what it means"),
     "standard name declared": (DEPTH, DEPTH + "\n  run_id: {type: str, help: id}", "parameters.run_id", "remove it"),
     "limits unknown": ("page:", "limits: {thread: 1}\npage:", "limits.thread = 1", "did you mean 'threads'?"),
+    "int of 400 digits": (*grid("{a: {depth: [" + "9" * 400 + "]}}"), "depth = (an int of about 400 digits)", "large"),
+    "int of 5,000 digits": (*grid("{a: {depth: [" + "9" * 5000 + "]}}"), "number = '9999", "has 5000 digits"),
+    "float of 400 digits": (*base("weight_decay", "9" * 400), "weight_decay = (an int of about 400", "give a float"),
+    "float too large": (*base("weight_decay", "1.0e+400"), "weight_decay = inf", "not finite"),
+    "bound of 400 digits": (DEPTH, DEPTH.replace("64", "9" * 400), "parameters.depth.max = (an int", "finite number"),
+    "bounds crossed": (DEPTH, DEPTH.replace("64", "0"), "parameters.depth.min = 1", "larger than max"),
+    "choices of two types": ("[relu, tanh]", "[relu, 1]", "parameters.activation.choices = ['relu', 1]", "one str"),
+    "type as list": (DEPTH, DEPTH.replace("int", "[int]"), "parameters.depth.type = ['int']", "int, float"),
+    "nested 5,000 deep": (BASE, f"base: {'[' * 5000}{']' * 5000}", "file = 'params/toy.yaml'", "nested too deeply"),
+    "nested 5,000 maps deep": (BASE, f"base: {'{a: ' * 5000}{'}' * 5000}", "file = 'params/toy.yaml'", "nested too"),
+    "aliases of aliases": (*base("weight_decay", bomb("[{0}, {0}]")), "weight_decay = [{'x': 1}, [{'x'", "a float"),
+    "aliases for a list": (*base("seeds", bomb("[{0}, {0}]")), "seeds[0] = {'x': 1}", "list of int"),
+    "aliases for a section": (BASE, f"base: {bomb('[{0}, {0}]')}", "base = [{'x': 1}, [{", "pairs"),
+    "merges of merges": (BASE, f"base: {bomb('{{{1}: 1, <<: [{0}, {0}]}}')}", "base = [{'x': 1}, {'x'", "pairs"),
+    "a date that is none": (*base("weight_decay", "2024-13-45"), "file = 'params/toy.yaml'", "correct it"),
+    "octal": (*grid("{a: {depth: [010]}}"), "number = '010'", "write it as a decimal"),
+    "sexagesimal": (*grid("{a: {depth: [1:30]}}"), "number = '1:30'", "write it as a decimal"),
+    "axis with a repeat": (*grid("{a: {depth: [1, 2, 1]}}"), "depth = [1]", "stands twice"),
+    "axis with a repeat as float": (
+        *grid("{a: {depth: [1], weight_decay: [1, 1.0]}}"),
+        "weight_decay = [1.0]",
+        "twice",
+    ),
+    "four million runs": (
+        *grid(f"{{a: {{weight_decay: {MANY}, fraction: {MANY}}}}}"),
+        "grid = 4000000",
+        "10000 at most",
+    ),
+    "run id as wide as memory": ("d{depth}", "d{depth:01000000000d}", "run_id = 'toy-d{depth:0100", "two digits"),
+    "run id as wide as a parameter": ("d{depth}", "d{depth:{depth}}", "run_id = 'toy-d{depth:{dep", "two digits"),
+    "run id of 300 characters": ("toy-d{", "t" * 300 + "{", "run_id = 'ttt", "at most 100"),
+    "run id with a dash first": ('"toy-d{', '"-d{', "run_id = '-d1'", "not starting with '.' or '-'"),
+    "run id with a dot last": ('d{depth}"', 'd{depth}."', "run_id = 'toy-d1.'", "not ending with '.'"),
+    "run id that looks inside": ("d{depth}", "d{depth.real}", "run_id = 'toy-d{depth.real}'", "did you mean 'depth'?"),
+    **{
+        f"profile named {name}": ("  quick:", f'  "{name}":', f"profile = '{name}'", "YAML reads as another")
+        for name in ("0123", "1e3", "12", "inf", "yes", "null", "-x", "a.", "", "a b", "ü", "p" * 101)
+    },
+    "profile named as octal": ("  quick:", "  0123:", "number = '0123'", "write it as a decimal"),
+    "needs outside": (*grid("{a: {needs: ../x, depth: [1]}}"), "quick.grids.a.needs = '../x'", "inside the data root"),
+    "needs elsewhere": (
+        *grid("{a: {needs: /etc, depth: [1]}}"),
+        "quick.grids.a.needs = '/etc'",
+        "inside the data root",
+    ),
+    "needs nothing": (*grid('{a: {needs: "", depth: [1]}}'), "quick.grids.a.needs = '.'", "inside the data root"),
+    "needs misspelt": (*grid("{a: {needs: imagnet/train, depth: [1]}}"), "needs = 'imagnet/train'", "nothing to run"),
+    "limits without sense": ("page:", "limits: {threads: 1000000}\npage:", "limits.threads = 1000000", "at most 1024"),
+    "limits of 400 digits": (
+        "page:",
+        f"limits: {{cell_minutes: {'9' * 400}}}\npage:",
+        "limits.cell_minutes = (an int",
+        "at",
+    ),
     "limits zero": ("page:", "limits: {threads: 0}\npage:", "limits.threads = 0", "at least 1"),
 }
 
@@ -85,13 +149,14 @@ CASES = {
 def refused(toy, capsys, *arguments: str) -> str:
     """Run the study; assert that it refuses in one line and writes nothing; return the line."""
     before = toy.files()
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert main(["run", *arguments]) == 2
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 1000
     assert toy.files() == before, "something was written"
     assert not (toy.root / "runs").exists()
     return lines[0]
@@ -127,11 +192,38 @@ def test_a_mistake_in_another_notebook_s_file_is_found_before_the_run(toy, capsy
         (["--jobs", "0"], "jobs = '0'", "at least 1"),
         (["--jobs", "-2"], "jobs = '-2'", "at least 1"),
         (["--jobs", "two"], "jobs = 'two'", "give an int"),
+        (["--jobs", "010"], "jobs = '010'", "without leading zeros"),
+        (["--jobs", "9" * 5000], "jobs = '999", "at most 9999"),
+        (["--jobs", "\u0663"], "jobs = '\u0663'", "give an int"),
+        (["--profile", "p" * 100_000], "profile = 'ppp", "there are quick, laptop"),
+        (["--profile", "a\nb"], "profile = 'a\\nb'", "there are quick, laptop"),
+        (["--notebook", "a\nb"], "notebook = 'a\\nb'", "known are toy"),
+        (["--prof", "quick"], "command line = 'unrecognized arguments: --prof quick'", "--help"),
+        (["--profile"], "command line = 'argument --profile: expected one argument'", "--help"),
+        (["more"], "command line = 'unrecognized arguments: more'", "--help"),
     ],
 )
 def test_command_line(toy, capsys, arguments, names, remedy):
     message = refused(toy, capsys, *arguments)
     assert names in message and remedy in message
+
+
+@pytest.mark.parametrize("text", ['"; touch {0}; "', "$(shell touch {0})", "$$(touch {0})", "`touch {0}`", "' x", "-x"])
+def test_make_hands_over_what_is_asked_for_as_data(tmp_path, text):
+    """A stand-in for Python notes what it is called with."""
+    python, noted, text = tmp_path / "bin" / "python", tmp_path / "noted", text.format(tmp_path / "executed")
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {noted}\n")
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    command = ["make", "-C", str(Path(__file__).parents[2]), "study", f"VENV={tmp_path}"]
+    asked = {"PROFILE": text, "NOTEBOOK": text, "JOBS": text}
+    for words, inherited in (([f"{name}={value}" for name, value in asked.items()], {}), ([], asked)):
+        subprocess.run([*command, *words], env=os.environ | inherited, check=True, capture_output=True)
+        given = noted.read_text().split("\0")
+        assert given[:3] == ["-m", "fragile_lib.study", "run"]
+        assert given[3:-1] == [f"--profile={text}", f"--notebook={text}", f"--jobs={text}"]
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"cells": 1}', '{"cells": []}'])
@@ -158,6 +250,26 @@ def test_two_notebooks_with_one_run_id(toy, capsys):
     text = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", "TOY-d")
     (toy.params.parent / "twin.yaml").write_text(text)
     assert "run_id = 'TOY-d1'" in refused(toy, capsys)
+
+
+def test_a_profile_of_one_file_alone_is_run_for_its_notebook(toy, capsys):
+    twin = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", "twin-d")
+    (toy.params.parent / "twin.yaml").write_text(twin)
+    (toy.notebook.parent / "twin.ipynb").write_text(toy.notebook.read_text())
+    toy.edit("  laptop:", "  mine:\n    grids: {own: {depth: [3, 4]}}\n  laptop:")
+    for chosen in ([], ["--notebook", "toy"]):
+        assert main(["list", "--profile", "mine", *chosen]) == 0
+        assert capsys.readouterr().out == "missing    toy-d3\nmissing    toy-d4\n0 of 2 finished\n"
+    message = refused(toy, capsys, "--profile", "mine", "--notebook", "twin")
+    assert "profile = 'mine': is not in params/twin.yaml; choose one of quick, laptop" in message
+
+
+def test_a_grid_without_its_data_is_told(toy, capsys):
+    toy.edit("{depths: {depth: [1, 2]}}\n  laptop", "{a: {depth: [1]}, b: {needs: imagnet, depth: [2]}}\n  laptop")
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert "0 of 1 finished\nleft out: grid b of toy, which needs imagnet in " in told and "toy-d2" not in told
+    assert prepare(toy.root, "quick")[1] == [told.splitlines()[-1]]
 
 
 def test_equal_runs_of_two_grids_are_one(toy):
