@@ -36,6 +36,7 @@ def _of(file: str, *rows: tuple[str, str, str, str]) -> list[Mutation]:
 INFLUENCE, CHOICES = f"{SCIENCE}/test_influence.py", f"{SCIENCE}/test_choices.py"
 ROWS, RESCALED = f"{SCIENCE}/test_rows.py", f"{SCIENCE}/test_rescaled.py"
 TRUTHS, STACK, MODULES = f"{SCIENCE}/test_truths.py", f"{SCIENCE}/test_stack.py", f"{SCIENCE}/test_modules.py"
+CAPTURED = f"{SCIENCE}/test_captured.py"
 PROXIMAL, DENSE, AGREE = f"{SCIENCE}/test_proximal.py", f"{SCIENCE}/test_dense.py", "tests/test_evaluation.py"
 
 MUTATIONS = [
@@ -103,6 +104,11 @@ MUTATIONS = [
         "minimise/modules.py",
         ("a removal shrinks its batch", "reduction=\"sum\") / len(rows)).backward()", "reduction=\"sum\") / len(kept)).backward()", f"{MODULES}::test_branching_off_the_control_gives_the_numbers_of_full_runs"),
         ("biases of modules decay", "if p.dim() <= 1], \"weight_decay\": 0.0", "if p.dim() <= 1], \"weight_decay\": weight_decay", f"{MODULES}::test_a_batch_of_which_nothing_is_left_still_decays"),
+    ),
+    *_of(
+        "minimise/captured.py",
+        ("the control of a GPU's stack leaves out as well", "enumerate(part, start=1)", "enumerate(part, start=0)", f"{CAPTURED}::test_it_retrains_to_the_numbers_of_the_loop"),
+        ("the steps of a graph are all the first", "self._rows.copy_(self._batches[step])", "self._rows.copy_(self._batches[0])", f"{CAPTURED}::test_it_retrains_to_the_numbers_of_the_loop"),
     ),
     *_of(
         "minimise/schedule.py",
