@@ -79,7 +79,7 @@ MUTATIONS = [
         ("ratio of norms is a mean", "ratio = float(np.median(ratios))", "ratio = float(np.mean(ratios))", AGREE),
         ("slope is that of the estimate on the truth", "(e @ t) / (e @ e)", "(e @ t) / (t @ t)", AGREE),
         ("Spearman without ranks", "spearman = _pearson(stats.rankdata(estimate), stats.rankdata(truth))", "spearman = _pearson(estimate, truth)", AGREE),
-        ("reliability is not extended", "return max(-1.0, factor * r / denominator)", "return max(-1.0, r / denominator)", AGREE),
+        ("reliability is not extended", "np.divide(factor * r, denominator,", "np.divide(r, denominator,", AGREE),
     ),
     *_of(
         "rows.py",
