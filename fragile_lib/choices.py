@@ -19,6 +19,7 @@ from fragile_lib.tools.errors import bad_input
 NAN = float("nan")
 FEWEST = 3  # removals that give a correlation
 GROUP_CHOICES = ("random", "same_class", "top_influence")
+SUBSETS = "removed_"  # with a share behind it: the choice of random subsets of that share of the examples
 
 
 @dataclass(frozen=True)
@@ -392,6 +393,31 @@ def choose_groups(
     return np.sort(np.stack(drawn), axis=1)
 
 
+def subset_choices(shares: Iterable[float], count: int) -> dict[str, int]:
+    """The counts of `choose` for random subsets: `count` of each share of the examples, `removed_0.5` and so on."""
+    return {f"{SUBSETS}{share:g}": count for share in shares}
+
+
+def random_subsets(share: float, count: int, n: int, seed: int = 0) -> Removals:
+    """`count` random subsets of n examples, each of round(share n) of them and of one at least, left out together.
+
+    Spearman's correlation over such subsets of half of the examples is the linear datamodelling score (Park et al.
+    2023, arXiv 2303.14186, equation 8): to rank what is left out is to rank what is kept. Single examples differ.
+
+    Raises:
+        InputError: a share outside [0, 1), or a count below 3 or of more single examples than there are.
+    """
+    if not 0 <= share < 1:
+        raise bad_input("removed_shares", share, "give shares in [0, 1)")
+    size = max(1, round(share * n))
+    if count < FEWEST or (size == 1 and count > n):
+        raise bad_input("subsets", count, f"give a whole number of {FEWEST} or more, and up to {n} of single examples")
+    rng = np.random.default_rng([seed, 17])
+    if size == 1:
+        return Removals.single(rng.choice(n, count, replace=False), n)
+    return Removals.groups([np.sort(rng.choice(n, size, replace=False)) for _ in range(count)], n)
+
+
 def choose(
     scores: np.ndarray,
     counts: dict[str, int],
@@ -399,21 +425,24 @@ def choose(
     selected_by: str = "",
     seed: int = 0,
 ) -> Chosen:
-    """What is left out for each test point: each training example of each choice, one by one.
+    """What is left out for each test point: each training example of each choice, one by one, or random subsets.
 
     Args:
         scores: influence (n, m) on the test points, by the estimator `selected_by`.
-        counts: {choice: how many}, the choices as in `choose_training`.
+        counts: {choice: how many}, the choices as in `choose_training`, or `removed_0.5` and the like for
+            `random_subsets` of that share.
         losses: training losses (n,), for `top_loss`.
         selected_by: recorded in the rows.
-        seed: of `random`, which is the same for all test points.
+        seed: of `random` and of subsets, which are the same for all test points.
     """
-    n = len(scores)
+    (n, m), removals = scores.shape, {}
     losses = np.full(n, np.nan) if losses is None else losses
-    removals = {
-        choice: [Removals.single(choose_training(choice, count, s, losses, seed), n) for s in scores.T]
-        for choice, count in counts.items()
-    }
+    for choice, count in counts.items():
+        if choice.startswith(SUBSETS):
+            removals[choice] = [random_subsets(float(choice.removeprefix(SUBSETS)), count, n, seed)] * m
+        else:
+            each = [choose_training(choice, count, s, losses, seed) for s in scores.T]
+            removals[choice] = [Removals.single(some, n) for some in each]
     return Chosen(removals, selected_by)
 
 

@@ -50,6 +50,13 @@ def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes:
     return Spec("dots", "rung", where=CHOSEN | where | pairs, steps=way, dots=False, note=note, **changes)
 
 
+def _subsets(where: Mapping, truths: Sequence[str], **changes: object) -> Spec:
+    """Agreement against the share of the training points that random subsets leave out."""
+    all_of = {"test_choice": "max_loss", "train_choice": None, "ground_truth": list(truths)}
+    common = {"hue": "estimator", "columns": "ground_truth", "steps": (steps.subsets,), "dots": False}
+    return Spec("lines", "left_out", where=all_of | where, **{**common, **changes})
+
+
 OF_IRIS = {
     "iris_depth": _but(BY_DEPTH, paper="iris"),
     "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
@@ -84,6 +91,12 @@ OF_IRIS = {
         beside=("source",),
         hue="depth",
         before=BY_DEPTH.steps,
+    ),
+    "iris_subsets": _subsets(
+        {"dataset": "iris", "activation": "relu", "fit": "descent", "weight_decay": 0.005}
+        | {"estimator": ["exact", "lissa_single", "source", "rescaled", "newton_step", "unrolled_descent"]},
+        ["warm_descent", "scratch_descent"],
+        rows="depth",
     ),
     "iris_outcomes": _but(
         FINISHED,
@@ -152,6 +165,11 @@ OF_SMALL_MNIST = {
         "unrolled_minibatch",
         "warm_minibatch",
         hue="train_choice",
+        unit=POINTS,
+    ),
+    "small_mnist_subsets": _subsets(
+        {"dataset": "small_mnist", "weight_decay": DECAY},
+        ["warm_minibatch", "scratch_starts"],
         unit=POINTS,
     ),
     "small_mnist_finish": Spec(
@@ -263,6 +281,12 @@ OF_NETWORKS = {
         hue="architecture",
         unit=POINTS,
         before=(steps.largest_size,),
+    ),
+    "networks_subsets": _subsets(
+        {"dataset": "mnist", "weight_decay": DECAY},
+        ["warm_minibatch", "scratch_batches"],
+        rows="architecture",
+        unit=POINTS,
     ),
     "networks_costs": _but(
         TABLE,

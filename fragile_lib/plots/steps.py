@@ -188,6 +188,15 @@ def shares(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return several("share", "run_id")(rows)
 
 
+def subsets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of random subsets, with the column `left_out`: the share of the training points in each."""
+    share = rows["train_choice"].str.extract(r"^removed_([\d.e-]+)$")[0].astype(float)
+    rows = rows.assign(left_out=share)[share.notna()]
+    counts = rows["n_points"].unique()
+    note = "At 50% the correlation is the linear datamodelling score"
+    return rows, f"{counts[0]:g} random subsets of each size. {note}" if len(counts) == 1 else note
+
+
 def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Each network once; the outcomes there are of estimates, not of its training, and go."""
     return rows.drop_duplicates(["run_id", "weight_decay", "seed", "fit"]).drop(columns="status"), ""
@@ -196,9 +205,11 @@ def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The column `target`: a truth, and the training points where they are not those of largest |influence|.
 
-    Within a test point the control moves all changes alike, so that truths minus control are left out.
+    Within a test point the control moves all changes alike, so that truths minus control are left out; random subsets
+    have a figure of their own.
     """
     rows = rows[~rows["ground_truth"].str.endswith("_minus_control")]
+    rows = rows[~rows["train_choice"].str.startswith("removed_")]
     truth, train = rows["ground_truth"], rows["train_choice"]
     plain = (train == "top_influence") | train.str.startswith("scratch")
     target = truth.map(words.code) + (", " + train.map(words.code)).mask(plain, "")

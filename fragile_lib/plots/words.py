@@ -38,6 +38,7 @@ CODES = {
     "tilted_minimum": "tilted minimum",
     "minimum": "certified minimum",
     "pbrf": "PBRF",
+    "scratch_descent": "from scratch (other starts)",
     "scratch_starts": "from scratch (other starts)",
     "scratch_batches": "from scratch (other batches)",
     # how training ended
@@ -93,6 +94,7 @@ COLUMNS = {
     "removed": "training points",
     "target": "ground truth",
     "share": "share of the training steps",
+    "left_out": "share of the training points left out",
     "n_train": "training images",
     "rung": "what is compared",
     "measure": "agreement",
@@ -140,6 +142,8 @@ def code(value: object) -> str:
     if stem != text:
         return f"{code(stem)} minus control"
     stem, _, share = text.rpartition("_")
+    if stem == "removed":
+        return f"in random subsets of {100 * float(share):g}%" if float(share) else "one by one, at random"
     if stem in CODES and share.replace(".", "", 1).isdigit():
         return f"{CODES[stem]} for {float(share):.0%} of the steps"
     return text.replace("_", " ")
@@ -159,6 +163,8 @@ def tick(name: str, value: object) -> str:
     """A value of a column where the column's name stands beside it: 8, 0.005, 25%, LeNet."""
     if isinstance(value, str):
         return code(value)
+    if name == "left_out":
+        return f"{100 * value:g}%" if value else "one"
     return f"{value:.0%}" if name == "share" else f"{value:g}"
 
 

@@ -14,7 +14,7 @@ from fragile_lib.network import Network
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.truths.minima import minimum_by_newton, near
 from fragile_lib.truths.retrained import scratch_batches, scratch_starts, warm_minibatch
-from fragile_lib.truths.stacked import warm_descent
+from fragile_lib.truths.stacked import scratch_descent, warm_descent
 from fragile_lib.truths.unrolled import unrolled_descent, unrolled_minibatch
 
 MINUS_CONTROL = "_minus_control"
@@ -37,6 +37,7 @@ TRUTHS: dict[str, Callable[..., list[Truth]]] = {
     "minimum": minimum,
     "tilted_minimum": partial(near, "tilted_minimum"),
     "pbrf": partial(near, "pbrf"),
+    "scratch_descent": scratch_descent,
     "scratch_starts": scratch_starts,
     "scratch_batches": scratch_batches,
 }

@@ -14,8 +14,7 @@ from fragile_lib.choices import Chosen, Points, Truth, mean_of
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
 from fragile_lib.tools.errors import bad_input
-
-AGAIN = 1_000  # added to a seed where a truth is repeated with other batches
+from fragile_lib.truths.stacked import AGAIN
 
 
 def warm_minibatch(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -17,9 +18,11 @@ from fragile_lib.tools.errors import bad_input
 
 # (theta (E, P), weights (E, n), dataset (E,)) -> theta (E, P), or (theta, ||grad J|| (E,), steps (E,))
 Minimise = Callable[..., Tensor | tuple[Tensor, Tensor, Tensor]]
+Start = Callable[[Network, int], Tensor]  # a network and the number of a repetition -> where it starts (P,)
 
 # Displacement from which a truth is repeated, a share of ||theta||: more than most images at the 30th percentile cause.
 DISPLACED = 3e-4
+AGAIN = 1_000  # added to a seed where a truth is repeated with other batches, or trained from another start
 
 
 def warm_descent(
@@ -40,6 +43,36 @@ def warm_descent(
     return stacked(networks, points, chosen, partial(descend, networks[0].train, **fixed), repeats)
 
 
+def scratch_descent(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    repeats: int = 1,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    learning_rate: float,
+    momentum: float,
+) -> list[Truth]:
+    """Trained anew by full-batch descent without each removal, from starts of `seeds`, each against its own control.
+
+    The truth is the mean over the seeds; the seeds are its repetitions.
+
+    Raises:
+        InputError: a network whose model has no starts of its own.
+    """
+    if not hasattr(networks[0].train.model, "init"):
+        raise bad_input("scratch_descent", type(networks[0].train.model).__name__, "its starts are not known")
+
+    def start(network: Network, repetition: int) -> Tensor:
+        return network.train.model.init(AGAIN + seeds[repetition]).to(network.theta)
+
+    fixed = {"steps": steps, "learning_rate": learning_rate, "momentum": momentum, "label": "from scratch"}
+    minimise = partial(descend, networks[0].train, **fixed)
+    found = stacked(networks, points, chosen, minimise, len(seeds), start=start)
+    return [replace(truth.minus_control(), control=np.zeros_like(truth.control)) for truth in found]
+
+
 def stacked(
     networks: list[Network],
     points: list[Points],
@@ -47,19 +80,21 @@ def stacked(
     minimise: Minimise,
     repeats: int = 1,
     tolerance: float | None = None,
+    start: Start | None = None,
 ) -> list[Truth]:
     """Minimise J(.; 1/n + d) from each network for everything it leaves out, all in one stack.
 
     The first member of each network's part is its control, d = 0: it tells what mere continuation does. A left-out
     network whose gradient norm stays above the tolerance, or is not finite, counts as not there (nan). The truth is the
-    mean of `repeats` repetitions: the first from the network itself, the others from starts displaced at random, each
-    with a control, and a loss before, of its own.
+    mean of `repeats` repetitions: the first from the network itself, the others from starts displaced at random, or all
+    from where `start` says, each with a control, and a loss before, of its own.
 
     Raises:
         InputError: networks that do not share their objective.
     """
     check_one_stack(networks)
-    found = [_once(networks, points, chosen, minimise, r, tolerance) for r in range(repeats)]
+    starts = [[(start or displaced)(network, r) for network in networks] for r in range(repeats)]
+    found = [_once(networks, points, chosen, minimise, torch.stack(some), tolerance) for some in starts]
     return [mean_of(repetitions) for repetitions in zip(*found, strict=True)]
 
 
@@ -83,13 +118,12 @@ def _once(
     points: list[Points],
     chosen: list[Chosen],
     minimise: Minimise,
-    repetition: int,
+    start: Tensor,
     tolerance: float | None,
 ) -> list[Truth]:
     began, train = perf_counter(), networks[0].train
     union = [one.all() if network.usable else one.all().none() for network, one in zip(networks, chosen, strict=True)]
     sizes = [1 + len(removals) for removals in union]
-    start = torch.stack([displaced(network, repetition) for network in networks])
     place = torch.repeat_interleave(torch.arange(len(networks)), torch.tensor(sizes)).to(start.device)
     dataset = torch.tensor([network.place for network in networks], device=start.device)[place]
     changes = torch.cat([torch.cat([torch.zeros(1, train.n), r.changes()]) for r in union]).to(start)

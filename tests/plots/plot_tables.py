@@ -182,7 +182,7 @@ def everything() -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     again = repeated(table)
     once = table.merge(again[PLACE].drop_duplicates(), on=PLACE, how="left", indicator=True)["_merge"] == "left_only"
-    return pd.concat([table[once.to_numpy()], again], ignore_index=True)
+    return pd.concat([table[once.to_numpy()], again, subsets(again)], ignore_index=True)
 
 
 def repeated(table: pd.DataFrame) -> pd.DataFrame:
@@ -201,6 +201,15 @@ def repeated(table: pd.DataFrame) -> pd.DataFrame:
         named = {"n_train": n, "run_id": again["run_id"] + f"-n{n}"}
         found += [part.assign(**named)[larger] for part in found[:3]]
     return pd.concat(found, ignore_index=True)
+
+
+def subsets(again: pd.DataFrame) -> pd.DataFrame:
+    """Repeated truths of random subsets, of networks that are trained anew as well."""
+    warm = again[again["ground_truth"].str.startswith("warm") & (again["train_choice"] == "top_influence")]
+    warm = warm[warm["n_train"].isin([120, 2000, 5500])].assign(run_id=warm["run_id"] + "-subsets", n_points=64)
+    anew = {"iris": "scratch_descent", "small_mnist": "scratch_starts", "mnist": "scratch_batches"}
+    found = [warm, warm.assign(ground_truth=warm["dataset"].map(anew), reliability=0.3).dropna(subset="ground_truth")]
+    return pd.concat([part.assign(train_choice=f"removed_{s}") for part in found for s in ("0", "0.05", "0.5")])
 
 
 def points(seeds: int = 1, tests: int = 3, k: int = 20, spread: float = 0.0, truths: dict | None = None) -> list[dict]:

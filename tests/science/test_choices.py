@@ -16,7 +16,9 @@ from fragile_lib.choices import (
     choose_the_groups,
     choose_training,
     most_influential,
+    random_subsets,
     share_of,
+    subset_choices,
 )
 from fragile_lib.tools.errors import InputError
 
@@ -215,3 +217,32 @@ def test_all_kinds_of_groups_for_all_test_points() -> None:
     chosen = choose_the_groups(np.stack([SCORES, -SCORES], 1), LABELS, 4, 3, seed=0)
     assert set(chosen.removals) == {"random_groups", "same_class_groups", "top_influence_groups"}
     assert all(len(parts) == 2 and parts[0] == parts[1] and len(parts[0]) == 4 for parts in chosen.removals.values())
+
+
+# -- random subsets --------------------------------------------------------------------------------------------------
+
+
+def test_random_subsets_leave_out_a_share_and_are_the_same_for_all_test_points() -> None:
+    scores = np.random.default_rng(1).standard_normal((60, 2))
+    chosen = choose(scores, subset_choices([0, 0.05, 0.5], 40), seed=3)
+    assert {choice: len(parts[0].members[0]) for choice, parts in chosen.removals.items()} == {
+        "removed_0": 1,
+        "removed_0.05": 3,
+        "removed_0.5": 30,
+    }
+    for parts in chosen.removals.values():
+        assert parts[0] is parts[1] and len(parts[0]) == 40 and len(set(parts[0].members)) > 35
+    assert len(set(chosen.removals["removed_0"][0].members)) == 40
+    left_out = -60 * chosen.removals["removed_0.5"][0].changes().numpy()
+    assert (left_out.sum(axis=1) == 30).all() and abs(left_out.mean(axis=0) - 0.5).max() < 0.3
+    assert choose(scores, subset_choices([0.5], 40), seed=3).removals["removed_0.5"][0].members == (
+        chosen.removals["removed_0.5"][0].members
+    )
+    assert random_subsets(0.5, 40, 60, seed=4).members != random_subsets(0.5, 40, 60, seed=3).members
+    assert subset_choices([], 40) == {}
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 10), (-0.1, 10), (float("nan"), 10), (0.5, 2), (0.0, 61)])
+def test_bad_shares_and_counts_of_subsets_are_named(share: float, count: int) -> None:
+    with pytest.raises(InputError, match="removed_shares" if count == 10 else "subsets"):
+        random_subsets(share, count, 60)

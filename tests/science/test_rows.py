@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import Regression
 
-from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth
+from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choose, subset_choices
+from fragile_lib.estimates import estimate
 from fragile_lib.rows import as_estimate, compare, scatter, together
 from fragile_lib.tools.errors import InputError
 
@@ -85,6 +87,28 @@ def test_estimates_of_groups_are_sums() -> None:
     truths = {"pbrf": Truth(groups, 3 * changes, np.zeros(2))}
     rows = rows_of(points, Chosen({"random_groups": [groups] * 2}), {"exact": estimates["exact"]}, truths)
     assert [(row["n_points"], row["slope"]) for row in rows] == [(4, pytest.approx(3))] * 2
+
+
+def test_the_linear_datamodelling_score_of_a_derivative_is_one_where_removals_are_infinitesimal() -> None:
+    problem, points = Regression(), Points(np.arange(6), ["max_loss"] * 6)
+    fitted = problem.network()
+    (estimates,) = estimate([fitted], [points], ["exact", "identity"])
+    chosen = choose(estimates["exact"].changes, subset_choices([0, 0.1, 0.5], 20))
+    left_out, ends = chosen.all(), []
+    for step in (1e-5, -1e-5):
+        weights = 1 / problem.n + step * left_out.changes().numpy()
+        ends.append([problem.test_losses(problem.optimum(w)) for w in weights])
+    truth = Truth(left_out, np.subtract(*ends) / 2e-5, np.zeros(6))
+    rows = compare([fitted], [points], [chosen], [estimates], [{"derivative": truth}])
+    sizes = {
+        choice: {len(group) for part in parts for group in part.members} for choice, parts in chosen.removals.items()
+    }
+    assert sizes == {"removed_0": {1}, "removed_0.1": {2}, "removed_0.5": {12}}
+    perfect = [row for row in rows if row["estimator"] == "exact"]
+    assert {row["train_choice"] for row in perfect} == set(sizes) and {row["n_points"] for row in perfect} == {20}
+    assert all((row["spearman"], row["slope"]) == pytest.approx((1, 1), abs=1e-6) for row in perfect)
+    others = [row["spearman"] for row in rows if row["estimator"] == "identity"]
+    assert max(others) < 1 and np.mean(others) > 0  # the score can fail
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from helpers import Regression, iris_subset, network_of, sklearn_softmax, softma
 from fragile_lib.choices import Chosen, Points, Removals, choose, choose_points, share_of
 from fragile_lib.data.sets import Data, iris_splits
 from fragile_lib.estimates import ESTIMATORS, estimate
-from fragile_lib.minimise.descent import STATIONARY
+from fragile_lib.minimise.descent import STATIONARY, descend
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import stack
@@ -96,6 +96,21 @@ def test_warm_truths_are_the_left_out_descents_one_by_one(descent):
         truth = truths[s]["warm_descent"]
         np.testing.assert_allclose(truth.on(removal)[0], change, rtol=1e-9, atol=1e-13)
         assert truth.norms_on(removal)[0] == pytest.approx((theta[0] - network.theta).norm().item(), rel=1e-9)
+
+
+def test_training_anew_by_descent_is_that_of_each_start_against_its_own_control(descent):
+    networks, points, chosen = descent[:3]
+    how = {"scratch_descent": DESCENT | {"steps": 30, "seeds": [2, 5]}}
+    network, truth = networks[1], leave_out(networks, points, chosen, how, 7, how)[1]["scratch_descent"]
+    for repetition, seed in zip(truth.repeats, (1002, 1005), strict=True):
+        weights = network.train.uniform(2) + torch.stack([torch.zeros(18), Removals.single([3], 18).changes()[0]])
+        start = network.train.model.init(seed)[None].expand(2, -1)
+        theta = descend(network.train, start, weights, 30, 0.1, 0.9, torch.ones(2, dtype=torch.long))
+        control, without = network.on_points(points[1]).losses(theta)
+        place = truth.removals.places(Removals.single([3], 18))
+        np.testing.assert_allclose(repetition[place][0], without - control, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(truth.changes, truth.repeats.mean(axis=0))
+    assert (truth.control == 0).all() and (truth.norms > 0).all()
 
 
 def test_at_certified_optima_the_exact_estimate_agrees_with_the_minima_that_are_left(certified):
