@@ -82,7 +82,7 @@ CODES = {
 }
 ORDER = {name: place for place, name in enumerate(CODES)}  # of legends, panels and lines
 PHOTOGRAPHS = ("imagenet", "imagenet_standin", "imagefolder")  # sets whose examples are shown
-OF_RECORD = ("laptop", "paper")  # profiles whose figures need no warning
+OF_RECORD = ("laptop", "gpu", "paper")  # profiles whose figures need no warning
 COLUMNS = {
     "depth": "depth (hidden layers)",
     "width": "width (units per layer)",

@@ -21,7 +21,8 @@ from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import data_root, dump_yaml, remove, write_if_changed, write_whole
 
-RESTORED_PROFILES = ("laptop", "paper")
+CARD = "gpu"  # the profile whose cells, run on a graphics card, stand beside those of the study of record
+RESTORED_PROFILES = ("laptop", CARD, "paper")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fragile_lib.study.collect import collect
 from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs
-from fragile_lib.study.plan import RESTORED_PROFILES, Job, make_plan, prepare, validated
+from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prepare, validated
 from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
 from fragile_lib.tools.errors import require
@@ -109,7 +109,8 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
     """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
 
     A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
-    more are removed (git keeps them). The table is made from the published records, so the two always agree. Raises
+    more are removed (git keeps them). Cells of `CARD` stay beside those of record, and these beside them. The table is
+    made from the published records, so the two always agree. Raises
     InputError for a profile too small to stand as the study of record.
     """
     remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
@@ -117,6 +118,7 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
     reports = root / "reports"
     everything = make_plan(root, profile)
     told = [line for job in everything if job.run.notebook in chosen for line in _publish_run(job, reports)]
+    everything += _planned(root, OF_RECORD if profile == CARD else CARD)
     planned = {job.run.run_id for job in everything}
     for folder in sorted((reports / "records").glob("*")):
         if folder.is_dir() and folder.name not in planned:
@@ -132,12 +134,17 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
 
 def collect_published(root: Path, jobs: Iterable[Job] = ()) -> list[str]:
     """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
-    profiles = {name for spec in load_specs(root / "params").values() for name in spec.profiles}
-    jobs = jobs or [job for name in RESTORED_PROFILES if name in profiles for job in make_plan(root, name)]
+    jobs = jobs or [job for name in RESTORED_PROFILES for job in _planned(root, name)]
     names = dict.fromkeys(job.run.run_id for job in jobs)
     paths = [root / "reports" / "records" / name / "result.json" for name in names]
     paths = [path for path in paths if path.exists()]
     return collect(paths, root / "reports" / "results.csv")[1] if paths else []
+
+
+def _planned(root: Path, profile: str) -> list[Job]:
+    """The jobs of a profile, or none where no notebook has it."""
+    profiles = {name for spec in load_specs(root / "params").values() for name in spec.profiles}
+    return make_plan(root, profile) if profile in profiles else []
 
 
 def _publish_run(job: Job, reports: Path) -> list[str]:

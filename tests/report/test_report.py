@@ -139,10 +139,10 @@ def test_cells_on_a_card_are_told_beside_the_profile(study):
     assert "(profile <code>gpu</code>): 0 of 2 have been run; the others are open." in study.build()
     record, card = (study.source / synthetic.WITH_NOTEBOOK / "result.json").read_text(), "iris-relu-d3-w50-wd0.005"
     (study.source / card).mkdir()
-    record = record.replace('"quick"', '"gpu"').replace(synthetic.WITH_NOTEBOOK, card)
+    record = record.replace('"quick"', '"gpu", "machine": "A Card"').replace(synthetic.WITH_NOTEBOOK, card)
     (study.source / card / "result.json").write_text(record)
     told = study.build()
-    assert "1 of 2 have been run; the others are open." in told and "profiles are mixed" not in told
+    assert "1 of 2 have been run (A Card); the others are open." in told and "profiles are mixed" not in told
 
 
 def test_notebook_page(report):

@@ -137,6 +137,22 @@ def test_publishing_keeps_what_is_not_finished_anew(toy):
     assert (toy.root / "reports" / "results.csv").read_text().count("toy-d2") == 2
 
 
+def test_cells_of_a_card_are_published_beside_the_study_of_record(toy):
+    """Neither takes the other's records away, and the table holds both."""
+    toy.edit("  laptop:", "  gpu:\n    grids: {depths: {run_id: 'card-d{depth}', depth: [7]}}\n  laptop:")
+    published(toy)
+    toy.finish("gpu")
+    specs = load_specs(toy.params.parent)
+    assert publish(toy.root, "gpu", specs) == []
+    both = (toy.root / "reports" / "results.csv").read_text()
+    assert both.count("card-d7,gpu") == 2 and both.count(",laptop,") == 4
+    toy.finish("laptop")
+    assert publish(toy.root, "laptop", specs) == []
+    assert (toy.root / "reports" / "records" / "card-d7" / "result.json").exists()
+    collect_published(toy.root)
+    assert sorted((toy.root / "reports" / "results.csv").read_text().splitlines()) == sorted(both.splitlines())
+
+
 def test_a_profile_is_run_by_one_study_at_a_time(toy):
     with (
         engine.lock(toy.root, "quick"),

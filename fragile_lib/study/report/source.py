@@ -16,6 +16,7 @@ import pandas as pd
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import results_csv
 from fragile_lib.study.params import load_specs
+from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import load_yaml
@@ -46,9 +47,6 @@ class Run:
         if self.failure:
             return "failed later" if self.record else "failed"
         return "ok" if self.record else "missing"
-
-
-CARD = "gpu"  # the profile whose cells, run on a graphics card, stand beside any other
 
 
 @dataclass
