@@ -249,6 +249,13 @@ class Truth:
         found = self.repeats[:, self.removals.places(removals), point]
         return found[:, np.isfinite(found).all(axis=0)]
 
+    def errors_on(self, removals: Removals, point: int) -> np.ndarray:
+        """(k',) standard errors at one test point, by the spread of repetitions; nan where there are fewer than two."""
+        if self.repeats is None or len(self.repeats) < 2:
+            return np.full(len(removals), NAN)
+        found = self.repeats[:, self.removals.places(removals), point].std(axis=0, ddof=1)
+        return found / np.sqrt(len(self.repeats)) if self.averaged else found
+
     def unseen_on(self, removals: Removals) -> float:
         """The share of some removals, and of their repetitions, that no batch held; nan where there are no batches."""
         return float(self.unseen[self.removals.places(removals)].mean()) if len(self.unseen) else NAN

@@ -11,8 +11,10 @@ import numpy as np
 
 from fragile_lib import agreement
 from fragile_lib.choices import NAN, Chosen, Estimate, Points, Removals, Truth
+from fragile_lib.data import Data, image_strip
 from fragile_lib.network import Network
 
+PICTURED = 20  # training images to either side that a record keeps
 REACHED_SHARE = 0.8  # of a choice's left-out networks that must be there for a row to be `ok`
 
 
@@ -165,8 +167,36 @@ def scatter(
                 place = _selected(one) | _place(some, j, train_choice)
                 true = {name: t.on(left)[:, j] for name, t in of.items() if t.covers(left)}
                 estimated = {name: e.on(left)[:, j] for name, e in by.items() if e.covers(left)}
-                found.append(shared | place | {"index": left.indices, "estimate": estimated, "truth": true})
+                errors = {name: of[name].errors_on(left, j) for name in true}
+                found.append(
+                    shared | place | {"index": left.indices, "estimate": estimated, "truth": true, "error": errors}
+                )
     return found
+
+
+def recorded(compared: list[dict], train: Data | None = None, test: Data | None = None) -> list[dict]:
+    """What a record keeps of `scatter`: the training points of largest |influence| on the test points of highest loss.
+
+    Of the first of these test points also the other training points, and, where the data are given and are images, the
+    images themselves: `labels`, the test image's first, and `pixels` (`data.image_strip`), both for the test image and
+    then for the `PICTURED` of largest estimate to either side, whose places in the point's lists are `pictured`.
+    """
+    highest = [p for p in compared if p["test_choice"] == "max_loss"]
+    kept = [p for p in highest if p["train_choice"] == "top_influence"]
+    if not kept or train is None or test is None:
+        return kept
+    first = kept[0]["test_point"]
+    pictured = [_with_images(p, train, test) for p in highest if p["test_point"] == first]
+    return pictured + [p for p in kept if p["test_point"] != first]
+
+
+def _with_images(point: dict, train: Data, test: Data) -> dict:
+    by = point.get("selected_by") or next(iter(point["estimate"]))
+    order = np.argsort(point["estimate"][by], kind="stable")
+    places = np.unique(np.concatenate([order[:PICTURED], order[-PICTURED:]]))
+    rows, one = point["index"][places], point["test_point"]
+    strip = image_strip(train.x, [test.x[0, one], *train.x[0, rows]])
+    return point | {"pictured": places, "labels": [test.y[0, one], *train.y[0, rows]], "pixels": strip}
 
 
 def with_truths(

@@ -2,7 +2,7 @@
 
 from fragile_lib.data.folder import find_sets, list_folder
 from fragile_lib.data.photographs import Loading, PhotoSet
-from fragile_lib.data.sets import Data, image_subset, iris_splits, is_available, small_mnist
+from fragile_lib.data.sets import Data, image_strip, image_subset, iris_splits, is_available, small_mnist
 from fragile_lib.data.standin import standin_folder
 from fragile_lib.tools.files import data_root
 
@@ -12,6 +12,7 @@ __all__ = [
     "PhotoSet",
     "data_root",
     "find_sets",
+    "image_strip",
     "image_subset",
     "iris_splits",
     "is_available",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_iris
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -297,6 +301,21 @@ def _digit_parts(labels: np.ndarray, n_train: int, n_test: int, seed: int) -> li
     return train_test_split(
         np.arange(len(labels)), train_size=n_train, test_size=n_test, random_state=seed, stratify=labels
     )
+
+
+def image_strip(x: Tensor, images: Sequence[Tensor]) -> str:
+    """Some images (C, H, W) side by side, as a reader knows them: base64 of a PNG, or of a JPEG if they have colours.
+
+    Each channel runs from the least to the largest value of the set x (1, n, C, H, W), which undoes any scaling.
+    """
+    low, high = (end(x[0].transpose(0, 1).flatten(1), dim=1).values[:, None, None] for end in (torch.min, torch.max))
+    strip = (torch.cat([(image - low) / (high - low).clamp(min=1e-12) for image in images], dim=-1) * 255).round()
+    pixels = strip.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    content, form = io.BytesIO(), {"format": "PNG", "optimize": True}
+    if pixels.shape[-1] == 3:
+        form = {"format": "JPEG", "quality": 85, "subsampling": 0}
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, **form)
+    return base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def _unit(pixels: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> Data:

@@ -6,12 +6,13 @@
 alternative text and caption, the two texts computed from the same numbers as the drawing; or a table with its caption.
 Where the table has nothing for a figure there is nothing to show, and `show` passes it over. The figures are listed in
 `specifications`: means along an axis (`lines`) or by category (`dots`), counts of outcomes (`bars`), single points
-(`scatter`) and `tables`. `influential_pictures` makes photographs with their scores.
+(`scatter`) and `tables`. `pictures` shows test images beside the training images that help and harm them; `headlines`
+are the figures of the report's first page.
 """
 
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
-from fragile_lib.plots.photographs import influential_pictures
-from fragile_lib.plots.specifications import SCATTERS, SPECS, figure
+from fragile_lib.plots.photographs import influential_pictures, pictures
+from fragile_lib.plots.specifications import SCATTERS, SPECS, figure, headlines
 from fragile_lib.plots.tables import imagenet_cost_table, solver_table
 from fragile_lib.plots.words import PHOTOGRAPHS
 from fragile_lib.plots.words import code as dataset_word
@@ -23,8 +24,10 @@ __all__ = [
     "Picture",
     "dataset_word",
     "figure",
+    "headlines",
     "imagenet_cost_table",
     "influential_pictures",
+    "pictures",
     "png_bytes",
     "show",
     "solver_table",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -50,13 +51,27 @@ STYLE = {
 class Picture(NamedTuple):
     """A figure, what a reader who cannot see it is told, and what stands below it.
 
-    Without a figure there was nothing to draw; `alt` says why, and `show` passes it over.
+    Without a figure there was nothing to draw; `alt` says why, and `show` passes it over. The first line of a caption
+    is its point, the second says what the numbers are of, the others are details. `rows` are the numbers that the
+    figure is drawn from, with the runs that they are of in the column `run_id`.
     """
 
     figure: Figure | None
     alt: str
     caption: str = ""
     photographs: bool = False  # which need more colours, and fewer pixels
+    rows: pd.DataFrame | None = None
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What stands beside the image in a notebook: the texts, the runs, the rows as CSV."""
+        told: dict[str, object] = {"alt": self.alt, "caption": self.caption}
+        told |= {"photographs": True} if self.photographs else {}
+        if self.rows is not None and len(self.rows):
+            runs = self.rows["run_id"].dropna().unique() if "run_id" in self.rows.columns else []
+            told |= {"runs": [str(run) for run in runs]}
+            told |= {"rows": self.rows.to_csv(index=False, float_format="%.4g", lineterminator="\n")}
+        return told
 
 
 def theme() -> AbstractContextManager:
@@ -114,9 +129,9 @@ def png_bytes(picture: Picture, dpi: float | None = None) -> bytes:
 def show(*shown: Picture | Styler) -> None:
     """Display pictures and tables, each once; pictures without a figure are passed over.
 
-    A picture is displayed with its alternative text and caption as metadata of the PNG: nbconvert and the reports read
-    `metadata["image/png"]["alt"]` and `["caption"]`. Outside of IPython nothing is displayed, but the figure is drawn
-    all the same, so that a plain script finds the same errors.
+    A picture is displayed with what is told of it (`Picture.told`) as metadata of the PNG: nbconvert reads
+    `metadata["image/png"]["alt"]`, the reports all of it. Outside of IPython nothing is displayed, but the figure is
+    drawn all the same, so that a plain script finds the same errors.
 
     Raises:
         InputError: a picture has no alternative text.
@@ -129,8 +144,7 @@ def show(*shown: Picture | Styler) -> None:
                 raise bad_input("alt", one.alt, "say in words what the figure shows")
             png = base64.b64encode(png_bytes(one)).decode("ascii")
             plt.close(one.figure)  # a figure made with pyplot would otherwise be shown again at the end of the cell
-            told = {"image/png": {"alt": one.alt, "caption": one.caption}}
-            _display({"image/png": png, "text/plain": one.alt}, metadata=told, raw=True)
+            _display({"image/png": png, "text/plain": one.alt}, metadata={"image/png": one.told}, raw=True)
 
 
 def _display(content: object, **options: object) -> None:

@@ -19,6 +19,7 @@ BESIDE, APART = 0.34, 0.84  # of the distance between two places, shared by join
 JITTER = 0.07
 LETTERS = 46  # of all tick labels from which on they stand upright; of titles side by side
 MOST = 12  # names of places along an axis; of more, not each is given
+CHANGES = 0.42  # of the correlation's axis, left of zero, for numbers of what a bar loses
 NAME = 24  # letters in one line of a category's name
 
 
@@ -39,6 +40,9 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
             _draw_panel(ax, shown, panel)
             _draw_paper(ax, shown, panel, paper)
             scale_axis(ax, "x" if across else "y", shown, panel, damping)
+            if shown.spec.falls:
+                ax.set_xlim(left=ax.get_xlim()[0] - CHANGES)
+                ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             lowest = not any(p.row > panel.row and p.column == panel.column for p in panels)
             if len({p.statistic for p in panels}) > 1 or (lowest if across else panel.column == 0):
                 ax.set(**{"xlabel" if across else "ylabel": words.column(panel.statistic)})
@@ -100,9 +104,25 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
             ax.errorbar(*points, **{"xerr" if across else "yerr": bars[:, chosen]}, **look | fill)
     if drawn.empty:
         ax.text(0.5, 0.5, "no number", ha="center", va="center", transform=ax.transAxes, color="0.3")
-    for name in set(panel.marks[shown.spec.at]) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
+    if shown.spec.falls and len(drawn):
+        _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].reindex(levels).astype(float))
+    expected = levels if shown.spec.falls else panel.marks[shown.spec.at]
+    for name in set(expected) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
         style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, position[name], "none", **style)
+        place = (-CHANGES, "no rows", ax.transData) if shown.spec.falls else (0.02, "none", style["transform"])
+        ax.text(place[0], position[name], place[1], **style | {"transform": place[2]})
+
+
+def _draw_falls(ax: Axes, means: pd.Series) -> None:
+    """A bar from where the category above ends to each mean, red where agreement is lost and blue where it is won."""
+    place = dict(zip(means.index, range(len(means)), strict=True))
+    means = means.dropna()
+    starts = means.shift(fill_value=1.0)
+    for name, start, end in zip(means.index, starts, means, strict=True):
+        colour = base.VERMILLION if end < start else base.BLUE
+        ax.barh(place[name], end - start, left=start, height=0.62, color=base.tint(colour, 0.55), zorder=2)
+        ax.text(-CHANGES, place[name], words.change(end - start), va="center", fontsize=11, zorder=6)
+    ax.axvline(1, color="0.35", linewidth=1.0, zorder=1)
 
 
 def _plot(ax: Axes, across: bool, at: object, values: object, **style: object) -> None:
@@ -134,7 +154,9 @@ def _draw_paper(ax: Axes, shown: Shown, panel: Panel, paper: pd.DataFrame) -> No
         at, hue = levels.index(row[spec.at]), row.get(spec.hue)
         if row["low"] == row["high"]:
             star = {"s": 130, "color": looks[hue]["color"], "edgecolors": "black", "zorder": 6, "clip_on": False}
-            ax.scatter(at + _places(shown)[0][hue] - 0.11, row["low"], marker="*", label="the paper", **star)
+            at += 0 if spec.kind == "dots" else _places(shown)[0][hue] - 0.11
+            place = (row["low"], at) if spec.kind == "dots" else (at, row["low"])
+            ax.scatter(*place, marker="*", label="the paper", **star)
         else:
             fill = ax.fill_betweenx if spec.kind == "dots" else ax.fill_between
             band = {"color": "0.89", "lw": 0, "zorder": 0.5, "label": "the paper's range"}

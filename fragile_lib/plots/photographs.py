@@ -1,19 +1,129 @@
-"""Photographs with their scores: a test photograph beside the training photographs of largest |influence| on it."""
+"""Test images beside the training images that help and harm them most, with what leaving each out does to the loss.
+
+`pictures` draws them from records, whose points carry the images; `influential_pictures` photographs with scores alone.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 
 TEST_WIDTH = 2.0  # inches, of the test photograph
+SHOWN = 5  # training images in a row
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ORDINARY = {"p30_influence": "30th percentile", "random": "at random"}
+TRUTHS = ("warm_minibatch_minus_control", "warm_minibatch", "minimum", "pbrf")  # the first that a point has is shown
+
+
+def pictures(points: Sequence[Mapping], **where: object) -> list[Picture]:
+    """Of each data set one network's first test image, most helpful and harmful training images, and ordinary ones.
+
+    Args:
+        points: of records, with images (`rows.recorded`); of several networks the one of most training examples.
+        **where: keys of a point and the values (one, or a list) that are shown.
+    """
+    with_images = [p for p in points if "pixels" in p and all(p.get(k) in np.ravel(v) for k, v in where.items())]
+    found = []
+    for dataset in words.ordered(p["dataset"] for p in with_images):
+        of = [p for p in with_images if p["dataset"] == dataset]
+        best = max(of, key=lambda p: (p["n_train"], -p["seed"]))["run_id"]
+        found.append(_of_network([p for p in of if p["run_id"] == best]))
+    return found
+
+
+def _of_network(points: Sequence[Mapping]) -> Picture:
+    """One test image: a row of helpful, one of harmful and one of ordinary training images, each with both changes."""
+    first = next(p for p in points if p["train_choice"] == "top_influence")
+    table = pd.concat([_changes(p) for p in points], ignore_index=True)
+    top = table[table["train_choice"] == "top_influence"].sort_values("estimate", ascending=False)
+    rows = {
+        "most helpful": top[top["estimate"] > 0].head(SHOWN),
+        "most harmful": top[top["estimate"] < 0].tail(SHOWN)[::-1],
+        **{
+            ORDINARY.get(choice, words.code(choice)): part.head(SHOWN)
+            for choice, part in table[table["train_choice"] != "top_influence"].groupby("train_choice")
+        },
+    }
+    rows = {name: part for name, part in rows.items() if len(part)}
+    truth, estimator = _told_of(first)
+    told = []
+    for name, part in rows.items():
+        told.append(f"{name}: estimated {words.span(part['estimate'])}, true {words.span(part['truth'])}")
+    label, network = _class(first, first["labels"][0]), words.code(first["architecture"])
+    point = (
+        f"{words.code(first['dataset'])}: what leaving a training image out does to the loss of one test image, {label}"
+    )
+    facts = f"{network}, {first['n_train']:,} training images, weight decay {first['weight_decay']:g}; estimates by "
+    facts += f"{words.code(estimator)}, truth {words.code(truth)}; run {first['run_id']}"
+    details = words.sentences(
+        *told,
+        "Below each training image the estimated and the true change of the test loss; positive (blue): the loss rises "
+        "without the image, which helped; negative (red): it harmed",
+        "± is the standard error of the true change by its repetitions" if table["error"].notna().any() else "",
+    )
+    caption = "\n".join([words.sentences(point), words.sentences(facts), details])
+    table = table.drop(columns="pixels").assign(run_id=first["run_id"])
+    return Picture(_draw_rows(first, rows), words.sentences(point, *told), caption, photographs=True, rows=table)
+
+
+def _told_of(point: Mapping) -> tuple[str, str]:
+    """The truth and the estimator that are shown of a point."""
+    truth = next(name for name in (*TRUTHS, *point["truth"]) if name in point["truth"])
+    return truth, point.get("selected_by") or next(iter(point["estimate"]))
+
+
+def _changes(point: Mapping) -> pd.DataFrame:
+    """A row for each training image that the point has as an image."""
+    truth, estimator = _told_of(point)
+    places = np.asarray(point["pictured"], dtype=int)
+    numbers = {"estimate": point["estimate"][estimator], "truth": point["truth"][truth]}
+    numbers["error"] = point.get("error", {}).get(truth) or [None] * len(point["index"])
+    table = pd.DataFrame({name: np.asarray(values, dtype=float)[places] for name, values in numbers.items()})
+    index, labels = np.asarray(point["index"])[places], [_class(point, label) for label in point["labels"][1:]]
+    table = table.assign(train_choice=point["train_choice"], index=index, label=labels, pixels=images_of(point)[1:])
+    return table.dropna(subset=["estimate", "truth"])
+
+
+def images_of(point: Mapping) -> list[np.ndarray]:
+    """The images of a recorded point, the test image first."""
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(point["pixels"]))).convert("RGB"))
+    return np.split(strip, len(point["labels"]), axis=1)
+
+
+def _class(point: Mapping, label: int) -> str:
+    return CIFAR10[label] if point["dataset"] == "cifar10" else str(label)
+
+
+def _draw_rows(point: Mapping, rows: Mapping[str, pd.DataFrame]) -> Figure:
+    with base.theme():
+        figure = Figure(figsize=(base.WIDTH, 0.3 + 1.42 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), SHOWN + 1, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        _photograph(axes[0, 0], images_of(point)[0], f"test image:\n{_class(point, point['labels'][0])}")
+        for line, (name, part) in zip(axes, rows.items(), strict=True):
+            largest = np.abs(part[["estimate", "truth"]].to_numpy()).max()
+            exponent = int(np.floor(np.log10(largest))) if largest > 0 else 0
+            for ax, one in zip(line[1:], part.itertuples(), strict=False):
+                estimate, truth, error = (x / 10.0**exponent for x in (one.estimate, one.truth, one.error))
+                text = f"est. {estimate:+.1f}\ntrue {truth:+.1f}".replace("-", "\N{MINUS SIGN}")
+                text += f" ± {error:.1f}" if np.isfinite(error) else ""
+                _photograph(ax, one.pixels, text, base.BLUE if one.estimate > 0 else base.VERMILLION, 8.6)
+                ax.set_title(one.label, fontsize=10, pad=2)
+            line[1].set_ylabel(f"{name}\n" + rf"$\times 10^{{{exponent}}}$", fontsize=10)
+    return figure
 
 
 def influential_pictures(
@@ -88,7 +198,7 @@ def short_score(score: float) -> str:
     return (f"{score:+.2f}" if int(exponent) == -2 else f"{mantissa}e{int(exponent)}").replace("-", "−")
 
 
-def _photograph(ax: Axes, pixels: np.ndarray, label: str, colour: str = "0.3") -> None:
+def _photograph(ax: Axes, pixels: np.ndarray, label: str, colour: str = "0.3", size: float = 12) -> None:
     """A photograph in a frame, its label below."""
     ax.set_axis_on()
     ax.imshow(pixels, interpolation="nearest")
@@ -96,4 +206,4 @@ def _photograph(ax: Axes, pixels: np.ndarray, label: str, colour: str = "0.3") -
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set(visible=True, color=colour, linewidth=2.5)
-    ax.set_xlabel(label, fontsize=12, labelpad=2)
+    ax.set_xlabel(label, fontsize=size, labelpad=2)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fragile_lib.plots.rows import Shown
+from fragile_lib.plots.steps import NOISE
 
 DECAY = 0.001  # of the networks on MNIST and CIFAR-10 that most figures show
 GROUPS = ["random_groups", "same_class_groups", "top_influence_groups"]
@@ -29,6 +30,12 @@ PAPER = {
         _CIFAR100 | {"weight_decay": 0.0005, "architecture": "resnet18", "pearson": 0.15, "spearman": 0.11},
     ],
     "optimisers": [_MNIST | {"architecture": "lenet", "spearman": (0.45, 0.67)}],  # 0.56 +- 0.11
+    "falls": [
+        _IRIS | {"rung": NOISE, "depth": 1, "width": 5, "weight_decay": 0.005, "spearman": 0.97},
+        {"dataset": "small_mnist", "rung": NOISE, "train_choice": "top_influence", "spearman": (0.38, 0.92)},
+        _MNIST | {"rung": NOISE, "architecture": "small_cnn", "spearman": 0.87},
+        _MNIST | {"rung": NOISE, "architecture": "lenet", "spearman": 0.51},
+    ],
     "groups": [
         _MNIST | {"train_choice": GROUPS, "spearman": (0.01, 0.21)},
         _CIFAR100 | {"train_choice": GROUPS, "spearman": (0.01, 0.18)},

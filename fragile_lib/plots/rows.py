@@ -42,6 +42,8 @@ class Spec:
         paper: which of the published figures stand beside ours, as in `published.PAPER`.
         sums: columns of the groups that the caption sums up; None for no sums.
         note: a sentence for the caption.
+        topic: what the figure shows, in a few words, with which its caption begins.
+        falls: whether each category starts where the one above it ends, the first of them at 1.
     """
 
     kind: str
@@ -60,6 +62,8 @@ class Spec:
     paper: str = ""
     sums: tuple[str, ...] | None = None
     note: str = ""
+    topic: str = ""
+    falls: bool = False
 
     @property
     def keys(self) -> list[str]:
@@ -118,6 +122,12 @@ class Shown:
             by_size = self.rows.groupby(name)[self.spec.order].median()
             return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
         return words.ordered(values, descending=name == "weight_decay" != self.spec.at)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each number that was averaged, with its run, unit and place in the figure."""
+        named = [c for c in dict.fromkeys(["run_id", *self.spec.unit, *self.spec.keys, "statistic"]) if c in self.cells]
+        varying = [c for c in named if c == "run_id" or self.cells[c].nunique() > 1]  # what is common the caption says
+        return self.cells[[*varying, "value"]]
 
     def panels(self) -> list[Panel]:
         """A panel for each value of the columns that have panels; those without a row are left out."""

@@ -10,6 +10,7 @@ from pandas.io.formats.style import Styler
 
 from fragile_lib.plots import means, scatter, steps, tables, texts, words
 from fragile_lib.plots.base import Picture
+from fragile_lib.plots.photographs import pictures
 from fragile_lib.plots.published import DECAY, GROUPS
 from fragile_lib.plots.rows import Spec, show_rows
 from fragile_lib.plots.scatter import Scatter
@@ -41,15 +42,6 @@ FINISHED = _but(
 TANH = {"activation": "tanh"}
 
 
-def _ladder(where: Mapping, reference: str, unrolled: str, warm: str, **changes: object) -> Spec:
-    """From one retraining to an estimate, rung by rung: where agreement is lost."""
-    pairs = {"estimator": [reference, unrolled, *changes.pop("beside", ())], "ground_truth": [warm, unrolled]}
-    before = changes.pop("before", ())
-    note = "The unrolled derivative goes through the retraining's own batches or starts: no ceiling binds it"
-    way = (*before, steps.rungs(reference))
-    return Spec("dots", "rung", where=CHOSEN | where | pairs, steps=way, dots=False, note=note, **changes)
-
-
 def _subsets(where: Mapping, truths: Sequence[str], **changes: object) -> Spec:
     """Agreement against the share of the training points that random subsets leave out."""
     all_of = {"test_choice": "max_loss", "train_choice": None, "ground_truth": list(truths)}
@@ -59,7 +51,6 @@ def _subsets(where: Mapping, truths: Sequence[str], **changes: object) -> Spec:
 
 OF_IRIS = {
     "iris_depth": _but(BY_DEPTH, paper="iris"),
-    "iris_depth_top_loss": _but(BY_DEPTH, {"train_choice": "top_loss"}, paper="iris"),
     "iris_depth_tanh": _but(BY_DEPTH, TANH),
     "iris_width": _but(
         BY_DEPTH, at="width", paper="iris", steps=(steps.widest("width", "depth"), steps.several("width", "dataset"))
@@ -83,14 +74,16 @@ OF_IRIS = {
     ),
     "iris_finished_relu": FINISHED,
     "iris_finished_tanh": _but(FINISHED, TANH),
-    "iris_rungs": _ladder(
-        IRIS | {"weight_decay": 0.005, "depth": [1, 3, 5, 8]},
-        "exact",
-        "unrolled_descent",
-        "warm_descent",
-        beside=("source",),
+    "iris_rungs": _but(
+        BY_DEPTH,
+        {"weight_decay": 0.005, "depth": [1, 3, 5, 8]}
+        | {"estimator": ["exact", "unrolled_descent", "source"], "ground_truth": ["warm_descent", "unrolled_descent"]},
+        kind="dots",
+        at="rung",
         hue="depth",
-        before=BY_DEPTH.steps,
+        steps=(*BY_DEPTH.steps, steps.rungs("exact")),
+        dots=False,
+        note="The unrolled derivative goes through the retraining's own starts: no ceiling binds it",
     ),
     "iris_subsets": _subsets(
         {"dataset": "iris", "activation": "relu", "fit": "descent", "weight_decay": 0.005}
@@ -106,6 +99,9 @@ OF_IRIS = {
         steps=(*BY_DEPTH.steps, steps.by_outcome),
     ),
 }
+
+UNROLLED = ("unrolled_descent", "unrolled_minibatch")
+LISSA = ("lissa_single", "lissa_random", "lissa_partition")
 
 # -- small MNIST: what is resampled is a test point of a network --
 POINTS = ("seed", "test_point")
@@ -159,14 +155,6 @@ OF_SMALL_MNIST = {
     ),
     "small_mnist_solvers": COMPARED,
     "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
-    "small_mnist_rungs": _ladder(
-        {"dataset": "small_mnist", "weight_decay": DECAY, "train_choice": ["top_influence", "p30_influence"]},
-        "exact",
-        "unrolled_minibatch",
-        "warm_minibatch",
-        hue="train_choice",
-        unit=POINTS,
-    ),
     "small_mnist_subsets": _subsets(
         {"dataset": "small_mnist", "weight_decay": DECAY},
         ["warm_minibatch", "scratch_starts"],
@@ -204,9 +192,7 @@ SIZES = _but(
 TABLE = _but(SIZES, EVERY_SET, kind="table", statistics=("pearson", "spearman"), sums=None, dots=False)
 OF_NETWORKS = {
     "networks_table": TABLE,
-    "networks_table_median": _but(TABLE, {"test_choice": "p50_loss"}),
     "networks_parameters": SIZES,
-    "networks_depth": _but(SIZES, order="depth"),
     "networks_estimators": _but(
         DOTS,
         ESTIMATORS | {"train_choice": ["top_influence", "random"]},
@@ -273,15 +259,6 @@ OF_NETWORKS = {
         steps=(steps.several("n_train", "architecture"), steps.measures),
         dots=False,
     ),
-    "networks_rungs": _ladder(
-        {"dataset": "mnist", "optimiser": "adam", "seed": None, "weight_decay": DECAY},
-        "lissa_partition",
-        "unrolled_minibatch",
-        "warm_minibatch",
-        hue="architecture",
-        unit=POINTS,
-        before=(steps.largest_size,),
-    ),
     "networks_subsets": _subsets(
         {"dataset": "mnist", "weight_decay": DECAY},
         ["warm_minibatch", "scratch_batches"],
@@ -295,9 +272,30 @@ OF_NETWORKS = {
         hue="estimator",
     ),
 }
+WATERFALL = Spec(
+    "dots",
+    "rung",
+    rows="network",
+    wrap=2,
+    where={
+        "test_choice": "max_loss",
+        "train_choice": ["top_influence", "p30_influence"],
+        "weight_decay": [0.005, DECAY],
+    }
+    | {"estimator": ["exact", "exact_undamped", "ekfac", *LISSA, *UNROLLED]}
+    | {"ground_truth": ["minimum", "warm_descent", "warm_minibatch"]},
+    unit=POINTS,
+    steps=(steps.falls,),
+    dots=False,
+    paper="falls",
+    falls=True,
+    topic="Where agreement with retraining is lost",
+    note="Each bar starts where the one above it ends, the first at perfect agreement; red: lost, blue: won. Estimates "
+    "are the damped Hessian's, or EK-FAC's where that cannot be inverted; a step without rows is part of the next",
+)
 PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
 OF_PHOTOGRAPHS = {"photographs_table": Spec("table", "estimator", where=PHOTOGRAPHS)}
-SPECS: dict[str, Spec] = OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS
+SPECS: dict[str, Spec] = {"waterfall": WATERFALL} | OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS
 
 WARM = ("warm_minibatch", "warm_minibatch_minus_control")
 SCATTERS: dict[str, Scatter] = {
@@ -314,6 +312,14 @@ SCATTERS: dict[str, Scatter] = {
     "networks_points": Scatter([(None, truth) for truth in WARM], CHOSEN),
     "photographs_points": Scatter([(None, truth) for truth in WARM], {"train_choice": "top_influence"}),
 }
+HEADLINES = (
+    "waterfall",
+    "networks_size",
+    "iris_finished_relu",
+    "small_mnist_truths",
+    "networks_estimators",
+    "networks_longer",
+)
 TABLES = {"photographs_table": tables.photographs, "networks_costs": tables.costs}
 
 
@@ -346,4 +352,11 @@ def figure(
         return Picture(None, f"No rows: the table has nothing to show of {words.short(SPECS[name].statistics[0])}.")
     if shown.spec.kind == "table":
         return TABLES.get(name, tables.architectures)(shown, name)
-    return Picture(means.draw(shown, damping), texts.alt(shown, damping), texts.caption(shown, damping))
+    told = texts.alt(shown, damping), texts.caption(shown, damping)
+    return Picture(means.draw(shown, damping), *told, rows=shown.table())
+
+
+def headlines(results: pd.DataFrame, points: Sequence[Mapping]) -> list[Picture | Styler]:
+    """The figures of the report's first page, from all runs: the waterfall first, and images as the last."""
+    sets = pictures(points, dataset=["small_mnist", "cifar10"], weight_decay=DECAY)
+    return [*(figure(name, results) for name in HEADLINES), *sets]

@@ -157,6 +157,93 @@ def rungs(reference: str) -> Step:
     return step
 
 
+# From perfect agreement down to what one retraining shows: what each step adds to the comparison above it.
+FINITE, DAMPED, EARLY, STOCHASTIC, NOISE = FALLS = (
+    "a removal is not small",
+    "damping",
+    "training cut short",
+    "stochastic solver",
+    "noise of one retraining",
+)
+SIZED = 2_000  # training images from which on a network trained by minibatches shows the noise of its batches
+
+
+def falls(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Rows of each `network` by `rung`, one of `FALLS`, in the column spearman: its agreement with that rung in it.
+
+    A network's rungs are of the same test points; one that shares none with those above it is missing, as is one
+    without rows.
+    """
+    kept, told = [], []
+    for order, (name, of) in enumerate(_networks(rows)):
+        found = _shared(_chain(of))
+        if FINITE in found and len(found) > 1:
+            kept += [
+                part.drop(columns=["reliability", "ceiling_spearman"], errors="ignore").assign(
+                    network=name, network_order=order, rung=rung, rung_order=FALLS.index(rung)
+                )
+                for rung, part in found.items()
+            ]
+            unseen = of["unseen"].mean() if "unseen" in of.columns else np.nan
+            told += [f"{unseen:.0%} of those of {name}"] if np.isfinite(unseen) else []
+    note = f"Removals that no batch of a retraining held: {words.joined(told)}" if told else ""
+    return (pd.concat(kept, ignore_index=True) if kept else rows.iloc[:0].assign(rung=None, network=None)), note
+
+
+def _networks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The shallowest and the deepest on Iris, small MNIST by training points, others at their largest size."""
+    found, top = [], rows["train_choice"] == "top_influence"
+    iris = rows[(rows["dataset"] == "iris") & top & (rows["activation"] == "relu")]
+    iris, _ = widest("depth", "width")(iris)
+    for depth in sorted({iris["depth"].min(), iris["depth"].max()}) if len(iris) else ():
+        layers = "1 hidden layer" if depth == 1 else f"{depth:g} hidden layers"
+        found.append((f"Iris, {layers}", iris[iris["depth"] == depth]))
+    small = rows[rows["dataset"] == "small_mnist"]
+    for choice in words.ordered(small["train_choice"]):
+        found.append(
+            (
+                f"small MNIST, {words.code(choice).removesuffix(' of |influence|')}",
+                small[small["train_choice"] == choice],
+            )
+        )
+    large, _ = largest_size(rows[top & (rows["n_train"] >= SIZED) & ~rows["dataset"].isin(["iris", "small_mnist"])])
+    for dataset in words.ordered(large["dataset"]):
+        for architecture in words.ordered(large.loc[large["dataset"] == dataset, "architecture"]):
+            of = large[(large["dataset"] == dataset) & (large["architecture"] == architecture)]
+            size = f"{of['n_train'].iloc[0]:,.0f} {words.code(dataset)} images"
+            found.append((f"{words.code(architecture)}, {size}", of))
+    return found
+
+
+def _chain(of: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each rung. Of networks without left-out minima the unrolled derivative tells what is not small."""
+    minimum, warm = (of[of["ground_truth"].str.startswith(t)] for t in ("minimum", "warm"))
+    undamped, damped = (minimum[minimum["estimator"] == e] for e in ("exact_undamped", "exact"))
+    unrolled, lissa = (warm[warm["estimator"].str.startswith(e)] for e in ("unrolled", "lissa"))
+    direct = next((part for e in ("exact", "ekfac") if len(part := warm[warm["estimator"] == e])), warm.iloc[:0])
+    last = lissa if len(lissa) else direct
+    single = last["spearman_single"] if "spearman_single" in last.columns else np.nan
+    return {
+        FINITE: next((part for part in (undamped, damped, unrolled) if len(part)), of.iloc[:0]),
+        DAMPED: damped if len(undamped) else of.iloc[:0],
+        EARLY: direct,
+        STOCHASTIC: lissa,
+        NOISE: last.assign(spearman=single),
+    }
+
+
+def _shared(chain: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rungs that have numbers, of the test points that all of these have."""
+    units, found = None, {}
+    for rung, rows in chain.items():
+        rows = rows[rows["spearman"].notna() & (rows["status"] != "not_certified")]
+        own = pd.MultiIndex.from_frame(rows[["run_id", "seed", "test_point"]])
+        both = own if units is None else units.intersection(own)
+        if len(both):
+            units, found[rung] = both.unique(), rows.set_index(own)
+    return {rung: rows[rows.index.isin(units)].reset_index(drop=True) for rung, rows in found.items()}
+
+
 def _repeated(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows whose truth was measured several times."""
     return rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0]

@@ -26,9 +26,7 @@ def alt(shown: Shown, damping: float | None) -> str:
 
     Where each mark is a single unit, groups of them are summed up.
     """
-    spec, log = shown.spec, {words.STATISTICS[s].scale for s in shown.spec.statistics} == {"log"}
-    told = [f"{words.joined(map(words.short, shown.levels('statistic')))} against {words.short(spec.at)}"]
-    told[0] += ", log scale" if log else ""
+    spec, told = shown.spec, [_subject(shown)]
     by = [*(["statistic"] if len(spec.statistics) > 1 else []), *dict.fromkeys([spec.rows, spec.columns])]
     by = [c for c in dict.fromkeys([*by, spec.hue]) if c]
     if spec.sums and shown.marks["n"].max() < 2:
@@ -50,21 +48,65 @@ def alt(shown: Shown, damping: float | None) -> str:
 
 
 def caption(shown: Shown, damping: float | None) -> str:
-    """Sums, setting, scale, what was averaged over what, what is missing or flagged, and the paper's part."""
+    """Three lines: the point; setting, scale, profile, runs; what was averaged, what is missing, the paper's part."""
     spec, rows = shown.spec, shown.rows
-    return words.sentences(
-        *(sums(shown) if spec.sums is not None and shown.marks["n"].max() > 1 else []),
-        setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES),
-        scale(rows),
-        averages(shown),
-        ceiling_sentence(shown.marks["ceiling"]),
-        outcomes(shown),
-        _off_axis(shown),
-        _indefinite(shown, damping),
-        *shown.notes,
-        spec.note,
-        _paper_sentence(published(shown)),
+    runs = words.counted(rows["run_id"].nunique(), "run") if "run_id" in rows.columns else ""
+    lines = (
+        [point(shown)],
+        [setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES), scale(rows), runs],
+        [
+            *(sums(shown) if spec.sums is not None and shown.marks["n"].max() > 1 else []),
+            averages(shown),
+            ceiling_sentence(shown.marks["ceiling"]),
+            outcomes(shown),
+            _off_axis(shown),
+            _indefinite(shown, damping),
+            *shown.notes,
+            spec.note,
+            _paper_sentence(published(shown)),
+        ],
     )
+    return "\n".join(words.sentences(*line) for line in lines)
+
+
+def _subject(shown: Shown) -> str:
+    """ "Spearman correlation against depth"."""
+    log = ", log scale" if {words.STATISTICS[s].scale for s in shown.spec.statistics} == {"log"} else ""
+    return f"{words.joined(map(words.short, shown.levels('statistic')))} against {words.short(shown.spec.at)}{log}"
+
+
+def point(shown: Shown) -> str:
+    """What the figure says, in one sentence with its numbers: of several panels, those of the first."""
+    spec, panels = shown.spec, shown.panels()
+    if spec.falls:
+        levels = shown.levels(spec.at)
+        most = {p.title: _largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels}
+        by = {rung: [name for name in most if most[name] == rung] for rung in dict.fromkeys(most.values())}
+        return f"{spec.topic}: most to {'; to '.join(f'{rung} ({words.joined(n)})' for rung, n in by.items())}"
+    marks = panels[0].marks[(panels[0].marks["statistic"] == panels[0].statistic) & (panels[0].marks["n"] > 0)]
+    by = _by(marks, shown, [spec.hue] if spec.hue else [])
+    told = {", ".join(_named(key)): _in_short(shown, part) for key, part in by}
+    if len(told) > SUMMED:
+        told = {}
+    head = ", ".join(filter(None, [spec.topic or _subject(shown), panels[0].title if len(panels) > 1 else ""]))
+    return f"{head}: {'; '.join(f'{name} {text}'.strip() for name, text in told.items())}" if told else head
+
+
+def _largest_fall(means: pd.Series) -> str:
+    """Which category loses most against the one above it, the first against 1."""
+    means = means.dropna().astype(float)
+    return (means - means.shift(fill_value=1.0)).idxmin()
+
+
+def _in_short(shown: Shown, marks: pd.DataFrame) -> str:
+    """A series along a line by its ends, else by its mean and range."""
+    levels, mean = shown.levels(shown.spec.at), marks["mean"].astype(float)
+    if len(marks) < 2:
+        return words.number(mean.iloc[0])
+    if shown.spec.kind == "lines":
+        ends = marks.sort_values(shown.spec.at, key=lambda c: c.map(levels.index))["mean"].iloc[[0, -1]]
+        return " to ".join(words.number(x) for x in ends)
+    return f"{words.number(mean.mean())} in the mean, {words.number(mean.min())} to {words.number(mean.max())}"
 
 
 def sums(shown: Shown) -> list[str]:
@@ -187,7 +229,9 @@ def averages(shown: Shown) -> str:
         network, unit = ["run_id", "seed", "weight_decay"], "test point"
         points = rows.drop_duplicates([*network, "test_choice", "test_point"])
         counts = points.groupby([*network, "test_choice"]).size().groupby("test_choice")
-        each = [f"{words.span(n, str)} test points {words.code(choice)}" for choice, n in counts]
+        each = [
+            f"{words.span(n, str)} test point{'' if n.max() == 1 else 's'} {words.code(choice)}" for choice, n in counts
+        ]
         over = f"{words.joined(each)} of each network, {over}"
     most = int(shown.marks["n"].max())
     if most < 2:

@@ -197,6 +197,12 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{number(mean)} ({number(low)} to {number(high)})" if low < high else number(mean)
 
 
+def change(x: float) -> str:
+    """A difference with its sign: "+0.02", "−0.28", "0.00"."""
+    text = f"{x:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if float(f"{x:.2f}") == 0 else text
+
+
 def counted(n: int, what: str) -> str:
     """ "1 seed", "2 seeds"."""
     return f"{n} {what}{'' if n == 1 else 's'}"

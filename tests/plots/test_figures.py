@@ -57,7 +57,6 @@ def stars(ax) -> list[float]:
 # figure, what tells the mark, and the rows that it is the mean of, picked by hand
 PICKED = [
     ("iris_depth", {"depth": 4}, {}),
-    ("iris_depth_top_loss", {"depth": 4}, {"train_choice": "top_loss"}),
     ("iris_depth_tanh", {"depth": 4}, {"activation": "tanh"}),
     ("iris_width", {"width": 50}, {"depth": 1}),
     ("iris_test_points", {"depth": 4, "test_choice": "p50_loss", "weight_decay": None}, {}),
@@ -74,7 +73,6 @@ PICKED = [
     ("small_mnist_truths", {"estimator": "exact_ggn", "target": "PBRF, random groups"}, TO_GROUPS),
     ("small_mnist_truths", {"estimator": "second_order", "target": "PBRF, random groups"}, TO_GROUPS),
     ("networks_parameters", MNIST | {"weight_decay": 0.001, "architecture": "resnet50"}, {}),
-    ("networks_depth", {"dataset": "cifar10", "weight_decay": 0.0, "architecture": "lenet"}, {}),
     ("networks_estimators", MNIST | {"architecture": "vgg13", "estimator": "ekfac", "train_choice": "random"}, {}),
     ("networks_optimisers", {"optimiser": "sgd"}, LENET),
     ("networks_starts", {"seed": 2, "architecture": "small_cnn"}, {}),
@@ -324,15 +322,14 @@ def test_finish_counts_each_network_once():
 # -- architectures -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "column"), [("networks_parameters", 1), ("networks_depth", 0)])
-def test_sizes_have_every_mean_in_order_with_sizes_and_stars(name, column):
-    table = plot_tables.networks()
+def test_sizes_have_every_mean_in_order_with_sizes_and_stars():
+    table, name = plot_tables.networks(), "networks_parameters"
     picture = plots.figure(name, table)
-    order = sorted(plot_tables.NETWORKS, key=lambda a: plot_tables.NETWORKS[a][column])
+    order = sorted(plot_tables.NETWORKS, key=lambda a: plot_tables.NETWORKS[a][1])
     upper, lower = picture.figure.axes
     labels = [t.get_text().split("\n") for t in upper.get_xticklabels()]
     assert [label[0] for label in labels] == [words.code(a) for a in order]
-    assert labels[order.index("lenet")][1] == ("5" if name == "networks_depth" else "62k")
+    assert labels[order.index("lenet")][1] == "62k"
     assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 -0." in picture.alt
     assert stars(upper) == [0.13, 0.22, 0.51, 0.87]
     assert "500 training examples, VGG13, ResNet-18 and ResNet-50 at 0.125 of the published width" in picture.caption
@@ -369,7 +366,7 @@ def test_the_table_has_the_papers_form_and_names_what_is_not_there():
     rows = cells(made)
     assert rows["VGG13"][2] == ["not run"] and rows["ResNet-50"][3] == ["no number"]
     assert rows["ResNet-18"][0][-1] == "2 of 3 points" and "solver diverged 3" in made.caption
-    assert "paper" not in plots.figure("networks_table_median", table).to_html()
+    assert "paper" not in plots.figure("networks_table", table, test_choice="p50_loss").to_html()
 
 
 def test_cifar100_has_a_column_and_a_range_of_its_own_where_it_was_run():

@@ -1,15 +1,19 @@
 """Rows of the results: which there are, their outcomes, and what they say of a truth's own noise."""
 
+import base64
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import Regression
+from PIL import Image
 
-from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choose, subset_choices
+from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choose, mean_of, subset_choices
+from fragile_lib.data import Data
 from fragile_lib.estimates import estimate
-from fragile_lib.rows import as_estimate, compare, scatter, together
+from fragile_lib.rows import as_estimate, compare, recorded, scatter, together
 from fragile_lib.tools.errors import InputError
 
 N = 20
@@ -232,6 +236,32 @@ def test_scatter_points_are_the_compared_numbers() -> None:
     np.testing.assert_array_equal(second["index"], range(4, 14))
     np.testing.assert_array_equal(second["estimate"]["exact"], estimates["exact"].changes[4:14, 1])
     np.testing.assert_array_equal(second["truth"]["minimum"], truths["minimum"].changes[4:14, 1])
+
+
+def test_a_scatter_point_has_the_standard_error_of_a_mean_of_repetitions() -> None:
+    points, chosen, estimates, truths = examined()
+    noise = np.random.default_rng(0).normal(0, 0.1, (4, N, 2))
+    true = mean_of([Truth(singles(range(N)), truths["minimum"].changes[:1] + e, np.zeros(2)) for e in noise])
+    first, _ = scatter([network()], [points], [chosen], [estimates], [{"t": true, "once": truths["minimum"]}])
+    rows = first["index"]
+    np.testing.assert_allclose(first["error"]["t"], noise[:, rows, 0].std(axis=0, ddof=1) / 2)
+    assert np.isnan(first["error"]["once"]).all()
+
+
+def test_a_record_keeps_influential_points_and_images_of_the_first() -> None:
+    shared = {"test_choice": "max_loss", "index": np.array([2, 5, 9]), "estimate": {"e": np.array([0.3, -0.2, 0.1])}}
+    compared = [shared | {"test_point": i, "train_choice": c} for i in (4, 1) for c in ("top_influence", "random")]
+    train, test = (Data(torch.rand(1, 12, 1, 6, 5) * 3 - 1, torch.arange(12)[None] % 3) for _ in range(2))
+    train.x[0, :2, :, 0, 0] = torch.tensor([[-1.0], [2.0]])  # the ends of the scale
+    kept = recorded([*compared, shared | {"test_point": 7, "test_choice": "p50_loss"}], train, test)
+    assert [(p["test_point"], p["train_choice"]) for p in kept] == [
+        (4, "top_influence"), (4, "random"), (1, "top_influence")
+    ]  # fmt: skip
+    assert list(kept[0]["pictured"]) == [0, 1, 2] and [int(i) for i in kept[0]["labels"]] == [1, 2, 2, 0]
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(kept[0]["pixels"]))))
+    expected = torch.cat([test.x[0, 4], *train.x[0, [2, 5, 9]]], dim=-1)[0]
+    np.testing.assert_allclose(strip, (expected + 1) / 3 * 255, atol=0.51)
+    assert recorded(compared) == [compared[0], compared[2]] and "pixels" not in kept[2]
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
