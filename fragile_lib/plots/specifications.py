@@ -277,11 +277,8 @@ WATERFALL = Spec(
     "rung",
     rows="network",
     wrap=2,
-    where={
-        "test_choice": "max_loss",
-        "train_choice": ["top_influence", "p30_influence"],
-        "weight_decay": [0.005, DECAY],
-    }
+    where={"dataset": ["iris", "small_mnist", "mnist", "cifar10", "cifar100"], "test_choice": "max_loss"}
+    | {"train_choice": ["top_influence", "p30_influence"], "weight_decay": [0.005, DECAY]}
     | {"estimator": ["exact", "exact_undamped", "ekfac", *LISSA, *UNROLLED]}
     | {"ground_truth": ["minimum", "warm_descent", "warm_minibatch"]},
     unit=POINTS,
