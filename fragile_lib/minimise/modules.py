@@ -230,7 +230,8 @@ class ModuleTrainer:
         (way, precision), schedule = self.chosen, replace(schedule, steps=CHECKED)
         if way == "loop":
             return {}
-        steps = Steps(self._begin(self.start.module, self.state(schedule)), schedule, 1)
+        size = 2 if way == "stack" else 1  # a stack of one would be the network by itself
+        steps = Steps(self._begin(self.start.module, self.state(schedule)), schedule, size)
         steps.run(0, CHECKED)
         module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
         with arithmetic("full"):

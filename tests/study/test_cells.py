@@ -29,7 +29,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 TINY = {
-    "source": "digits", "n_train": 60, "n_test": 40, "epochs": 2, "batch": 10, "train_count": 5, "repeats": 2,
+    "source": "digits", "n_train": 40, "n_test": 20, "epochs": 2, "batch": 10, "train_count": 5, "repeats": 2,
     "lissa_depth": 3, "lissa_batch": 10, "chunk": 30, "device": "cpu",
 }  # fmt: skip
 
