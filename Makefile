@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscop
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
-.PHONY: help study test test-unit test-notebooks lab bench check-records mutations reports lint format clean active
+.PHONY: help study test test-unit test-notebooks lab bench check-records test-faults mutations reports lint format clean active
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -62,6 +62,9 @@ lab: $(READY) ## open JupyterLab on the notebooks
 
 check-records: $(READY) ## run a selection of committed runs again and compare every number (about 25 minutes)
 	$(RUN) tests/check_records.py
+
+test-faults: $(READY) ## kill, fill up, interrupt and edit grids, and compare with an undisturbed one (ten minutes)
+	$(RUN) tests/faults.py
 
 mutations: $(READY) ## break the science in thirty ways; each must be caught by its test (some minutes)
 	$(RUN) tests/mutations.py

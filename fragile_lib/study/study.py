@@ -35,7 +35,7 @@ from fragile_lib.tools.files import json_text, locked, write_if_changed
 from fragile_lib.tools.processes import OWNERS, end_tree
 
 WORKFLOW = Path("workflow")
-NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)\b.*")
+NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)(?:: | )(.*)")
 
 
 def lock(root: Path, profile: str) -> AbstractContextManager[None]:
@@ -55,15 +55,19 @@ def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[s
     ]
 
 
-def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]) -> None:
-    """Run the unfinished jobs of one profile and tell of each; what failed is left to be read from the runs' folders.
+def run_grid(
+    root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]
+) -> dict[str, str]:
+    """Run the unfinished jobs of one profile and tell of each; return what those said that failed, by run.
 
     On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
     """
     pending = {job.run.run_id for job in jobs if job.state != "finished"}
     done, total, begun = len(jobs) - len(pending), len(jobs), time.monotonic()
+    said: dict[str, str] = {}
     if not pending:
-        return tell(f"[{done} of {total}] all runs are up to date")
+        tell(f"[{done} of {total}] all runs are up to date")
+        return said
     tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
     profile = jobs[0].run.profile
     log = profile_dir(root, profile) / "snakemake.log"
@@ -71,7 +75,6 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     started = command(root, profile, notebook, cores)
     process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
-    news = 0
     try:
         with log.open("w", encoding="utf-8") as handle:
             for line in process.stdout:  # type: ignore[union-attr]
@@ -79,7 +82,7 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell
                 handle.flush()
                 match = NEWS.match(line)
                 if match and match[2] in pending:
-                    news += 1
+                    said[match[2]] = match[3] if match[1] == "failed" else ""
                     done += match[1] == "finished"
                     tell(f"[{done} of {total}] {line.rstrip()}")
         process.wait()
@@ -89,9 +92,10 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None, tell
             process.wait()
     done = sum(job.state == "finished" for job in jobs)
     tell(f"[{done} of {total}] finished in {time.monotonic() - begun:.0f} s")
-    if process.returncode and not news:
+    if process.returncode and not said:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
         tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")
+    return said
 
 
 def collect_profile(root: Path, profile: str) -> list[str]:
@@ -180,8 +184,9 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     with lock(root, profile):
         jobs, told = prepare(root, profile, notebook)
         say(*told)
-        run_grid(root, jobs, cores, notebook, say)
-        problems = [f"{job.run.run_id}: {reason_of(job)}" for job in jobs if job.state != "finished"]
+        said = run_grid(root, jobs, cores, notebook, say)
+        failed = [job for job in jobs if job.state != "finished"]
+        problems = [f"{job.run.run_id}: {said.get(job.run.run_id) or reason_of(job)}" for job in failed]
         problems += [] if only_runs else report_study(root, profile, chosen, cores)
     say(*(f"failed: {problem}" for problem in problems))
     if problems:

@@ -30,6 +30,7 @@ profiles:
 page: {depth: 1}
 """
 
+QUICK_GRID = "quick:\n    grids: {depths: {depth: [1, 2]}}"
 CELLS = {
     "parameters": """
         depth = 1
