@@ -84,6 +84,8 @@ class PartVerdict:
     n_networks: int = 0
     degenerate: dict[str, int] = field(default_factory=dict)
     profiles: tuple[str, ...] = ()
+    reliability: float | None = None  # of the truth, the mean where it was repeated
+    direction: str = ""  # where ours lies, beside the paper's figure or the claimed sign
     p: float | None = None  # of a part that is judged by a sign: of no change, two-sided, adjusted by Holm for all such
 
     @property
@@ -119,7 +121,18 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     if reason := _untested(pd.concat(rows), part):
         outcome, sentence = reason[0], f"{sentence} {reason[1]}"
     found = sample.mean, sample.interval, sample.n_seeds, sample.n_units
-    return PartVerdict(part.kind, part.label, outcome, sentence, before, *found, **counts)
+    return PartVerdict(
+        part.kind, part.label, outcome, sentence, before, *found, **counts, direction=_direction(part, sample.mean)
+    )
+
+
+def _direction(part: Part, mean: float) -> str:
+    """Where our number lies: beside the paper's figure, or whether it has the claimed sign."""
+    if part.kind == "value":
+        return "near" if abs(mean - part.paper) <= NEAR else "higher" if mean > part.paper else "lower"
+    if part.direction:
+        return f"{part.direction}, {'as' if mean * SIGNS[part.direction] > 0 else 'not as'} claimed"
+    return ""
 
 
 def _untested(rows: pd.DataFrame, part: Part) -> tuple[str, str] | None:
@@ -249,14 +262,16 @@ def number(value: float) -> str:
 
 
 def _count(rows: pd.DataFrame) -> dict:
-    """Count networks (run and seed) and, by name, the degenerate ones among them; the profiles they come from."""
+    """Count networks (run and seed) and, by name, the degenerate ones; their profiles, the truth's reliability."""
     if rows.empty:
         return {"n_networks": 0, "degenerate": {}, "profiles": ()}
+    known = rows["reliability"].dropna() if "reliability" in rows else pd.Series(dtype=float)
     bad = rows[~rows["status"].isin(NOT_DEGENERATE)].drop_duplicates(["run_id", "seed"])
     return {
         "n_networks": len(rows.drop_duplicates(["run_id", "seed"])),
         "degenerate": {str(name): int(n) for name, n in bad["status"].value_counts().items()},
         "profiles": tuple(sorted(str(p) for p in rows["profile"].dropna().unique())),
+        "reliability": float(known.mean()) if len(known) else None,
     }
 
 

@@ -109,29 +109,40 @@ def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
 
 
 def taken_out(notebook: AnyNotebook, name: str, home: Path) -> AnyNotebook:
-    """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures."""
+    """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures.
+
+    The rows that an image is drawn from lie beside it, under the same name.
+    """
     notebook = copy.deepcopy(notebook)
-    for data in _outputs(notebook):
+    for output in _outputs(notebook):
+        data, told = output["data"], output.get("metadata", {}).get(PNG, {})
         if PNG in data:
             file, content = image_of(data, name)
             write_if_changed(home / FOLDER / file, content)
+            if "rows" in told:
+                write_if_changed((home / FOLDER / file).with_suffix(".csv"), told.pop("rows"))
             del data[PNG]
             data["text/html"] = f'<img src="../{FOLDER}/{file}">'
     return notebook
 
 
 def put_back(notebook: AnyNotebook, home: Path) -> AnyNotebook:
-    """Return a notebook with its images inside again; OSError where a file is missing."""
+    """Return a notebook with its images and their rows inside again; OSError where a file is missing."""
     notebook = copy.deepcopy(notebook)
-    for data in _outputs(notebook):
+    for output in _outputs(notebook):
+        data = output["data"]
         link = _LINK.fullmatch("".join(data.get("text/html", "")))
         if link:
+            image = home / link[1]
             del data["text/html"]
-            data[PNG] = base64.b64encode((home / link[1]).read_bytes()).decode()
+            data[PNG] = base64.b64encode(image.read_bytes()).decode()
+            told = output.get("metadata", {}).get(PNG, {})
+            if "runs" in told:  # it is drawn from rows
+                told["rows"] = image.with_suffix(".csv").read_text(encoding="utf-8")
     return notebook
 
 
 def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what each output of a notebook holds, by its kind."""
+    """Yield the outputs of a notebook that hold data."""
     for cell in notebook["cells"]:
-        yield from (output["data"] for output in cell.get("outputs", []) if "data" in output)
+        yield from (output for output in cell.get("outputs", []) if "data" in output)

@@ -39,7 +39,7 @@ page: {depth: 1}
 METHODS = r"""
 methods:
   - {name: exact, kind: estimator, title: Influence with the Hessian, formula: 'g^\top (H + \delta I)^{-1} g_i',
-     parameters: damping, applies: small networks}
+     asks: "Where would it move?", leaves_out: Noise., parameters: damping, applies: small networks}
   - {name: minimum, kind: truth, title: The minimum without them, formula: '\arg\min_\theta J(\theta; w)',
      parameters: tolerance, applies: everywhere}
   - {name: pbrf, kind: truth, title: Proximal response, formula: '\unknownmacro', parameters: d, applies: where run}
@@ -123,7 +123,9 @@ TABLE = (
     f'<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th>{HEAD}</tr></thead>'
     f"<tbody>{BODY}</tbody></table></div>"
 )
-ALT, CAPTION = "Spearman falls from 0.97 at depth 1 to 0.34 at depth 8.", "Agreement against depth."
+ALT = "Spearman falls from 0.97 at depth 1 to 0.34 at depth 8."
+CAPTION = "Agreement against depth.\nIris; 2 runs.\nMeans over 5 seeds."
+ROWS = f"run_id,value\n{WITH_NOTEBOOK},0.97\nunknown,0.34\n"
 
 
 def code(source: str, *outputs: nbformat.NotebookNode, tags: tuple[str, ...] = ()) -> nbformat.NotebookNode:
@@ -138,7 +140,8 @@ def shown(data: dict[str, str], about: dict | None = None) -> nbformat.NotebookN
 
 def notebook(image: str, title: str = PROSE) -> nbformat.NotebookNode:
     """An executed notebook with prose, math, a table, figures, printed text, warnings and an injected cell."""
-    figure = shown({"image/png": image, "text/plain": "<Figure>"}, {"image/png": {"alt": ALT, "caption": CAPTION}})
+    told = {"alt": ALT, "caption": CAPTION, "runs": [WITH_NOTEBOOK, "unknown"], "rows": ROWS}
+    figure = shown({"image/png": image, "text/plain": "<Figure>"}, {"image/png": told})
     error = v4.new_output("error", ename="ValueError", evalue="bad", traceback=["\x1b[0;31mValueError\x1b[0m: bad"])
     stdout = v4.new_output("stream", name="stdout", text="a" * 300 + "\n")
     stderr = v4.new_output("stream", name="stderr", text="\x1b[31mwarning\x1b[0m: 10%\r100%\n")

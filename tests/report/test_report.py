@@ -18,6 +18,7 @@ import synthetic
 from bs4 import BeautifulSoup
 
 from fragile_lib.estimates import ESTIMATORS
+from fragile_lib.study.claims import Part, judge_part
 from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, taken_out
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
@@ -35,8 +36,16 @@ def index(report) -> BeautifulSoup:
     return BeautifulSoup(report.index, "html.parser")
 
 
-def row(text: str, run_id: str) -> str:
-    soup = BeautifulSoup(text, "html.parser")
+def page(report, name: str) -> str:
+    return (report.out / f"{name}.html").read_text()
+
+
+def soup_of(report, name: str) -> BeautifulSoup:
+    return BeautifulSoup(page(report, name), "html.parser")
+
+
+def row(report, run_id: str) -> str:
+    soup = soup_of(report, "runs")
     return next(r for r in soup.select("table.runs tbody tr") if r.th.get_text(strip=True) == run_id).get_text(" ")
 
 
@@ -46,17 +55,19 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 def test_every_page_is_there_and_each_figure_once(report):
     names = {path.relative_to(report.out).as_posix() for path in report.out.rglob("*") if path.is_file()}
-    figures = {name for name in names if name.startswith("figures/")}
+    files = {name for name in names if name.startswith("figures/")}
+    figures = {name.removesuffix(".png") for name in files if name.endswith(".png")}
     assert {name.rpartition("-")[0] for name in figures} == {
         "figures/iris", "figures/summary", f"figures/{synthetic.WITH_NOTEBOOK}"
     } and len(figures) == 3  # fmt: skip
-    run = f"run/{synthetic.WITH_NOTEBOOK}.html"
-    assert names - figures == {"index.html", "iris.html", "summary.html", run, "results.csv"}
+    assert files == {f"{name}{end}" for name in figures for end in (".png", ".csv")}
+    own = {f"{name}.html" for name in ("index", "iris", "summary", "map", "runs", "reproducibility")}
+    assert names - files == own | {f"run/{synthetic.WITH_NOTEBOOK}.html", "results.csv"}
 
 
 def test_no_broken_link_or_anchor_and_nothing_from_outside(report):
     soups = pages(report)
-    assert len(soups) == 4
+    assert len(soups) == 7
     for path, soup in soups.items():
         ids = [tag["id"] for tag in soup(id=True)]
         assert len(ids) == len(set(ids)), path
@@ -70,10 +81,10 @@ def test_no_broken_link_or_anchor_and_nothing_from_outside(report):
                 assert soups[target].find(id=anchor), f"{path.name}: {link['href']}"
         assert not soup("link") and not soup("iframe"), path
         assert all((path.parent / unquote(tag["src"])).is_file() for tag in soup(src=True)), path
-        assert not [script for script in soup("script") if path.name != "index.html"], path
+        assert not [script for script in soup("script") if path.name != "runs.html"], path
         assert not re.search(r"@import|url\(", "".join(style.get_text() for style in soup("style")))
         assert "alert(1)</script>" not in path.read_text(), path
-    assert "&lt;script&gt;alert(1)" in report.index, "names from outside are escaped"
+    assert "&lt;script&gt;alert(1)" in page(report, "runs"), "names from outside are escaped"
 
 
 def test_structure(report):
@@ -90,24 +101,37 @@ def test_structure(report):
 
 def test_verdicts_with_figures_intervals_and_evidence(index):
     first = index.find(id="claim-I1")
-    assert "0.97" in first.get_text() and "[0.97, 0.97]" in first.get_text() and "5 seeds" in first.get_text()
+    told = {cell["data-label"]: cell.get_text(" ", strip=True) for cell in first.tr("td")}
+    numbers = {"Here": "0.97", "Interval": "0.97 to 0.97", "n": "5", "Reliability": "–", "Direction": "near"}
+    assert told["Paper"] == "0.97" and numbers.items() <= told.items()
     assert first.find("a")["href"] == "iris.html#claim-I1" and first.find("svg")
-    assert "reproduced" in first.get_text() and "of 25 networks degenerate" not in first.get_text()
+    assert first.th.get_text(" ", strip=True).endswith(" I1"), "a claim is named by what it says"
+    assert "reproduced" in told["Verdict"] and "of 25 networks degenerate" not in first.get_text()
     assert "partly reproduced" in index.find(id="claim-I2").get_text()
-    assert "1 of 20 networks degenerate (1 constant)" in index.find(id="claim-I3").get_text(" ")
+    falls = index.find(id="claim-I3")
+    assert "falls, as claimed" in falls.get_text() and "1 of 20 networks degenerate (1 constant)" in falls.get_text(" ")
     for name in ("S1", "T11", "N2"):
         assert "not run" in index.find(id=f"claim-{name}").get_text()
     counts, findings = (index.find(class_=name).get_text() for name in ("counts", "findings"))
-    assert (
-        "Of the 26 claims" in counts
-        and "could be judged: " in counts
-        and "not run." in counts
-        and "2 constant" in findings
-    )
+    assert "Of the 26 claims" in counts and "could be judged: " in counts and "not run." in counts
+    assert "2 constant" in findings
     assert "the points of largest |influence|, is 0.97 [0.97, 0.97]; the paper gives 0.97" in findings
-    assert not re.search(r"\d", index.find(class_="lead").get_text()), (
-        "the first words are for those who know none of ours"
+    lead = index.find(class_="lead").get_text()
+    assert not re.search(r"\d", lead), "the first words are for those who know none of ours"
+
+
+def test_a_few_numbers_have_no_interval_and_a_truth_its_reliability():
+    results = pd.DataFrame({"seed": [0, 1, 2], "spearman": [0.91, 0.91, 0.92], "reliability": 0.8, "status": "ok"})
+    results = results.assign(run_id=["a", "b", "c"], profile="laptop", depth=1)
+    part = judge_part(results, Part("value", "x", "spearman", {"depth": 1}, paper=0.5))
+    assert part.reliability == pytest.approx(0.8) and (part.direction, tables.interval_of(part)) == (
+        "higher",
+        "too few",
     )
+    more = judge_part(
+        pd.concat([results, results.assign(seed=[3, 4, 5])]), Part("value", "x", "spearman", {}, paper=0.9)
+    )
+    assert (tables.interval_of(more), more.direction) == ("0.91 to 0.92", "near")
 
 
 def test_run_matrix_shows_failed_missing_broken_and_outcomes(report):
@@ -117,9 +141,9 @@ def test_run_matrix_shows_failed_missing_broken_and_outcomes(report):
         synthetic.WITH_NOTEBOOK: "512 MB",
     }
     for run_id, said in words.items():
-        assert said in row(report.index, run_id)
-    assert f"run/{synthetic.WITH_NOTEBOOK}.html" in report.index
-    assert "../iris-relu-d1-w5-wd0/result.json" in report.index
+        assert said in row(report, run_id)
+    assert f"run/{synthetic.WITH_NOTEBOOK}.html" in page(report, "runs")
+    assert "../iris-relu-d1-w5-wd0/result.json" in page(report, "runs")
 
 
 def test_reduced_profile_is_labelled_everywhere(report, study):
@@ -128,21 +152,22 @@ def test_reduced_profile_is_labelled_everywhere(report, study):
     for path in study.source.glob("*/result.json"):
         path.write_text(path.read_text().replace('"profile": "quick"', '"profile": "laptop"'))
     text = study.build()
-    assert "not the study of record" not in text and "Laptop profile" in text
+    assert "not the study of record" not in text and "laptop profile" in text
 
 
 def test_cells_on_a_card_are_told_beside_the_profile(study):
     """Where they are planned: how many have been run, and that the others are open."""
-    assert "profile <code>gpu</code>" not in study.index
+    assert "profile <code>gpu</code>" not in page(study, "runs")
     plan, cells = study.params / "iris.yaml", "\n  gpu:\n    grids: {card: {width: [50, 99], depth: [3]}}\npage:"
     plan.write_text(plan.read_text().replace("\npage:", cells))
-    assert "(profile <code>gpu</code>): 0 of 2 have been run; the others are open." in study.build()
+    study.build()
+    assert "(profile <code>gpu</code>): 0 of 2 have been run; the others are open." in page(study, "runs")
     record, card = (study.source / synthetic.WITH_NOTEBOOK / "result.json").read_text(), "iris-relu-d3-w50-wd0.005"
     (study.source / card).mkdir()
     record = record.replace('"quick"', '"gpu", "machine": "A Card"').replace(synthetic.WITH_NOTEBOOK, card)
     (study.source / card / "result.json").write_text(record)
-    told = study.build()
-    assert "1 of 2 have been run (A Card); the others are open." in told and "profiles are mixed" not in told
+    assert "profiles are mixed" not in study.build()
+    assert "1 of 2 have been run (A Card); the others are open." in page(study, "runs")
 
 
 def test_notebook_page(report):
@@ -150,7 +175,16 @@ def test_notebook_page(report):
     assert soup.h1.get_text() == "Iris: can an influence function be believed?"
     assert len(soup("math")) == 2
     figure = soup.find(id="figure-1")
-    assert figure.img["alt"].startswith("Spearman falls") and figure.figcaption.get_text() == "Agreement against depth."
+    assert figure.img["alt"].startswith("Spearman falls") and figure["class"] == ["plot"]
+    caption = figure.figcaption
+    assert (
+        caption.strong.get_text() == "Agreement against depth."
+        and caption.details.p.get_text() == "Means over 5 seeds."
+    )
+    links = {link.get_text(): link["href"] for link in caption("a")}
+    assert links.pop("its rows (CSV)") == figure.img["src"].replace(".png", ".csv"), "its rows lie beside it"
+    assert links == {synthetic.WITH_NOTEBOOK: f"runs.html#run-{synthetic.WITH_NOTEBOOK}"}, "runs that there are"
+    assert soup.find(id="figure-2").figcaption.get_text(strip=True).startswith("Figure 2; it has no description")
     assert (figure.img["width"], figure.img["height"]) == ("640", "360")
     assert [c.get_text() for c in soup("caption")] == ["A level skipped", *["Means over seeds."] * 2]
     for summary in ("Parameters of this run", "Code: Train the networks"):
@@ -162,16 +196,26 @@ def test_notebook_page(report):
     assert soup.find("pre", class_="error") and "100%" in soup.find("pre", class_="messages").get_text()
 
 
-def test_headline_figures_summary_and_provenance(index):
+def test_headline_figures_summary_and_provenance(report, index):
     figures = index.select(".headline")
     assert len(figures) == 2 and figures[1].img["alt"].startswith("Spearman falls")
-    assert {"iris.html#figure-1", "results.csv"} <= {a["href"] for a in figures[1]("a")}
-    table = index.find("table", class_="results")
+    assert index.main.find("h2").find_previous(class_="headline") == figures[0], "the first stands above all else"
+    table = soup_of(report, "runs").find("table", class_="results")
     assert 5 < len(table.tbody("tr")) <= 200
     assert "0.34 [0.33, 0.34] n=4" in table.get_text()
-    text = index.find(class_="provenance").get_text(" ")
+    reproducible = soup_of(report, "reproducibility")
+    text = reproducible.find(class_="provenance").get_text(" ")
     assert "0123abc" in text and "yes, in 2 of 11 runs" in text and "torch 2.0" in text and "2025-01-02" in text
-    assert f"-f runs/quick/{synthetic.WITH_NOTEBOOK}/params.yaml" in index.find(class_="commands").get_text()
+    assert f"-f runs/quick/{synthetic.WITH_NOTEBOOK}/params.yaml" in reproducible.find(class_="commands").get_text()
+    answered = [tag["id"] for tag in reproducible.select(".points dt")]
+    assert {"scope", "sources", "obstacles", "sensitivity", "statistics", "compute", "rerunning"} == set(answered)
+
+
+def test_a_page_of_a_demonstration_says_so_in_its_header(study):
+    (study.source / "pages" / "small_mnist.ipynb").write_text((study.source / "pages" / "iris.ipynb").read_text())
+    study.build()
+    assert soup_of(study, "small_mnist").find(class_="demonstration").get_text().startswith("Demonstration.")
+    assert soup_of(study, "iris").find(class_="demonstration") is None
 
 
 def test_summary_has_numbers_where_a_setting_is_missing():
@@ -184,14 +228,16 @@ def test_summary_has_numbers_where_a_setting_is_missing():
     assert sorted(row[-1][1] for row in rows) == pytest.approx([0.1, 0.2, 0.5, 0.6])
 
 
-def test_methods_say_which_question_is_answered_where(index):
-    rows = [[cell.get_text(" ", strip=True) for cell in row("td")] for row in index.select("table.methods tbody tr")]
-    assert [row.th.get_text() for row in index.select("table.methods tbody tr")] == ["exact", "minimum", "pbrf"]
-    assert [row[0] for row in rows] == ["Influence with the Hessian", "The minimum without them", "Proximal response"]
-    assert [(row[2], row[3]) for row in rows][:2] == [("damping", "small networks"), ("tolerance", "everywhere")]
-    assert [row[4] for row in rows] == ["iris", "iris", "none"]
-    assert len(index.select("table.methods math")) == 2
-    assert index.select("table.methods code.tex")[0].get_text() == r"\unknownmacro"
+def test_the_map_says_which_question_is_answered_where(report):
+    soup = soup_of(report, "map")
+    rows = [[cell.get_text(" ", strip=True) for cell in row("td")] for row in soup.select("table.methods tbody tr")]
+    assert [row.code.get_text() for row in soup.select("table.methods tbody th")] == ["exact", "minimum", "pbrf"]
+    assert rows[0][0] == "Where would it move?" and rows[0][1] == "Noise."
+    assert "Parameters: damping. Applies to small networks." in rows[0][2]
+    assert [row[3] for row in rows] == ["iris", "iris", "none"]
+    assert len(soup.select("table.methods math")) == 2
+    assert soup.select("table.methods code.tex")[0].get_text() == r"\unknownmacro"
+    assert soup.find(id="damping") and soup.find(id="spearman-correlation")
 
 
 def test_the_committed_methods_are_the_registries_and_tell_of_every_name_in_the_results():
@@ -199,6 +245,7 @@ def test_the_committed_methods_are_the_registries_and_tell_of_every_name_in_the_
     results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv", low_memory=False)
     for entry in entries:
         assert mathml(entry["formula"]).startswith("<math"), entry["name"]
+        assert entry["asks"].endswith(("?", ".")) and entry["leaves_out"].endswith("."), entry["name"]
     estimators, truths = ({e["name"] for e in entries if e["kind"] == kind} for kind in ("estimator", "truth"))
     assert estimators == set(ESTIMATORS) and truths == set(TRUTHS)
     bare = {re.sub(r"_minus_control$|_[0-9.]+$", "", name) for name in results.ground_truth}
@@ -228,24 +275,26 @@ def test_layout_of_the_study_of_record(study):
     for path in (study.source / "pages").glob("*.ipynb"):
         page = taken_out(read_notebook(path, study.source), path.stem, reports)
         (reports / "pages" / path.name).write_text(as_json(page))
-        assert '"image/png": "' not in as_json(page)
+        assert '"image/png": "' not in as_json(page) and "run_id,value" not in as_json(page)
         again = nbformat.reads(as_json(put_back(page, reports)), as_version=4)
         assert again == nbformat.read(path, as_version=4)
     shutil.copy(study.out / "results.csv", reports / "results.csv")
     before = (reports / "results.csv").stat().st_mtime_ns
     for source in (reports / "records", reports):
         text = build_report(source, reports, study.params).read_text()
-        assert "iris.html#claim-I1" in text and "records/iris-relu-d1-w5-wd0/result.json" in text
+        assert "iris.html#claim-I1" in text
+        assert "records/iris-relu-d1-w5-wd0/result.json" in (reports / "runs.html").read_text()
         assert (reports / "iris.html").read_text() == (study.out / "iris.html").read_text()
     assert (reports / "results.csv").stat().st_mtime_ns == before
-    assert "notebooks/iris.ipynb out.ipynb -f reports/records/" in text
+    assert "notebooks/iris.ipynb out.ipynb -f reports/records/" in (reports / "reproducibility.html").read_text()
 
 
 def test_result_left_out_of_the_table_is_outdated(study):
     lines = (study.out / "results.csv").read_text().splitlines()
     kept = [line for line in lines if not line.startswith(f"{synthetic.WITH_NOTEBOOK},")]
     (study.source / "results.csv").write_text("\n".join(kept))
-    assert "outdated" in row(study.build(), synthetic.WITH_NOTEBOOK)
+    study.build()
+    assert "outdated" in row(study, synthetic.WITH_NOTEBOOK)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +318,8 @@ def test_pages_that_are_gone_are_removed_and_foreign_files_stay(study):
     (study.source / "pages" / "summary.ipynb").unlink()
     study.build()
     names = {path.relative_to(study.out).as_posix() for path in study.out.rglob("*.html")}
-    assert names == {"index.html", "iris.html", "own.html"}
-    assert len(list((study.out / "figures").iterdir())) == 1
+    assert names == {f"{name}.html" for name in ("index", "iris", "own", "map", "runs", "reproducibility")}
+    assert len(list((study.out / "figures").iterdir())) == 2
 
 
 def test_broken_page_and_empty_study_still_give_a_report(study, tmp_path):
@@ -280,12 +329,9 @@ def test_broken_page_and_empty_study_still_give_a_report(study, tmp_path):
     empty.mkdir(parents=True)
     (study.params / "methods.yaml").unlink()
     text = build_report(empty, empty / "report", study.params).read_text()
-    for words in (
-        "None of the paper’s 26 claims",
-        "There are no results yet",
-        "There is no finished run",
-        "methods.yaml",
-    ):
+    assert "None of the paper’s 26 claims" in text
+    text = " ".join((empty / "report" / f"{name}.html").read_text() for name in ("runs", "map", "reproducibility"))
+    for words in ("There are no results yet", "There is no finished run", "methods.yaml"):
         assert words in text
 
 
@@ -310,7 +356,8 @@ def test_run_id_with_odd_but_legal_characters(study):
     folder = study.source / "iris_a.b-1"
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps({**record, "run_id": folder.name}))
-    assert "../iris_a.b-1/result.json" in study.build()
+    study.build()
+    assert "../iris_a.b-1/result.json" in page(study, "runs")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +394,7 @@ def test_a_finding_states_mean_and_interval_and_is_left_out_without_its_numbers(
     def finding(depth, statistic="spearman"):
         return {"say": "At depth 1 it is {0}.", "values": [{"statistic": statistic, "where": {"depth": depth}}]}
 
-    settings = {"findings": [finding(1), finding(depth, statistic)]}
-    said = tables.finding_sentences(SimpleNamespace(results=RESULTS, settings=settings))
-    assert said == ["At depth 1 it is 0.80 [0.70, 0.90]."]
-    assert tables.finding_sentences(SimpleNamespace(results=RESULTS, settings={})) == []
+    study = SimpleNamespace(results=RESULTS, settings={"findings": [finding(1), finding(depth, statistic)]})
+    assert tables.finding_sentences(study, "findings") == ["At depth 1 it is 0.80."]
+    assert tables.finding_sentences(study, "findings", with_intervals=True) == ["At depth 1 it is 0.80 [0.70, 0.90]."]
+    assert tables.finding_sentences(SimpleNamespace(results=RESULTS, settings={}), "findings") == []

@@ -20,13 +20,13 @@ from fragile_lib.study.collect import results_csv
 from fragile_lib.study.files import shown
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
-from fragile_lib.study.report.markup import ENVIRONMENT, mathml
+from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
 
 GENERATOR = "fragile_lib report"
 ENVIRONMENT.filters.update(
-    number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex))
+    number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex)), bold=bold
 )
 ENVIRONMENT.globals.update(
     tables=tables, words=tables.VERDICT_WORDS, claims=claims, agreement=agreement, generator=GENERATOR
@@ -72,16 +72,25 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     for figure in (figure for page in [*pages.values(), *of_runs.values()] for figure in page.figures):
         (built / FOLDER).mkdir(exist_ok=True)
         (built / FOLDER / figure.name).write_bytes(figure.content)
-    write(
-        "index.html",
-        "index.html.j2",
-        name="index",
-        verdicts=evaluate_claims(study.results, study.claims),
-        figures=[(name, f) for name, page in pages.items() for f in page.figures if f.headline],
-        run_link={run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))},
-        example=next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
-        folder=shown(study.source.resolve(), params_dir.resolve().parent),
-    )
+        if figure.rows:
+            (built / FOLDER / figure.table).write_text(figure.rows, encoding="utf-8")
+    of_index = {
+        "verdicts": evaluate_claims(study.results, study.claims),
+        "figures": [(name, f) for name, page in pages.items() for f in page.figures if f.headline],
+        "known": set(runs),
+    }
+    links = {run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))}
+    of_rerun = {
+        "example": next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
+        "folder": shown(study.source.resolve(), params_dir.resolve().parent),
+    }
+    for name, context in {
+        "runs": {"run_link": links},
+        "map": {},
+        "reproducibility": of_rerun,
+        "index": of_index,
+    }.items():
+        write(f"{name}.html", f"{name}.html.j2", name=name, **context)
 
 
 def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Page]:
@@ -90,13 +99,15 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
     def local(href: str) -> str | None:
         """Links between notebooks lead to their pages; other files of the repository are not part of the report."""
         path = Path(href.partition("#")[0])
+        if path.name == "runs.html" or (path.parent.name, path.suffix) == (FOLDER, ".csv"):
+            return href  # of the report's own making, below its figures
         known = path.suffix in (".ipynb", ".html") and path.stem in study.pages
         return f"{root}{quote(path.stem)}.html" if known else None
 
     pages = {}
     for name, path in notebooks.items():
         try:
-            pages[name] = render_notebook(path, name, root, local)
+            pages[name] = render_notebook(path, name, root, local, {run.run_id for run in study.runs})
             study.problems += [f"{name}: shown as TeX, not as math: {tex}" for tex in pages[name].unconverted]
         except ValueError as error:
             study.problems.append(f"The page of {name} is missing: {error}")

@@ -11,6 +11,7 @@ from html import escape
 from bs4 import BeautifulSoup, Tag
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import convert
+from markupsafe import Markup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -71,6 +72,11 @@ def markdown(source: str, attachments: dict | None = None) -> str:
     """Render a Markdown cell with its math and attached images."""
     renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments)
     return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def bold(text: str) -> Markup:
+    """Escape a text; what stands between two pairs of asterisks is bold."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text)))
 
 
 def python(source: str) -> str:

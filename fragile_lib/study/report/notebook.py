@@ -7,7 +7,7 @@ give figures no caption and tables no scope, and every cell would have to be rew
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ CLAIM_TAG = "claim-"
 
 @dataclass(frozen=True)
 class Figure:
-    """An image of a notebook: its file and its content, where it stands, and what it shows in words."""
+    """An image of a notebook: its file and its content, where it stands, and what is told of it.
+
+    A caption's first line is its point, the second its setting, the others are details. `runs` and `rows` (as CSV) are
+    what the image is drawn from; without runs it is of the notebook's own.
+    """
 
     name: str
     content: bytes
@@ -32,6 +36,20 @@ class Figure:
     alt: str
     caption: str
     headline: bool = False
+    photographs: bool = False
+    runs: tuple[str, ...] = ()
+    rows: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """Point, setting and details; a caption of one line is a setting."""
+        found = self.caption.split("\n", 2)
+        return ["", *found, ""][:3] if len(found) == 1 else [*found, ""][:3]
+
+    @property
+    def table(self) -> str:
+        """The name of the file with its rows."""
+        return f"{Path(self.name).stem}.csv"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,10 +69,13 @@ class Page:
     unconverted: list[str] = field(default_factory=list)  # formulas that could not be shown as math
 
 
-def render_notebook(path: Path, name: str, root: str, local: Callable[[str], str | None]) -> Page:
+def render_notebook(
+    path: Path, name: str, root: str, local: Callable[[str], str | None], known: Collection[str] = ()
+) -> Page:
     """Render the notebook at `path` as page `name`; raises ValueError where the file is not a notebook.
 
-    `root` leads from the page to the report's folder; `local` is as in `markup.tidy`.
+    `root` leads from the page to the report's folder; `local` is as in `markup.tidy`; `known` are the runs that the
+    report tells of.
     """
     try:
         notebook = put_back(nbformat.read(path, as_version=4), path.parent.parent)
@@ -62,7 +83,9 @@ def render_notebook(path: Path, name: str, root: str, local: Callable[[str], str
         raise ValueError(f"{path.name} is not a readable notebook: {error}") from error
     figures: list[Figure] = []
     cells = [_cell(cell, name, figures) for cell in notebook.cells]
-    body = ENVIRONMENT.get_template("cells.html.j2").render(cells=[cell for cell in cells if cell], root=root)
+    body = ENVIRONMENT.get_template("cells.html.j2").render(
+        cells=[cell for cell in cells if cell], root=root, known=known
+    )
     soup, headings = tidy(body, local, {f"{root}figures/{figure.name}" for figure in figures})
     title = headings[0][2] if headings else path.stem
     if not headings:
@@ -108,8 +131,10 @@ def _output(
     if PNG in data:
         about, number = about.get(PNG, about), len(figures) + 1
         alt = about.get("alt") or f"Figure {number}; it has no description in words."
-        headline = HEADLINE in cell.metadata.get("tags", [])
-        figures.append(Figure(*image_of(data, name), f"figure-{number}", alt, about.get("caption") or alt, headline))
+        told = {name: about[name] for name in ("photographs", "rows") if name in about}
+        told |= {"headline": HEADLINE in cell.metadata.get("tags", []), "runs": tuple(about.get("runs", ()))}
+        place = *image_of(data, name), f"figure-{number}", alt, about.get("caption") or alt
+        figures.append(Figure(*place, **told))
         return "figure", figures[-1], ""
     if "text/html" in data:
         caption = about.get("text/html", {}).get("caption") or cell.metadata.get("caption")

@@ -1,4 +1,4 @@
-"""The computed parts of the index page: verdict counts, run matrix, results summary, methods."""
+"""The computed parts of the report: verdict counts, findings, run matrix, results summary, methods."""
 
 from __future__ import annotations
 
@@ -9,40 +9,55 @@ import pandas as pd
 
 from fragile_lib.agreement import MIN_SEEDS, SEED, seed_interval, summarise
 from fragile_lib.study.claim_data import select
-from fragile_lib.study.claims import UNTESTED, VERDICTS, Verdict, number
+from fragile_lib.study.claims import UNTESTED, VERDICTS, PartVerdict, Verdict, number
 from fragile_lib.study.report.source import Study
 
 VERDICT_WORDS = {**{verdict: verdict for verdict in VERDICTS}, "partly": "partly reproduced", "not": "not reproduced"}
+COUNTED = {  # where a verdict's own word does not count well
+    "consistent": "consistent with the paper’s figure",
+    "differs: higher": "higher than the paper’s figure",
+    "differs: lower": "lower than the paper’s figure",
+}
 Cell = tuple[str, float | str]  # a text, and the value that sorts it
 
 
-def verdict_paragraph(study: Study, verdicts: list[Verdict]) -> list[str]:
-    """The opening sentences: counts, key numbers, degenerate networks. Every number comes from the results."""
+def verdict_counts(verdicts: list[Verdict]) -> str:
+    """How many claims have which verdict, in a sentence or two."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     if counts["not run"] == len(verdicts):
-        return [f"None of the paper’s {len(verdicts)} claims listed here has been tested by the runs in this report."]
-    named = {name: f"{counts[name]} {VERDICT_WORDS[name]}" for name in VERDICTS if counts[name]}
+        return f"None of the paper’s {len(verdicts)} claims listed here has been tested by the runs in this report."
+    named = {name: f"{counts[name]} {COUNTED.get(name, VERDICT_WORDS[name])}" for name in VERDICTS if counts[name]}
     judged, others = ([text for name, text in named.items() if (name in UNTESTED) == out] for out in (False, True))
     total = sum(count for name, count in counts.items() if name not in UNTESTED)
-    sentences = [
-        f"Of the {len(verdicts)} claims of the paper listed here, {total} could be judged{': ' if judged else ''}"
-        f"{_join(judged)}{'; the others are ' if others else ''}{_join(others)}."
-    ]
+    told = f"Of the {len(verdicts)} claims of the paper listed here, {total} could be judged"
+    told += f": {_join(judged)}." if judged else "."
+    return told + (f" The others: {_join(others)}." if others else "")
+
+
+def number_sentences(study: Study, verdicts: list[Verdict]) -> list[str]:
+    """Key numbers of claims and findings, with their intervals, and the degenerate networks; all from the results."""
+    sentences = []
     for verdict in verdicts:
         first = verdict.parts[0] if verdict.parts else None
         if verdict.claim.say and first and first.estimate is not None:
             sentences.append(verdict.claim.say.format(ours=_with_interval(first.estimate, first.interval)))
-    sentences += finding_sentences(study)
-    if len(sentences) > 1:
+    sentences += finding_sentences(study, "numbers", with_intervals=True)
+    if sentences:
         sentences.append(f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}.")
     outcomes = Counter(str(c.get("status", "ok")) for record in study.records for c in record.get("certificates") or [])
     bad = [f"{n} {name.replace('_', ' ')}" for name, n in outcomes.most_common() if name != "ok"]
     if bad:
         sentences.append(
             f"Of {outcomes.total()} trained networks {outcomes.total() - outcomes['ok']} had a named outcome other "
-            f"than ok ({_join(bad)}); they are counted below, and none was dropped."
+            f"than ok ({_join(bad)}); they are counted with the runs, and none was dropped."
         )
     return sentences
+
+
+def interval_of(part: PartVerdict) -> str:
+    """The interval of a part; of a few numbers it says that there is none worth the name."""
+    few = (part.n_units or part.n_seeds) <= MIN_SEEDS
+    return "too few" if few else "{} to {}".format(*(number(end) for end in part.interval))
 
 
 def interval_words(verdicts: list[Verdict]) -> str:
@@ -51,24 +66,26 @@ def interval_words(verdicts: list[Verdict]) -> str:
     return "over seeds (over seeds and their test points where these are counted)" if units else "over seeds"
 
 
-def finding_sentences(study: Study) -> list[str]:
+def finding_sentences(study: Study, which: str, with_intervals: bool = False) -> list[str]:
     """What the study found beyond the claims, in the words of report.yaml and the numbers of the results.
 
-    A finding is `say`, a text with {0}, {1} ..., and `values`, for each of them a `statistic` and the rows `where` it
-    stands: the mean over seeds with its interval. A finding with a number that the results do not give is left out.
+    An entry of the list `which` there is `say`, a text with {0}, {1} ..., and `values`, for each of them a `statistic`
+    and the rows `where` it stands: the mean over seeds. One with a number that the results do not give is left out.
     """
     sentences = []
-    for finding in study.settings.get("findings", []):
-        numbers = [_mean_and_interval(study.results, value) for value in finding["values"]]
+    for finding in study.settings.get(which, []):
+        numbers = [_mean(study.results, value, with_intervals) for value in finding["values"]]
         if all(numbers):
             sentences.append(finding["say"].format(*numbers))
     return sentences
 
 
-def _mean_and_interval(results: pd.DataFrame, value: dict) -> str:
+def _mean(results: pd.DataFrame, value: dict, with_interval: bool) -> str:
     rows = select(results, value["where"])
     found = pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
-    return _with_interval(found.mean(), seed_interval(found)) if len(found) >= MIN_SEEDS else ""
+    if len(found) < MIN_SEEDS:
+        return ""
+    return _with_interval(found.mean(), seed_interval(found)) if with_interval else number(found.mean())
 
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:
@@ -134,7 +151,7 @@ def summary_table(study: Study) -> dict:
         if (numbers["n"] > 0).any():
             labels.append(column["label"])
             for row, values in zip(rows, numbers.itertuples(index=False), strict=True):
-                row.append(_mean(*values))
+                row.append(_cell(*values))
     common = ", ".join(f"{_word(c, words)} {_setting(results[c].iloc[0], words)[0]}" for c in shared)
     return {"heads": [_word(column, words) for column in varying], "columns": labels, "rows": rows, "common": common}
 
@@ -149,7 +166,7 @@ def _setting(value: object, words: dict) -> Cell:
     return str(words.get(value, value)), str(value)
 
 
-def _mean(mean: float, low: float, high: float, n: float, seeds: int) -> Cell:
+def _cell(mean: float, low: float, high: float, n: float, seeds: int) -> Cell:
     if not n > 0:
         return "–", float("-inf")
     said = _with_interval(mean, (low, high)) if n >= MIN_SEEDS else number(mean)
