@@ -31,7 +31,6 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_SEEDS = 3  # an interval over one or two seeds would only look like one
 SEED = 20210502  # any fixed number: the same results give the same verdicts
-SELF = ("repeats", "reliability_single", "reliability", "reliability_pearson")  # what a truth's repetitions tell of it
 Group = TypeVar("Group")
 Reduce = Callable[[pd.DataFrame], pd.Series]  # seeds x axis values -> one number for each seed (none where unusable)
 
@@ -70,20 +69,11 @@ class Interval:
     n: int
 
 
-@dataclass(frozen=True)
-class NoiseCeiling:
-    """Reliability of a noisy ground truth, from which the ceiling follows; see `noise_ceiling`.
-
-    The ceiling of an estimate without error is the square root of the corrected number, not the agreement of two
-    repeats with each other. Unless status is "ok", all is NaN.
-    """
+class Halves(NamedTuple):
+    """Agreement of the means of two halves of a truth's repeats (`split_half`); NaN unless the status is "ok"."""
 
     pearson: float
     spearman: float
-    pearson_corrected: float
-    spearman_corrected: float
-    n_repeats: int
-    n_points: int
     status: str
 
 
@@ -264,45 +254,32 @@ def _times_drawn(size: int, n: int, generator: np.random.Generator) -> np.ndarra
     return generator.multinomial(size, np.full(size, 1.0 / size), size=n).astype(float)
 
 
-def noise_ceiling(repeats: np.ndarray, splits: int = 200, seed: int = 0) -> NoiseCeiling:
-    """Split-half agreement of R noisy repeats of one ground truth, `repeats` of shape (R, k).
+def split_half(repeats: np.ndarray, splits: int = 200, seed: int = 0) -> Halves:
+    """Agreement of half-means of R noisy repeats of one ground truth, `repeats` of shape (R, k).
 
     The repeats are split at random into two halves of h = R // 2; the correlation over the k points of the two
     half-means, averaged over the splits, is `pearson` and `spearman`: the reliability of a mean of h repeats. The
-    Spearman-Brown formula extends it to the mean of all R,
-
-        corrected = f r / (1 + (f - 1) r),    f = R / h    (2 r / (1 + r) for even R)
-
-    (C. Spearman, "Correlation calculated from faulty data", and W. Brown, "Some experimental results in the correlation
-    of mental abilities", both British Journal of Psychology 3, 1910), exact for Pearson with equal independent noise,
-    customary for Spearman. The ceiling of an estimate without any error is the square root of the reliability: such an
-    estimate correlates with the mean of all R at sqrt(corrected). The agreement of two truths with each other is lower
-    than that, since both are noisy there, and bounds no estimate.
+    Spearman-Brown formula extends it to the mean of all R (`spearman_brown` with f = R / h), exactly for Pearson with
+    equal independent noise, customarily for Spearman. The ceiling of an estimate without any error is the square root
+    of that reliability: so well such an estimate correlates with the mean of all R. The agreement of two truths with
+    each other is lower, since both are noisy there, and bounds no estimate.
     """
     repeats = np.asarray(repeats, dtype=float)
     if repeats.ndim != 2:
         raise bad_input("repeats.shape", repeats.shape, "pass one row per repeat and one column per point")
-    n_repeats, n_points = repeats.shape
-
-    def unusable(status: str) -> NoiseCeiling:
-        return NoiseCeiling(NAN, NAN, NAN, NAN, n_repeats, n_points, status)
-
     if not np.isfinite(repeats).all():
-        return unusable("diverged")
-    if n_repeats < 2 or n_points < FEWEST_POINTS:
-        return unusable("too_few")
-    half = n_repeats // 2
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(n_repeats), (splits, 1)), axis=1)
+        return Halves(NAN, NAN, "diverged")
+    if len(repeats) < 2 or repeats.shape[1] < FEWEST_POINTS:
+        return Halves(NAN, NAN, "too_few")
+    half = len(repeats) // 2
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(len(repeats)), (splits, 1)), axis=1)
     first, second = (repeats[rows].mean(axis=1) for rows in (order[:, :half], order[:, half : 2 * half]))  # (S, k)
     varying = ~(_is_constant(first) | _is_constant(second))
     if not varying.any():
-        return unusable("constant")
+        return Halves(NAN, NAN, "constant")
     first, second = first[varying], second[varying]
-    pearson = float(_pearson(first, second).mean())
-    spearman = float(_pearson(stats.rankdata(first, axis=-1), stats.rankdata(second, axis=-1)).mean())
-    factor = n_repeats / half
-    corrected = [spearman_brown(r, factor) for r in (pearson, spearman)]
-    return NoiseCeiling(pearson, spearman, *corrected, n_repeats, n_points, "ok")
+    spearman = _pearson(stats.rankdata(first, axis=-1), stats.rankdata(second, axis=-1))
+    return Halves(float(_pearson(first, second).mean()), float(spearman.mean()), "ok")
 
 
 def beside_reliability(
@@ -312,7 +289,7 @@ def beside_reliability(
 
     * `spearman_single`, `pearson_single`: the mean correlation with one repetition, as one measurement would give it.
     * `reliability_single`, `reliability`: of one repetition and of the truth, the mean of R if `averaged`, else one;
-      by Spearman's correlations (Spearman and Brown, `noise_ceiling`). `reliability_pearson`: the truth's by Pearson's.
+      by Spearman's correlations (Spearman and Brown, `split_half`). `reliability_pearson`: the truth's by Pearson's.
     * `spearman_corrected`, `pearson_corrected`: r / sqrt(reliability) with the truth; nan where it is not above 0. It
       may pass 1 by chance. The ceiling of an errorless estimate is sqrt(reliability).
     * `..._low`, `..._high`: 95% intervals of `spearman`, of `spearman_single`, `spearman_corrected` and `reliability`:
@@ -322,22 +299,22 @@ def beside_reliability(
 
     All is nan where there are fewer than two repetitions.
     """
+    halves, count, half = split_half(repeats), len(repeats), len(repeats) // 2
+    told = dict.fromkeys(("spearman_single", "pearson_single", "spearman_corrected", "pearson_corrected"), NAN)
+    told |= {"repeats": count if count > 1 else NAN}
+    told |= dict.fromkeys(("reliability_single", "reliability", "reliability_pearson"), NAN)
     names = ("spearman", "spearman_single", "spearman_corrected", "reliability")
-    told = dict.fromkeys(("spearman_single", "pearson_single", "spearman_corrected", "pearson_corrected", *SELF), NAN)
     told |= {f"{name}_{end}": NAN for name in names for end in ("low", "high")}
-    noise = noise_ceiling(repeats)
-    told |= {"ceiling_pearson": noise.pearson, "ceiling_spearman": noise.spearman}
-    told["repeats"] = len(repeats) if len(repeats) > 1 else NAN
-    if noise.status != "ok" or not np.isfinite(estimate).all() or _is_constant(np.asarray(estimate, dtype=float)):
+    told |= {"ceiling_pearson": halves.pearson, "ceiling_spearman": halves.spearman}
+    if halves.status != "ok" or not np.isfinite(estimate).all() or _is_constant(np.asarray(estimate, dtype=float)):
         return told
-    count, half = len(repeats), len(repeats) // 2
     factor = count if averaged else 1.0
     each = [compare(estimate, one) for one in repeats]
-    told["spearman_single"], told["pearson_single"] = np.mean([(a.spearman, a.pearson) for a in each], axis=0).tolist()
-    told["reliability_single"] = spearman_brown(noise.spearman, 1 / half)
-    told["reliability"] = spearman_brown(noise.spearman, factor / half)
-    told["reliability_pearson"] = spearman_brown(noise.pearson, factor / half)
     found = compare(estimate, repeats.mean(axis=0) if averaged else repeats[0])
+    told["spearman_single"], told["pearson_single"] = np.mean([(a.spearman, a.pearson) for a in each], axis=0).tolist()
+    told["reliability_single"] = spearman_brown(halves.spearman, 1 / half)
+    told["reliability"] = spearman_brown(halves.spearman, factor / half)
+    told["reliability_pearson"] = spearman_brown(halves.pearson, factor / half)
     told["spearman_corrected"] = corrected(found.spearman, told["reliability"])
     told["pearson_corrected"] = corrected(found.pearson, told["reliability_pearson"])
     for name, values in _resampled(estimate, repeats, factor, resamples, seed).items():
@@ -375,7 +352,13 @@ def corrected(r: float, reliability: float) -> float:
 
 
 def spearman_brown(r: float, factor: float = 2.0) -> float:
-    """Reliability of `factor` times as many repeats as gave the reliability r, not below -1; of an array too."""
+    """Reliability of f = `factor` times as many repeats as gave the reliability r, not below -1; of an array too.
+
+        f r / (1 + (f - 1) r)
+
+    (C. Spearman, "Correlation calculated from faulty data", and W. Brown, "Some experimental results in the correlation
+    of mental abilities", both British Journal of Psychology 3, 1910).
+    """
     denominator = np.asarray(1 + (factor - 1) * r)
     found = np.divide(factor * r, denominator, out=np.full(denominator.shape, -1.0), where=denominator > 0)
     return np.maximum(found, -1.0)[()]

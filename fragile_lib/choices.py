@@ -18,7 +18,6 @@ from fragile_lib.tools.errors import bad_input
 
 NAN = float("nan")
 FEWEST = 3  # removals that give a correlation
-GROUP_CHOICES = ("random", "same_class", "top_influence")
 SUBSETS = "removed_"  # with a share behind it: the choice of random subsets of that share of the examples
 
 
@@ -143,10 +142,6 @@ class Chosen:
     def all(self) -> Removals:
         """Everything that is to be left out, once."""
         return Removals.union(part for parts in self.removals.values() for part in parts)
-
-    def first(self) -> Removals:
-        """What is to be left out for the first test point: where truths are repeated."""
-        return Removals.union(parts[0] for parts in self.removals.values())
 
     def at(self, places: Sequence[int]) -> Chosen:
         """For some of the test points alone."""
@@ -370,36 +365,6 @@ def most_influential(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.abs(scores).mean(axis=1).argsort()[-count:])
 
 
-def choose_groups(
-    choice: str, count: int, size: int, labels: np.ndarray, scores: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """(count, size) indices of training examples: groups to be left out.
-
-    Args:
-        choice: `random`: drawn from all; `same_class`: from one class, the classes in turn; `top_influence`: from the
-            2 size examples of largest |score|, where a group's effect is largest.
-        count: number of groups.
-        size: examples in each.
-        labels: classes (n,).
-        scores: influence (n,) on the examined test point.
-        rng: source of the draws.
-
-    Raises:
-        InputError: an unknown choice, or a group larger than what it is drawn from.
-    """
-    if choice not in GROUP_CHOICES:
-        raise bad_input("group_choice", choice, f"choose one of {', '.join(GROUP_CHOICES)}")
-    pools = [np.arange(len(labels))]
-    if choice == "same_class":
-        pools = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    elif choice == "top_influence":
-        pools = [np.argsort(-np.abs(scores), kind="stable")[: 2 * size]]
-    if size < 1 or min(map(len, pools)) < size:
-        raise bad_input("group_size", size, f"give 1 to {min(map(len, pools))}, the examples to draw from ({choice})")
-    drawn = [rng.choice(pools[g % len(pools)], size, replace=False) for g in range(count)]
-    return np.sort(np.stack(drawn), axis=1)
-
-
 def subset_choices(shares: Iterable[float], count: int) -> dict[str, int]:
     """The counts of `choose` for random subsets: `count` of each share of the examples, `removed_0.5` and so on."""
     return {f"{SUBSETS}{share:g}": count for share in shares}
@@ -456,13 +421,34 @@ def choose(
 def choose_the_groups(
     scores: np.ndarray, labels: np.ndarray, count: int, size: int, seed: int, selected_by: str = ""
 ) -> Chosen:
-    """Groups of each kind of `GROUP_CHOICES` (`random_groups` and so on), the same for all test points.
+    """Groups of each kind, `count` of `size` training examples, the same for all test points.
 
-    Those of largest influence are drawn for the first test point, by scores (n, m).
+    * `random_groups`: drawn from all.
+    * `same_class_groups`: from one class, the classes in turn.
+    * `top_influence_groups`: from the 2 size examples of largest |score| on the first test point, where a group's
+      effect is largest.
+
+    Args:
+        scores: influence (n, m) on the test points, by the estimator `selected_by`.
+        labels: classes (n,).
+        count: number of groups of each kind.
+        size: examples in each.
+        seed: of the draws.
+        selected_by: recorded in the rows.
+
+    Raises:
+        InputError: a group larger than what it is drawn from.
     """
     rng, n, m = np.random.default_rng([seed, 11]), *scores.shape
+    kinds = {
+        "random": [np.arange(n)],
+        "same_class": [np.flatnonzero(labels == c) for c in np.unique(labels)],
+        "top_influence": [np.argsort(-np.abs(scores[:, 0]), kind="stable")[: 2 * size]],
+    }
     found = {}
-    for choice in GROUP_CHOICES:
-        groups = choose_groups(choice, count, size, labels, scores[:, 0], rng)
-        found[f"{choice}_groups"] = [Removals.groups(groups, n)] * m
+    for kind, pools in kinds.items():
+        if not 1 <= size <= min(map(len, pools)):
+            raise bad_input("group_size", size, f"give 1 to {min(map(len, pools))}, the examples to draw from ({kind})")
+        drawn = [rng.choice(pools[g % len(pools)], size, replace=False) for g in range(count)]
+        found[f"{kind}_groups"] = [Removals.groups(np.sort(drawn, axis=1), n)] * m
     return Chosen(found, selected_by)

@@ -16,8 +16,8 @@ from fragile_lib.agreement import (
     bootstrap_interval,
     compare,
     compare_norms,
-    noise_ceiling,
     spearman_brown,
+    split_half,
     summarise,
 )
 from fragile_lib.tools.errors import InputError
@@ -114,7 +114,7 @@ def test_small_changes_about_zero_are_not_constant():
         (lambda: compare(1.0, 1.0), "shapes of estimate and truth"),
         (lambda: compare_norms([1, 2, -1], [1, 1, 1]), "norm = -1.0"),
         (lambda: bootstrap_interval([1.0, 2.0], level=95), "level = 95"),
-        (lambda: noise_ceiling(np.ones(5)), "repeats.shape"),
+        (lambda: split_half(np.ones(5)), "repeats.shape"),
         (lambda: summarise(table(), ["depht"]), "column = 'depht'"),
     ],
 )
@@ -176,39 +176,33 @@ def test_bootstrap_coverage_is_as_documented(rng, n, expected):
 # -- reliability -------------------------------------------------------------------------------------------------------
 
 
-def test_ceiling_without_noise(rng):
-    ceiling = noise_ceiling(np.tile(rng.normal(size=30), (6, 1)))
-    assert (ceiling.status, ceiling.n_repeats, ceiling.n_points) == ("ok", 6, 30)
-    numbers = [ceiling.pearson, ceiling.spearman, ceiling.pearson_corrected, ceiling.spearman_corrected]
-    assert numbers == pytest.approx([1, 1, 1, 1])
-
-
 @pytest.mark.parametrize("repeats", [2, 5, 10])
-def test_ceiling_with_known_noise(rng, repeats):
+def test_half_means_with_known_noise_and_what_follows_for_the_whole(rng, repeats):
     # signal variance 1, noise variance 4 a repeat: a mean of h repeats has reliability 1 / (1 + 4 / h)
     signal = rng.normal(size=20_000)
-    data = signal + 2 * rng.normal(size=(repeats, 20_000))
-    ceiling = noise_ceiling(data, splits=20)
-    assert ceiling.pearson == pytest.approx(1 / (1 + 4 / (repeats // 2)), abs=0.02)
-    assert ceiling.pearson_corrected == pytest.approx(1 / (1 + 4 / repeats), abs=0.02)
-    assert ceiling.spearman == pytest.approx(ceiling.pearson, abs=0.03)
+    data, half = signal + 2 * rng.normal(size=(repeats, 20_000)), repeats // 2
+    found = split_half(data, splits=20)
+    assert found.pearson == pytest.approx(1 / (1 + 4 / half), abs=0.02) and found.status == "ok"
+    assert found.spearman == pytest.approx(found.pearson, abs=0.03)
+    whole = spearman_brown(found.pearson, repeats / half)
+    assert whole == pytest.approx(1 / (1 + 4 / repeats), abs=0.02)
     # A perfect estimate reaches the root of the reliability.
-    reached = compare(signal, data.mean(axis=0)).pearson
-    assert reached == pytest.approx(np.sqrt(ceiling.pearson_corrected), abs=0.015)
+    assert compare(signal, data.mean(axis=0)).pearson == pytest.approx(np.sqrt(whole), abs=0.015)
 
 
-def test_ceiling_of_pure_noise_and_of_two_repeats(rng):
-    assert noise_ceiling(rng.normal(size=(10, 2000))).pearson == pytest.approx(0, abs=0.05)
+def test_half_means_without_noise_of_pure_noise_and_of_two_repeats(rng):
+    assert split_half(np.tile(rng.normal(size=30), (6, 1))) == (pytest.approx(1), pytest.approx(1), "ok")
+    assert split_half(rng.normal(size=(10, 2000))).pearson == pytest.approx(0, abs=0.05)
     two = rng.normal(size=(2, 30))
-    assert noise_ceiling(two).spearman == pytest.approx(stats.spearmanr(*two).statistic)
+    assert split_half(two).spearman == pytest.approx(stats.spearmanr(*two).statistic)
 
 
 @pytest.mark.parametrize(
     ("shape", "value", "status"),
     [((4, 5), 1, "constant"), ((1, 5), 1, "too_few"), ((4, 2), 1, "too_few"), ((4, 5), np.nan, "diverged")],
 )
-def test_ceiling_names_what_it_cannot_compute(shape, value, status):
-    assert noise_ceiling(np.full(shape, value)).status == status
+def test_half_means_name_what_it_cannot_compute(shape, value, status):
+    assert split_half(np.full(shape, value)).status == status
 
 
 def test_spearman_brown():

@@ -19,11 +19,12 @@ from torch.optim.swa_utils import update_bn
 
 from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, stream
 from fragile_lib.minimise.modules import Trained, copied, losses_of, make_optimiser, one_step
-from fragile_lib.minimise.schedule import Continued, Schedule
+from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.photographs import PhotoObjective
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
 from fragile_lib.tools.checks import check_count
+from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
 
 
@@ -96,6 +97,15 @@ class PhotoTrainer:
             images, seconds = images + int(part["images"]), seconds + float(part["seconds"])
         before = losses_of(self.start.module, test)
         return Continued(before, control, losses, images, seconds, first == schedule.steps)
+
+    def state(self, schedule: Schedule) -> State:
+        """None is given: no pass over photographs is differentiated.
+
+        Raises:
+            InputError: always.
+        """
+        remedy = "give a network whose training can be differentiated: of a stack or a torch.nn.Module"
+        raise bad_input("trainer", type(self).__name__, remedy)
 
     def _facts(self, schedule: Schedule, members: Sequence[np.ndarray]) -> dict:
         """What left-out losses follow from, for their checkpoint."""

@@ -17,14 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.data.sets import Data
 from fragile_lib.minimise.schedule import Schedule, State
 from fragile_lib.minimise.stack import RMS, advance
 from fragile_lib.objectives.base import Objective
@@ -66,11 +64,12 @@ def unrolled(
     Raises:
         InputError: a batch larger than the data.
     """
-    batches = list(schedule.rows(objective.n))
+    batches, part = list(schedule.rows(objective.n)), objective.part
     if schedule.batch == objective.n:  # every batch is everything, whose order does not matter
-        batches = [np.arange(objective.n)] * schedule.steps
+        batches, whole = [np.arange(objective.n)] * schedule.steps, objective.on(objective.data)
+        part = lambda _: whole  # noqa: E731
     every = max(1, isqrt(len(batches)))
-    walk = _Walk(objective, schedule, state.count, dataset)
+    walk = _Walk(objective, part, schedule, state.count, dataset)
     starts, now = [], state
     with flushed_denormals(), progress(total=2 * len(batches), desc="unrolled derivative") as bar:
         for first in range(0, len(batches), every):
@@ -92,9 +91,13 @@ def unrolled(
 
 @dataclass(frozen=True)
 class _Walk:
-    """Steps forwards and backwards; `count`: the steps that the optimiser had made before."""
+    """Steps forwards and backwards; `count`: the steps that the optimiser had made before.
+
+    part: the losses of a batch, by its rows, without the L2 term.
+    """
 
     objective: Objective
+    part: Callable[[np.ndarray], Objective]
     schedule: Schedule
     count: int
     dataset: Tensor | None
@@ -103,7 +106,7 @@ class _Walk:
         """The state after the steps from the one of number `first` on, and each of these steps."""
         theta, memory, kept = state.theta, (state.first, state.second), []
         for step, rows in enumerate(batches, first):
-            some = self._part(rows)
+            some = self.part(rows)
             gradient = some.gradient(theta, some.uniform(len(theta)), self.dataset) + self.objective.decay * theta
             before, theta = theta, theta.clone()
             memory = tuple(part.clone() for part in memory)
@@ -114,22 +117,11 @@ class _Walk:
     def back(self, at: Kept, step: int, rows: np.ndarray, adjoint: Adjoint, slopes: Tensor) -> Adjoint:
         """The adjoint before a step, from that after it; what the batch's examples add goes into `slopes`."""
         pulled, (theta, first, second) = pulled_back(self.schedule, step, self.count + step + 1, at, adjoint)
-        some, v = self._part(rows), pulled.contiguous()
+        some, v = self.part(rows), pulled.contiguous()
         each = some.directional(at.theta, v, self.dataset)
         slopes[:, :, rows] += (self.objective.n / len(rows)) * each.to(slopes)
         curved = some.products(at.theta, v, some.uniform(len(at.theta)), self.dataset)
         return theta + curved + self.objective.decay * v, first, second
-
-    def _part(self, rows: np.ndarray) -> Objective:
-        """The losses of a batch, without the L2 term."""
-        if len(rows) == self.objective.n:
-            return self._whole
-        data = self.objective.data
-        return self.objective.on(Data(data.x[:, rows], data.y[:, rows]))
-
-    @cached_property
-    def _whole(self) -> Objective:
-        return self.objective.on(self.objective.data)
 
 
 def pulled_back(schedule: Schedule, step: int, count: int, at: Kept, adjoint: Adjoint) -> tuple[Tensor, Adjoint]:

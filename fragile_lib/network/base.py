@@ -30,7 +30,7 @@ class Trainer(Protocol):
         ...
 
     def state(self, schedule: Schedule) -> State:
-        """What going on begins with."""
+        """What going on begins with; an InputError where its steps cannot be differentiated."""
         ...
 
 

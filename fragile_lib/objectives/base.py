@@ -64,6 +64,10 @@ class Objective:
         """The same losses on other data (test data), without the L2 term."""
         return type(self)(self.model, data, 0.0, str(self.device))
 
+    def part(self, rows: np.ndarray) -> Objective:
+        """The losses of some examples (B,) of each data set, without the L2 term."""
+        return self.on(Data(self.data.x[:, rows], self.data.y[:, rows]))
+
     def smoothed(self, sharpness: float) -> Objective:
         """J of the same network with softplus of this sharpness in the place of ReLU, on the same data."""
         return type(self)(self.model.smoothed(sharpness), self.data, self.weight_decay, str(self.device))
@@ -146,9 +150,7 @@ class Objective:
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
-        some = Data(self.data.x[:, rows], self.data.y[:, rows])
-        part = type(self)(self.model, some, self.weight_decay, str(self.device))
-        return part.gradient(theta, weights[:, rows], dataset).to(theta.dtype)
+        return (self.part(rows).gradient(theta, weights[:, rows], dataset) + self.decay * theta).to(theta.dtype)
 
     def products(
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False

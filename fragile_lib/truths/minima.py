@@ -94,8 +94,9 @@ def _near(kind: str, network: Network, points: Points, chosen: Chosen, repeats: 
     control, *changes = found_from(network.theta, removals, further, CERTIFIED_STEPS if kind == "minimum" else STEPS)
     changes = np.array(changes).reshape(len(removals), len(points))
     truth = Truth(removals, changes, control, seconds=perf_counter() - began)
-    again = [group for group in chosen.first().members if group in set(removals.members)] if repeats > 1 else []
-    if not again:
+    of_first = Removals.union(parts[0] for parts in chosen.removals.values())
+    again = [group for group in of_first.members if group in set(removals.members)]
+    if repeats == 1 or not again:
         return truth
     some = Removals(tuple(again[:: max(1, min(REPEATED, len(again) // 10))]), removals.n)
     found = np.full((repeats, *changes.shape), np.nan)

@@ -50,8 +50,10 @@ def orders(network: Network, repeats: int, schedule: Schedule | None, fraction: 
     """How a network is trained on in each of R repetitions: the same but for the order of the batches.
 
     Raises:
-        InputError: neither a schedule nor a fraction of a training that is known.
+        InputError: a network without a trainer; neither a schedule nor a fraction of a training that is known.
     """
+    if network.trainer is None:
+        raise bad_input("trainer", None, "give a network that can be trained on")
     if schedule is None:
         if fraction is None or network.schedule is None:
             raise bad_input("schedule", schedule, "say how to go on, or for what fraction of a network's own schedule")
@@ -60,8 +62,6 @@ def orders(network: Network, repeats: int, schedule: Schedule | None, fraction: 
 
 
 def _warm(network: Network, points: Points, chosen: Chosen, schedule: Schedule) -> Truth:
-    if network.trainer is None:
-        raise bad_input("trainer", None, "give a network that can be trained on")
     removals, test = chosen.all(), network.on_points(points)
     found = network.trainer.go_on(schedule, [np.array(group) for group in removals.members], test)
     return Truth(

@@ -7,7 +7,6 @@ curvature, damping, solver and length do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
@@ -20,7 +19,6 @@ from fragile_lib.minimise.schedule import Schedule, State
 from fragile_lib.minimise.unrolled import unrolled
 from fragile_lib.network import Network
 from fragile_lib.objectives.base import Objective
-from fragile_lib.tools.errors import bad_input
 from fragile_lib.truths.retrained import orders
 from fragile_lib.truths.stacked import check_one_stack, displaced
 
@@ -51,11 +49,7 @@ def unrolled_minibatch(
         alone = network.alone()
         parts = []
         for order in orders(network, repeats, schedule, fraction):
-            if network.trainer is None or not hasattr(network.trainer, "state"):
-                remedy = "give a network whose training can be differentiated: of a stack or a torch.nn.Module"
-                raise bad_input("trainer", type(network.trainer).__name__, remedy)
-            state = network.trainer.state(order)
-            truth = _derived(alone.train, state, order, [alone], [some], [one])[0]
+            truth = _derived(alone.train, network.trainer.state(order), order, [alone], [some], [one])[0]
             never = order.first_use(alone.train.n, [np.array(group) for group in truth.removals.members])
             parts.append(replace(truth, unseen=(never == order.steps).astype(float)))
         found.append(mean_of(parts))
@@ -92,30 +86,22 @@ def _derived(
     chosen: list[Chosen],
 ) -> list[Truth]:
     began = perf_counter()
-    tests = [network.on_points(some) for network, some in zip(networks, points, strict=True)]
     theta = state.theta.to(train.data.x)
     state = State(theta, state.first.to(theta), state.second.to(theta), state.count)
     places = torch.tensor([network.place for network in networks])
-    end, slopes = unrolled(train, state, schedule, _gradients_of(tests), places)
+
+    def gradients(reached: Tensor) -> Tensor:
+        """(E, m, P) of the losses of each network's test points."""
+        ends = (replace(network, theta=one) for network, one in zip(networks, reached, strict=True))
+        return torch.stack([network.test_gradients(some) for network, some in zip(ends, points, strict=True)])
+
+    end, slopes = unrolled(train, state, schedule, gradients, places)
     seconds, found = (perf_counter() - began) / len(networks), []
-    for e, (network, test, one) in enumerate(zip(networks, tests, chosen, strict=True)):
-        removals, each = one.all(), slopes[e].T.double().cpu().numpy()
+    for e, (network, some, one) in enumerate(zip(networks, points, chosen, strict=True)):
+        removals, each, test = one.all(), slopes[e].T.double().cpu().numpy(), network.on_points(some)
         changes = removals.sums(-each / train.n)
         changes = np.where(np.isfinite(changes) & network.usable, changes, np.nan)
         control = (test.losses(end[e : e + 1]) - test.losses(theta[e : e + 1]))[0].cpu().numpy()
         images = schedule.steps * schedule.batch
         found.append(Truth(removals, changes, control, seconds=seconds, images=images))
     return found
-
-
-def _gradients_of(tests: list[Objective]) -> Callable[[Tensor], Tensor]:
-    """Gradients (E, m, P), in networks theta (E, P), of the losses of each one's test points."""
-
-    def gradients(theta: Tensor) -> Tensor:
-        found = []
-        for one, test in zip(theta, tests, strict=True):
-            each = torch.eye(test.n, dtype=theta.dtype, device=theta.device)
-            found.append(test.gradient(one.expand(test.n, -1), each, torch.zeros(test.n, dtype=torch.long)))
-        return torch.stack(found)
-
-    return gradients

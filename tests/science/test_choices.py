@@ -11,7 +11,6 @@ from fragile_lib.choices import (
     Removals,
     Truth,
     choose,
-    choose_groups,
     choose_points,
     choose_the_groups,
     choose_training,
@@ -158,7 +157,7 @@ def test_random_points_are_the_same_for_a_seed_and_for_all_test_points() -> None
     chosen = choose(np.random.default_rng(0).standard_normal((30, 2)), {"random": 5}, selected_by="cg", seed=3)
     first, second = chosen.removals["random"]
     assert first.members == second.members and first.indices.tolist() == training("random", 5, [0.0] * 30)
-    assert chosen.selected_by == "cg" and chosen.first().members == first.members
+    assert chosen.selected_by == "cg" and chosen.all().members == first.members
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_what_is_chosen_for_some_points_or_choices() -> None:
     assert set(chosen.only("p30_influence").removals) == {"p30_influence"}
     assert len(chosen.at([0, 2]).removals["top_influence"]) == 2
     expected = Removals.union(part for parts in chosen.removals.values() for part in parts)
-    assert chosen.all() == expected and set(chosen.first().members) <= set(expected.members)
+    assert chosen.all() == expected
     assert most_influential(scores, 2).tolist() == sorted(np.abs(scores).mean(1).argsort()[-2:].tolist())
     assert isinstance(chosen, Chosen)
 
@@ -196,27 +195,26 @@ def test_what_is_chosen_for_some_points_or_choices() -> None:
 # -- groups ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", ["random", "same_class", "top_influence"])
-def test_groups_are_of_one_size_without_repeats_and_seeded(choice: str) -> None:
-    groups = choose_groups(choice, 7, 5, LABELS, SCORES, np.random.default_rng(3))
-    assert groups.shape == (7, 5) and all(len(set(g)) == 5 for g in groups.tolist())
-    np.testing.assert_array_equal(groups, choose_groups(choice, 7, 5, LABELS, SCORES, np.random.default_rng(3)))
-    if choice == "same_class":
-        assert all(len(set(LABELS[g])) == 1 for g in groups) and {LABELS[g[0]] for g in groups} == {0, 1, 2}
-    if choice == "top_influence":
-        assert set(groups.ravel().tolist()) <= set(np.argsort(-np.abs(SCORES))[:10].tolist())
-
-
-@pytest.mark.parametrize(("choice", "size"), [("best", 3), ("random", 61), ("same_class", 21), ("random", 0)])
-def test_bad_group_choice_or_size(choice: str, size: int) -> None:
-    with pytest.raises(InputError, match="group_"):
-        choose_groups(choice, 2, size, LABELS, SCORES, np.random.default_rng(0))
-
-
-def test_all_kinds_of_groups_for_all_test_points() -> None:
-    chosen = choose_the_groups(np.stack([SCORES, -SCORES], 1), LABELS, 4, 3, seed=0)
+def test_groups_of_all_kinds_are_of_one_size_without_repeats_seeded_and_the_same_for_all_test_points() -> None:
+    scores = np.stack([SCORES, -SCORES[::-1]], 1)
+    chosen = choose_the_groups(scores, LABELS, 7, 5, seed=0)
     assert set(chosen.removals) == {"random_groups", "same_class_groups", "top_influence_groups"}
-    assert all(len(parts) == 2 and parts[0] == parts[1] and len(parts[0]) == 4 for parts in chosen.removals.values())
+    for parts in chosen.removals.values():
+        assert len(parts) == 2 and parts[0] is parts[1]
+        assert [len(set(group)) for group in parts[0].members] == [5] * 7
+    groups = {kind: parts[0].members for kind, parts in chosen.removals.items()}
+    assert all(len(set(LABELS[list(g)])) == 1 for g in groups["same_class_groups"])
+    assert {LABELS[g[0]] for g in groups["same_class_groups"]} == {0, 1, 2}
+    top = {i for group in groups["top_influence_groups"] for i in group}
+    assert top <= set(np.argsort(-np.abs(SCORES))[:10].tolist())
+    assert choose_the_groups(scores, LABELS, 7, 5, seed=0).all() == chosen.all()
+    assert choose_the_groups(scores, LABELS, 7, 5, seed=1).all() != chosen.all()
+
+
+@pytest.mark.parametrize("size", [61, 21, 0])
+def test_groups_of_a_size_that_cannot_be_drawn_are_refused(size: int) -> None:
+    with pytest.raises(InputError, match="group_size"):
+        choose_the_groups(SCORES[:, None], LABELS, 2, size, seed=0)
 
 
 # -- random subsets --------------------------------------------------------------------------------------------------
