@@ -9,16 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 
 NAN = float("nan")
 FEWEST = 3  # removals that give a correlation
 SUBSETS = "removed_"  # with a share behind it: the choice of random subsets of that share of the examples
+
+
+def rows_of(name: str, rows: Iterable[int], n: int) -> tuple[int, ...]:
+    """Indices of some of n examples, or those that a mask (n,) of booleans marks.
+
+    Raises:
+        InputError: what is neither, or an index outside 0 .. n - 1.
+    """
+    held = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, np.ndarray) else list(rows)
+    given = np.asarray(held)
+    if given.dtype == bool and given.shape == (n,):
+        return tuple(np.flatnonzero(given).tolist())
+    if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
+        remedy = f"give whole numbers, or a mask of {n} booleans"
+        raise bad_input(name, f"{given.dtype} {given.shape}", remedy)
+    if given.size and not 0 <= given.min() <= given.max() < n:
+        raise bad_input(name, tuple(given.tolist()), f"give indices of examples, 0 to {n - 1}")
+    return tuple(given.astype(int).tolist())
 
 
 @dataclass(frozen=True)
@@ -63,24 +83,22 @@ class Removals:
 
     @classmethod
     def single(cls, indices: Iterable[int], n: int) -> Removals:
-        """Leave out each of some examples, one by one.
+        """Leave out each of some examples, one by one; of a mask (n,) of booleans those that it marks.
 
         Raises:
-            InputError: an index outside 0 .. n - 1.
+            InputError: what is no index, or none of 0 .. n - 1.
         """
-        return cls.groups([[i] for i in np.asarray(indices, dtype=int).tolist()], n)
+        return cls(tuple((i,) for i in rows_of("removals", indices, n)), n)
 
     @classmethod
     def groups(cls, groups: Iterable[Iterable[int]], n: int) -> Removals:
-        """Leave out each of some groups of examples.
+        """Leave out each of some groups of examples; a group may be a mask (n,) of booleans.
 
         Raises:
-            InputError: an index outside 0 .. n - 1, or one that is in a group twice.
+            InputError: what is no index, or none of 0 .. n - 1, or one that is in a group twice.
         """
-        members = tuple(tuple(int(i) for i in group) for group in groups)
+        members = tuple(rows_of("removals", group, n) for group in groups)
         for group in members:
-            if group and not 0 <= min(group) <= max(group) < n:
-                raise bad_input("removals", group, f"give indices of training examples, 0 to {n - 1}")
             if len(set(group)) < len(group):
                 raise bad_input("removals", group, "an example can be left out once")
         return cls(members, n)
@@ -307,12 +325,16 @@ def choose_points(losses: Tensor, counts: dict[str, int]) -> Points:
     for choice, count in counts.items():
         if choice not in ("max_loss", "p50_loss"):
             raise bad_input("test_choice", choice, "choose max_loss or p50_loss")
-        if not 1 <= count <= len(order):
-            raise bad_input("test_count", count, f"give a whole number from 1 to {len(order)}")
+        _check_share("test_count", count, 1, len(order))
         start = len(order) - count if choice == "max_loss" else (len(order) - count) // 2
         index += order[start : start + count].tolist()
         names += [choice] * count
     return Points(np.array(index), names)
+
+
+def _check_share(name: str, count: int, least: int, most: int) -> None:
+    if not isinstance(count, Integral) or not least <= count <= most:
+        raise bad_input(name, count, f"give a whole number from {least} to {most}")
 
 
 def share_of(fraction: float, n: int) -> int:
@@ -344,8 +366,7 @@ def choose_training(choice: str, count: int, scores: np.ndarray, losses: np.ndar
     if choice == "all":
         return np.arange(len(scores))
     usable = np.flatnonzero(np.isfinite(scores)) if np.isfinite(scores).any() else np.arange(len(scores))
-    if not FEWEST <= count <= len(usable):
-        raise bad_input("train_count", count, f"give a whole number from {FEWEST} to {len(usable)}")
+    _check_share("train_count", count, FEWEST, len(usable))
     if choice == "random":
         return np.sort(np.random.default_rng([seed, 13]).choice(len(scores), count, replace=False))
     key = np.nan_to_num(losses if choice == "top_loss" else np.abs(scores), nan=-1.0)
@@ -439,6 +460,7 @@ def choose_the_groups(
     Raises:
         InputError: a group larger than what it is drawn from.
     """
+    check_count("group_count", count)
     rng, n, m = np.random.default_rng([seed, 11]), *scores.shape
     kinds = {
         "random": [np.arange(n)],
@@ -447,7 +469,7 @@ def choose_the_groups(
     }
     found = {}
     for kind, pools in kinds.items():
-        if not 1 <= size <= min(map(len, pools)):
+        if not isinstance(size, Integral) or not 1 <= size <= min(map(len, pools)):
             raise bad_input("group_size", size, f"give 1 to {min(map(len, pools))}, the examples to draw from ({kind})")
         drawn = [rng.choice(pools[g % len(pools)], size, replace=False) for g in range(count)]
         found[f"{kind}_groups"] = [Removals.groups(np.sort(drawn, axis=1), n)] * m

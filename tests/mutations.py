@@ -66,7 +66,7 @@ MUTATIONS = [
     *_of(
         "objectives/base.py",
         ("biases decay too", "self.decay = (weight_decay * model.is_weight)", "self.decay = (weight_decay * torch.ones_like(model.is_weight))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
-        ("test losses have an L2 term", "return type(self)(self.model, data, 0.0, str(self.device))", "return type(self)(self.model, data, self.weight_decay, str(self.device))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+        ("test losses have an L2 term", "return self.like(data, weight_decay=0.0, **changed)", "return self.like(data, **changed)", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
     ),
     *_of(
         "objectives/proximal.py",

@@ -114,7 +114,8 @@ def _without_solver(
     with Peak() as peak:
         found = run(network.on_points(points), removals.changes().to(network.theta), torch.arange(len(points)))
     changes = found.double().cpu().numpy()
-    return Estimate(removals, changes, seconds=perf_counter() - began, memory_mb=peak.mb)
+    status = "ok" if bool(torch.isfinite(found).all()) else "solver_diverged"
+    return Estimate(removals, changes, seconds=perf_counter() - began, memory_mb=peak.mb, status=status)
 
 
 def budgets(products: int, n: int) -> dict[str, dict[str, object]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.choices import Points
+from fragile_lib.choices import Points, rows_of
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.objectives.base import Objective
@@ -116,8 +116,7 @@ class Network:
         train = self.train
         if len(train.data.y) == 1:
             return self
-        own = type(train)(train.model, self._own(train), train.weight_decay, str(train.device))
-        return replace(self, train=own, test=own.on(self._own(self.test)), place=0)
+        return replace(self, train=train.like(self._own(train)), test=self.test.like(self._own(self.test)), place=0)
 
     def _own(self, objective: Objective, rows: Sequence[int] | slice = slice(None)) -> Data:
         data, some = objective.data, slice(self.place, self.place + 1)
@@ -132,8 +131,12 @@ class Network:
         return self.test.losses(self.theta[None], self.dataset)[0]
 
     def on_points(self, points: Points) -> Objective:
-        """The losses of the examined test points alone, in one data set."""
-        return self.test.on(self._own(self.test, points.index.tolist()))
+        """The losses of the examined test points alone, in one data set.
+
+        Raises:
+            InputError: an index outside the test data.
+        """
+        return self.test.on(self._own(self.test, rows_of("points", points.index, self.test.n)))
 
     def members(self, group: Sequence[int], single: bool = False) -> Objective:
         """The losses of some training examples, without L2; in float32 where `single` says so."""

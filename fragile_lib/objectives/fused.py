@@ -12,15 +12,28 @@ from fragile_lib.data.sets import Data
 from fragile_lib.kernels import mlp
 from fragile_lib.models.mlp import MLP
 from fragile_lib.objectives.base import Model, Objective, resolve_device
+from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, check_plain, is_plain
 
 
 class FusedObjective(Objective):
-    """The same for an `MLP` on a CPU in float64, by compiled kernels that run each network inside the cache."""
+    """The same for an `MLP` on a CPU in float64, by compiled kernels that run each network inside the cache.
 
-    def __init__(self, model: MLP, data: Data, weight_decay: float = 0.0, device: str = "cpu") -> None:
-        super().__init__(model, data, weight_decay, device)
-        self._x = np.ascontiguousarray(data.x.numpy().transpose(0, 2, 1))
-        self._y = np.ascontiguousarray(data.y.numpy())
+    Raises:
+        InputError: what `Objective` raises, or a loss other than the plain cross entropy.
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        data: Data,
+        weight_decay: float = 0.0,
+        device: str = "cpu",
+        loss: Loss = CROSS_ENTROPY,
+    ) -> None:
+        check_plain(loss, data.y)
+        super().__init__(model, data, weight_decay, device, loss)
+        self._x = np.ascontiguousarray(self.data.x.numpy().transpose(0, 2, 1))
+        self._y = np.ascontiguousarray(self.data.y.numpy())
         self._sizes = np.array(model.sizes)
         self._activation = {"relu": mlp.RELU, "tanh": mlp.TANH, "softplus": model.sharpness}[model.activation]
 
@@ -92,15 +105,17 @@ class FusedObjective(Objective):
         return torch.from_numpy(out)
 
 
-def make_objective(model: Model, data: Data, weight_decay: float = 0.0, device: str = "auto") -> Objective:
-    """The fastest objective for this network, data and device; `auto` takes CUDA where there is one.
+def make_objective(
+    model: Model, data: Data, weight_decay: float = 0.0, device: str = "auto", loss: Loss = CROSS_ENTROPY
+) -> Objective:
+    """The fastest objective for this network, data, loss and device; `auto` takes CUDA where there is one.
 
     Raises:
         InputError: a device that is not `auto`, `cpu` or `cuda`, or `cuda` where there is none.
     """
     device = resolve_device(device)
-    fused = isinstance(model, MLP) and device == "cpu" and data.x.dtype == torch.float64
-    return (FusedObjective if fused else Objective)(model, data, weight_decay, device)
+    fused = isinstance(model, MLP) and device == "cpu" and data.x.dtype == torch.float64 and is_plain(loss, data.y)
+    return (FusedObjective if fused else Objective)(model, data, weight_decay, device, loss)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -155,7 +155,7 @@ class Scoring:
         theta = torch.cat([p.detach().flatten() for p in self.network.parameters()]).to(loading.device)
         v = self.directions.to(loading.device)
         network = self.network.to(loading.device)
-        blank = Data(theta.new_empty(1, 0, 3, self.photos.size, self.photos.size), torch.empty(1, 0, dtype=torch.int64))
+        blank = Data(theta.new_zeros(1, 1, 3, self.photos.size, self.photos.size), torch.zeros(1, 1, dtype=torch.int64))
         outputs = len(list(network.parameters())[-1])
         window = StreamedObjective(ModuleModel(network, outputs), blank, 0.0, loading.device, self.batch, self.vectors)
         for batch in stream(self.photos, batches, notes, loading.on_bad, loading.workers, loading.device):

@@ -6,7 +6,7 @@ Bae, Ng, Lo, Ghassemi and Grosse (2022, "If influence functions are the answer, 
     Q(theta; d) = 1/n sum_i D(z_i(theta), z_i(theta_s)) + sum_i d_i loss_i(theta)
                   + 1/2 sum_p (decay_p + damping) (theta - theta_s)_p^2,
 
-D the Bregman divergence of the loss in the logits z: for cross entropy the Kullback-Leibler divergence of the softmax
+D the Bregman divergence of the loss in the outputs z: for cross entropy the Kullback-Leibler divergence of the softmax
 at theta from that at theta_s. Q(.; 0) has its minimum at theta_s, and its Hessian there is the damped Gauss-Newton
 matrix, so the estimate -(G + decay + damping)^-1 sum_i d_i grad loss_i is its response to first order, whether or not
 training had ended.
@@ -16,12 +16,11 @@ training had ended.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checks import check_number
 
 
 class _Around:
@@ -40,8 +39,7 @@ class _Around:
     _constant: Tensor | None = None  # of the logits (n, classes)
 
     def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
-        if not (np.isfinite(damping) and damping >= 0):
-            raise bad_input("damping", damping, "give a finite number of at least 0")
+        check_number("damping", damping)
         self.objective, self.start, self.damping = objective, theta, damping
         self.n, self.uniform, self.members = objective.n, objective.uniform, objective.members
         self._place = torch.tensor([dataset])

@@ -17,6 +17,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
+from fragile_lib.tools.checks import check_number
 from fragile_lib.tools.errors import bad_input
 
 
@@ -51,19 +52,6 @@ def relative(error: Tensor, v: Tensor) -> Tensor:
     return error.norm(dim=1) / v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
 
 
-def check_damping(damping: float) -> None:
-    """Raise InputError for a damping that is negative or not finite."""
-    if not (np.isfinite(damping) and damping >= 0):
-        raise bad_input("damping", damping, "give a finite number of at least 0")
-
-
-def check_positive_damping(damping: float, why: str) -> None:
-    """Raise InputError for a damping that is not above 0, where a method cannot do without."""
-    check_damping(damping)
-    if damping == 0:
-        raise bad_input("damping", damping, f"give a number above 0: {why}")
-
-
 def nowhere(v: Tensor) -> tuple[Tensor, Tensor]:
     """Solution and residual of a solver that diverged, all NaN: (K, P) and (K,)."""
     return torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
@@ -93,7 +81,7 @@ class DampedCurvature:
     def __init__(
         self, objective: Objective, theta: Tensor, damping: float, gauss_newton: bool = False, dataset: int = 0
     ) -> None:
-        check_damping(damping)
+        check_number("damping", damping)
         if theta.ndim != 1:
             raise bad_input("theta", tuple(theta.shape), "give the parameters (P,) of one network")
         self.objective, self.theta, self.damping = objective, theta, damping

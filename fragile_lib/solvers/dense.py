@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import Solution, check_damping, nowhere, outcome, relative
+from fragile_lib.solvers.base import Solution, nowhere, outcome, relative
+from fragile_lib.tools.checks import check_number
 
 LOWEST = 4  # eigenvectors in which the smallest eigenvalue is computed again
 REFINEMENTS = 10  # at most; with damping well above the matrix's error the first is enough
@@ -37,7 +38,7 @@ class ExactSolver:
     def __init__(
         self, objective: Objective, theta: Tensor, damping: float, gauss_newton: bool = False, dataset: int = 0
     ) -> None:
-        check_damping(damping)
+        check_number("damping", damping)
         began = perf_counter()
         self.objective, self.theta, self.damping, self.gauss_newton = objective, theta, damping, gauss_newton
         self.place = torch.tensor([dataset])
@@ -74,14 +75,18 @@ class ExactSolver:
         Raises:
             InputError: a bad damping.
         """
-        check_damping(damping)
+        check_number("damping", damping)
         other = copy(self)
         other.damping = damping
         return other
 
     def shifted(self, v: Tensor, shift: float) -> Tensor:
-        """(C + shift)^-1 for rows v (K, P), of the matrix as it is: what chord steps take."""
-        return ((v @ self.vectors) / (self.spectrum + shift)) @ self.vectors.T
+        """(C + shift)^-1 for rows v (K, P), of the matrix as it is: what chord steps take.
+
+        A direction without any curvature has no place in the answer, as with conjugate gradients.
+        """
+        curved = self.spectrum + shift
+        return ((v @ self.vectors) / curved.where(curved != 0, torch.inf)) @ self.vectors.T
 
     def absolute_inverse(self, shift: float) -> Tensor:
         """(|C| + shift)^-1 (P, P): |C| has C's eigenvectors and the magnitudes of its eigenvalues."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import is_plain
 from fragile_lib.solvers.base import AppliedInverse, DampedCurvature
-from fragile_lib.tools.checks import check_count
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input
 
 
@@ -107,8 +108,9 @@ def trak(
         raise bad_input("checkpoints", tuple(checkpoints.shape), "give networks (C, P), C at least 1")
     check_count("dim", dim, optional=True)
     check_count("chunk", chunk)
-    if not 0 <= damping < float("inf"):
-        raise bad_input("damping", damping, "give a finite number of at least 0")
+    check_number("damping", damping)
+    if not is_plain(train.loss, train.data.y):
+        raise bad_input("loss", type(train.loss).__name__, "TRAK is of the plain cross entropy")
     if dim is not None and dim > train.n and damping == 0:
         raise bad_input("dim", dim, f"give at most the number of training examples, {train.n}, or a damping above 0")
     points = torch.as_tensor(points, device=train.device)
@@ -164,6 +166,8 @@ def _projection(dim: int | None, theta: Tensor, seed: list[int]) -> Tensor | Non
 def _inverse_kernel(features: Tensor, damping: float) -> Tensor:
     """(Phi^T Phi + n damping I)^-1: (dim, dim)."""
     kernel = features.T @ features
+    if not bool(torch.isfinite(kernel).all()):
+        return torch.full_like(kernel, torch.nan)
     spectrum, vectors = torch.linalg.eigh(kernel)
     spectrum = spectrum + len(features) * damping
     if not spectrum[0] > len(spectrum) * torch.finfo(kernel.dtype).eps * spectrum[-1]:

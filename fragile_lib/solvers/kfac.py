@@ -18,9 +18,9 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import AppliedInverse, DampedCurvature, check_positive_damping
-from fragile_lib.solvers.kfac_layers import Layer, NormLayer, batches, check_module, find_layers, loss_root
-from fragile_lib.tools.checks import check_count
+from fragile_lib.solvers.base import AppliedInverse, DampedCurvature
+from fragile_lib.solvers.kfac_layers import Layer, NormLayer, Passes, check_module, find_layers
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input
 
 PIECE = 2**24  # numbers in one temporary of patches or of examples' gradients: 64 MB in single precision
@@ -74,7 +74,7 @@ class KfacSolver(AppliedInverse):
 
     The matrix is taken block by block, one for each linear or convolutional layer with its bias as one more input that
     is always 1. For inputs a_nt (a convolution's patches, t over places; one t for a linear layer) and gradients g_nct
-    at its outputs, c over the columns of a root of the logits' diag(p) - p p^T,
+    at its outputs, c over the columns of a root of the loss's curvature (cross entropy: diag(p) - p p^T),
 
         block ~ G x A,  A = mean_nt a a^T,  G = (1/n) sum_nct g g^T     (the `expand` setting, Eschenhagen et al. 2023).
 
@@ -98,9 +98,9 @@ class KfacSolver(AppliedInverse):
     took 1,050 products with EK-FAC and 500 without.
 
     Args:
-        objective: J on the training data, of cross-entropy losses.
+        objective: J on the training data.
         theta: one network (P,).
-        damping: above 0, since the logits' loss has no curvature along their sum.
+        damping: above 0, since cross entropy has no curvature along the sum of the logits.
         module: the same network as nn.Module, whose parameters in order are theta. It is copied. Default:
             `objective.model.module(theta)`.
         dataset: which of the objective's data sets the network sees.
@@ -111,9 +111,9 @@ class KfacSolver(AppliedInverse):
 
     Raises:
         InputError: a bad damping or count; a module that is not the network, with layers that are random or change in
-            training mode, with parameters outside these layers or used not exactly once, or with convolutions of
-            groups or of a padding other than zeros by number; another loss; L2 that differs within the weights or the
-            biases of a Kronecker block.
+            training mode, with parameters outside these layers or used more than once, or with convolutions of groups
+            or of a padding other than zeros by number; a loss whose curvature has no root, or samples of one without
+            labels to draw; L2 that differs within the weights or the biases of a Kronecker block.
     """
 
     corrected = False
@@ -129,12 +129,10 @@ class KfacSolver(AppliedInverse):
         samples: int | None = None,
         seed: int = 0,
     ) -> None:
-        check_positive_damping(damping, "the curvature is zero along the sum of the logits")
+        check_number("damping", damping, above=0, why="the curvature is zero along the sum of the logits")
         check_count("batch", batch)
         check_count("samples", samples, optional=True)
         self.operator = DampedCurvature(objective, theta, damping, True, dataset)
-        if getattr(type(objective), "_loss", Objective._loss) is not Objective._loss:
-            raise bad_input("objective", type(objective).__name__, "K-FAC here knows the cross entropy alone")
         began = perf_counter()
         if module is None:
             if not hasattr(objective.model, "module"):
@@ -144,28 +142,35 @@ class KfacSolver(AppliedInverse):
         # no parameter of the copy is frozen: gradients have to reach every output
         module, x = deepcopy(module).requires_grad_(True), objective.data.x[dataset]
         layers = find_layers(module)
-        check_module(objective, theta, module, layers, x)
-        decays = [layer.decays(objective.decay) for layer in layers]
-        self.blocks = self._blocks(decays, module, layers, x, batch, samples, seed)
+        used = check_module(objective, theta, module, layers, x)
+        passes = Passes(module, x, objective.data.y[dataset], objective.loss, batch, samples, seed)
+        for layer in layers:
+            layer.decays(objective.decay)  # refused before the passes
+        found = iter(self._blocks([layer for layer, is_used in zip(layers, used, strict=True) if is_used], passes))
+        self.blocks = [
+            next(found) if is_used else DiagonalBlock(layer, torch.zeros_like(own), own)  # no curvature but its decay
+            for layer, is_used in zip(layers, used, strict=True)
+            for own in [objective.decay[layer.place].to(theta)]
+        ]
         self.seconds = perf_counter() - began
 
-    def _blocks(self, decays: list[tuple], module: nn.Module, layers: list, *passes: object) -> list:
-        """The blocks of all layers; `passes`: x, batch, samples and seed of the passes over the data."""
+    def _blocks(self, layers: list, passes: Passes) -> list:
+        """The blocks of the layers that are used."""
         blocks: list[Block | DiagonalBlock] = []
-        factors = kronecker_factors(module, layers, *passes)
-        for layer, decay in zip(layers, decays, strict=True):
-            parts = factors.pop(0)  # one at a time, so that no factor outlives its eigenvectors
+        factors, decay = kronecker_factors(layers, passes), self.operator.objective.decay
+        for layer in layers:
+            parts, own = factors.pop(0), layer.decays(decay)  # one at a time: no factor outlives its eigenvectors
             if isinstance(layer, Layer):
                 (a, right), (g, left) = [eigen(part.double()) for part in parts]
                 spectrum = g.clamp(min=0)[:, None] * a.clamp(min=0)
-                blocks.append(Block(layer, *(part.to(parts[0]) for part in (left, right, spectrum)), *decay))
+                blocks.append(Block(layer, *(part.to(parts[0]) for part in (left, right, spectrum)), *own))
             else:
-                blocks.append(DiagonalBlock(layer, parts[0], decay[0].to(parts[0])))
+                blocks.append(DiagonalBlock(layer, parts[0], own[0].to(parts[0])))
         if not self.corrected:
             return blocks
         known = [block for block in blocks if isinstance(block, Block)]
         bases = [(block.left, block.right) for block in known]
-        spectra = iter(corrected_spectra(module, [block.layer for block in known], *passes, bases))
+        spectra = iter(corrected_spectra([block.layer for block in known], passes, bases))
         return [replace(block, spectrum=next(spectra)) if isinstance(block, Block) else block for block in blocks]
 
     def apply(self, v: Tensor) -> Tensor:
@@ -190,13 +195,10 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     A factor of ResNet-50's last block has 4,608 rows, and forty images of one place each give it rank forty. LAPACK's
     divide and conquer can fail on so many equal eigenvalues; such a factor is then decomposed by relatively robust
-    representations (`evr`), and the eigenvectors are as good.
-
-    Raises:
-        torch.linalg.LinAlgError: a matrix that is not finite.
+    representations (`evr`), and the eigenvectors are as good. A matrix that is not finite has NaN for both.
     """
     if not bool(torch.isfinite(matrix).all()):
-        raise torch.linalg.LinAlgError("a Kronecker factor is not finite")
+        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
@@ -204,43 +206,33 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(values).to(matrix), torch.from_numpy(vectors).to(matrix)
 
 
-def kronecker_factors(
-    module: nn.Module, layers: list, x: Tensor, batch: int, samples: int | None, seed: int
-) -> list[list[Tensor]]:
+def kronecker_factors(layers: list, passes: Passes) -> list[list[Tensor]]:
     """[A (in, in), G (out, out)] of each Kronecker layer, [diagonal (p,)] of each other: means over all examples."""
-    found = [[0.0, 0.0] if isinstance(layer, Layer) else [0.0] for layer in layers]
-    for logits, inputs, outputs, draws in batches(module, layers, x, batch, samples, seed):
+    found, n = [[0.0, 0.0] if isinstance(layer, Layer) else [0.0] for layer in layers], len(passes.x)
+    for inputs, outputs, gradients_of_columns in passes.of(layers):
         for layer, parts, a, out in zip(layers, found, inputs, outputs, strict=True):
             if isinstance(layer, Layer):
                 n_places = out[0].numel() // len(layer.module.weight)
                 for rows in _pieces(len(a), n_places * layer.module.weight[0].numel()):
                     patches = layer.patches(a[rows]).flatten(0, 1)
-                    parts[0] += patches.T @ patches / (len(x) * n_places)
-        for gradients in _output_gradients(logits, outputs, draws):
+                    parts[0] += patches.T @ patches / (n * n_places)
+        for gradients in gradients_of_columns():
             for layer, parts, a, g in zip(layers, found, inputs, gradients, strict=True):
                 if isinstance(layer, Layer):
                     g = layer.places(g).flatten(0, 1)
-                    parts[1] += g.T @ g / len(x)
+                    parts[1] += g.T @ g / n
                 else:
-                    parts[0] += layer.gradients(a, g).square_().sum(0) / len(x)
+                    parts[0] += layer.gradients(a, g).square_().sum(0) / n
     return found
 
 
-def corrected_spectra(
-    module: nn.Module,
-    layers: list[Layer],
-    x: Tensor,
-    batch: int,
-    samples: int | None,
-    seed: int,
-    bases: list[tuple[Tensor, Tensor]],
-) -> list[Tensor]:
+def corrected_spectra(layers: list[Layer], passes: Passes, bases: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """(out, in) of each layer: the mean squares of the per-example gradients in the bases (U_g, U_a)."""
     found = [torch.zeros(len(g), len(a), dtype=a.dtype, device=a.device) for g, a in bases]
-    for logits, inputs, outputs, draws in batches(module, layers, x, batch, samples, seed):
-        for gradients in _output_gradients(logits, outputs, draws):
+    for inputs, _, gradients_of_columns in passes.of(layers):
+        for gradients in gradients_of_columns():
             for layer, total, a, g, basis in zip(layers, found, inputs, gradients, bases, strict=True):
-                total += _squares(layer, a, g, *basis) / len(x)
+                total += _squares(layer, a, g, *basis) / len(passes.x)
     return found
 
 
@@ -263,10 +255,3 @@ def _pieces(n: int, numbers: int) -> Iterator[slice]:
     """Slices of n examples so small that temporaries of so many numbers an example keep to PIECE."""
     step = max(1, PIECE // numbers)
     return (slice(start, start + step) for start in range(0, n, step))
-
-
-def _output_gradients(logits: Tensor, outputs: list[Tensor], draws: Tensor | None):
-    """For each column of the root of the logits' Gauss-Newton matrix: its gradients at every layer's outputs."""
-    root = loss_root(logits.detach(), draws)
-    for column in range(root.shape[2]):
-        yield torch.autograd.grad(logits, outputs, root[:, :, column], retain_graph=column < root.shape[2] - 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.functional import batch_norm, group_norm, layer_norm, unfold
 
 from fragile_lib.models.module import _check as check_constant
 from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import Loss
 from fragile_lib.tools.errors import bad_input
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -140,8 +142,8 @@ def find_layers(module: nn.Module) -> list[Layer | NormLayer]:
     return layers
 
 
-def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers: list, x: Tensor) -> None:
-    """Raise InputError where the module is not the model at theta, or a layer is not used exactly once."""
+def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers: list, x: Tensor) -> list[bool]:
+    """Whether each layer is used; raise InputError where the module is not the model at theta, or one is used twice."""
     flat = torch.cat([p.detach().flatten() for p in module.parameters()])
     if flat.dtype != theta.dtype or not torch.equal(flat, theta.to(flat.device)):
         remedy = f"its parameters in order have to be theta ({len(theta)},), in {theta.dtype}"
@@ -149,55 +151,67 @@ def check_module(objective: Objective, theta: Tensor, module: nn.Module, layers:
     used: Counter = Counter()
     hooks = [layer.module.register_forward_hook(lambda part, *_: used.update([part])) for layer in layers]
     with torch.no_grad():
-        logits = module(x[:2])
+        logits = module(x[:2].clone())  # a layer may work in place
         expected = objective.model(theta, x[:2])
     for hook in hooks:
         hook.remove()
     for layer in layers:
-        if used[layer.module] != 1:
-            raise bad_input("module", str(layer.module), f"a layer has to be used once, not {used[layer.module]} times")
+        if used[layer.module] > 1:
+            raise bad_input("module", str(layer.module), f"a layer may be used once, not {used[layer.module]} times")
     # rounding as large as the largest logit leaves, since single precision in deep networks leaves no more
-    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
-        raise bad_input("module", type(module).__name__, "its logits have to be the model's at theta")
+    logits = logits.view_as(expected) if logits.numel() == expected.numel() else logits
+    tolerance = 1e-4 * float(expected.nan_to_num().abs().max())
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=tolerance, equal_nan=True):
+        raise bad_input("module", type(module).__name__, "its outputs have to be the model's at theta")
+    return [used[layer.module] == 1 for layer in layers]
 
 
-def batches(
-    module: nn.Module, layers: list[Layer], x: Tensor, batch: int, samples: int | None, seed: int
-) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor], Tensor | None]]:
-    """(logits with their graph, the layers' inputs, their outputs, uniform draws (n, samples)) of each batch of x."""
-    draws = None
-    if samples is not None:  # drawn for all examples at once, so that the batch size changes nothing
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(len(x), samples, generator=generator, dtype=torch.float64).to(x.device)
-    for start in range(0, len(x), batch):
-        rows = slice(start, start + batch)
-        inputs, outputs = {}, {}
+@dataclass(frozen=True)
+class Passes:
+    """Passes over the data of one network: its module and, of one data set, x (n, ...), y (n, ...) and their loss.
 
-        def keep(part: nn.Module, given: tuple, result: Tensor, inputs=inputs, outputs=outputs) -> Tensor:
-            inputs[part], outputs[part] = given[0].detach(), result
-            return result.clone()  # what follows may work in place
-
-        hooks = [layer.module.register_forward_hook(keep) for layer in layers]
-        try:
-            with torch.enable_grad():
-                logits = module(x[rows])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        order = [layer.module for layer in layers]
-        yield logits, [inputs[m] for m in order], [outputs[m] for m in order], None if draws is None else draws[rows]
-
-
-def loss_root(logits: Tensor, draws: Tensor | None) -> Tensor:
-    """Columns B (n, classes, columns) with B B^T = diag(p) - p p^T for each example, p the softmax of its logits.
-
-    Exact, B = (diag(p) - p p^T) diag(p)^-1/2, one column a class; or, for uniform draws (n, columns), (p - y) of a
-    label y drawn from p each, over the root of their number, which holds in the mean.
+    batch: examples in one pass. samples: labels drawn for each example (and place) in the place of all classes, or
+    None; seed: of these draws.
     """
-    p = logits.softmax(1)
-    if draws is None:
-        return (torch.eye(p.shape[1], dtype=p.dtype, device=p.device) - p[:, :, None]) * p.sqrt()[:, None]
-    edges = p.double().cumsum(1)[:, :-1].contiguous()
-    labels = torch.searchsorted(edges, draws.contiguous(), right=True)
-    drawn = torch.nn.functional.one_hot(labels, p.shape[1]).mT
-    return (p[:, :, None] - drawn) / draws.shape[1] ** 0.5
+
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    batch: int = 256
+    samples: int | None = None
+    seed: int = 0
+
+    def of(self, layers: list) -> Iterator[tuple[list[Tensor], list[Tensor], Callable[[], Iterator[list[Tensor]]]]]:
+        """For each batch the layers' inputs, their outputs, and the gradients at their outputs.
+
+        Gradients come for one column of the root of the loss's curvature after the other.
+        """
+        draws = None
+        if self.samples is not None:  # drawn for all examples at once, so that the batch size changes nothing
+            generator, places = torch.Generator().manual_seed(self.seed), self.y.shape
+            draws = torch.rand(*places, self.samples, generator=generator, dtype=torch.float64).to(self.x.device)
+        for start in range(0, len(self.x), self.batch):
+            rows = slice(start, start + self.batch)
+            inputs, outputs = {}, {}
+
+            def keep(part: nn.Module, given: tuple, result: Tensor, inputs=inputs, outputs=outputs) -> Tensor:
+                inputs[part], outputs[part] = given[0].detach(), result
+                return result.clone()  # what follows may work in place
+
+            hooks = [layer.module.register_forward_hook(keep) for layer in layers]
+            try:
+                with torch.enable_grad():
+                    z = self.module(self.x[rows].clone())  # and what comes first
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            held = [[of[layer.module] for layer in layers] for of in (inputs, outputs)]
+            yield *held, partial(self._gradients, z, held[1], rows, None if draws is None else draws[rows])
+
+    def _gradients(self, z: Tensor, outputs: list[Tensor], rows: slice, draws: Tensor | None) -> Iterator[list[Tensor]]:
+        out = z[:, None] if z.ndim == 1 else z
+        root = self.loss.roots(out.detach(), self.y[rows], draws)
+        for column in range(root.shape[-1]):
+            last = column == root.shape[-1] - 1
+            yield torch.autograd.grad(out, outputs, root[..., column], retain_graph=not last)

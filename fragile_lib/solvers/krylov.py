@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import DampedCurvature, NotFiniteError, Solution, outcome
-from fragile_lib.tools.checks import check_count
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checks import check_count, check_number
 
 DEPENDENT = 1e-12  # a direction of the block with less than this share of the largest singular value is rounding
 STALLED = 1e-2  # a residual this far down that 4 P directions have not halved is held up by rounding: a new run is due
@@ -52,8 +51,7 @@ class KrylovSolver:
         max_iterations: int | None = None,
         dataset: int = 0,
     ) -> None:
-        if not 0 < tolerance < 1:
-            raise bad_input("tolerance", tolerance, "give a relative residual between 0 and 1")
+        check_number("tolerance", tolerance, above=0, below=1, why="a relative residual")
         check_count("max_iterations", max_iterations, optional=True)
         self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset)
         self.tolerance, self.max_iterations = tolerance, max_iterations or self.most

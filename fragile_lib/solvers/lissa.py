@@ -21,7 +21,7 @@ from torch import Tensor
 from fragile_lib.objectives.base import GrownError, Objective
 from fragile_lib.solvers.base import DampedCurvature, Solution, nowhere, outcome
 from fragile_lib.solvers.spectrum import example_curvature_bound
-from fragile_lib.tools.checks import check_count, check_name
+from fragile_lib.tools.checks import check_count, check_name, check_number
 from fragile_lib.tools.errors import bad_input
 
 POWER_STEPS = 5  # of each minibatch's power iteration
@@ -86,8 +86,8 @@ class LissaSolver:
             check_count(name, value)
         if batch > objective.n:
             raise bad_input("lissa_batch", batch, f"give at most the {objective.n} training examples")
-        if scale is not None and not (np.isfinite(scale) and scale > 0):
-            raise bad_input("lissa_scale", scale, "give a finite number above 0, or leave it out")
+        if scale is not None:
+            check_number("lissa_scale", scale, above=0, why="or leave it out")
         check_name("draws", draws, DRAWS)
         began = perf_counter()
         self.objective, self.theta = objective, theta
@@ -98,7 +98,7 @@ class LissaSolver:
             self.rng, self.growth = self._generator(), GROWTH
             rows = self.rng.permutation(objective.n)
             self.parts = list(rows[: len(rows) - len(rows) % batch].reshape(-1, batch))
-        self.scale = self._fitting_scale() if scale is None else scale
+        self.scale = (self._fitting_scale() or 1.0) if scale is None else scale  # 0: without any curvature
         self.seconds = perf_counter() - began
 
     def __call__(self, v: Tensor) -> Solution:
@@ -146,7 +146,8 @@ class LissaSolver:
         for rows in self.parts:
             v = torch.from_numpy(start).to(self.theta)[None]
             for _ in range(POWER_STEPS):
-                v = self.objective.batch_products(self.theta, v / v.norm(), rows, place, gauss_newton=True)
+                v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+                v = self.objective.batch_products(self.theta, v, rows, place, gauss_newton=True)
             largest = max(largest, float(v.norm()))
             self.products += POWER_STEPS * len(rows) / self.objective.n
         return MARGIN * largest + others

@@ -6,12 +6,12 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers.base import AppliedInverse, DampedCurvature, NotFiniteError, check_positive_damping
-from fragile_lib.tools.checks import check_count
+from fragile_lib.solvers.base import AppliedInverse, DampedCurvature, NotFiniteError
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input
 
 
@@ -41,7 +41,8 @@ class LowRankSolver(AppliedInverse):
         check_count("rank", rank)
         if rank > len(theta):
             raise bad_input("rank", rank, f"give at most the number of parameters, {len(theta)}")
-        check_positive_damping(damping, "what U does not span is divided by it where there is no weight decay")
+        why = "what U does not span is divided by it where there is no weight decay"
+        check_number("damping", damping, above=0, why=why)
         began = perf_counter()
         self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset)
         self.scale = (objective.decay + damping).rsqrt().to(theta)
@@ -104,8 +105,7 @@ class ArnoldiSolver(LowRankSolver):
         dataset: int = 0,
     ) -> None:
         check_count("max_restarts", max_restarts)
-        if not 0 <= tolerance < 1:
-            raise bad_input("tolerance", tolerance, "give a relative error of the eigenvalues between 0 and 1")
+        check_number("tolerance", tolerance, below=1, why="a relative error of the eigenvalues")
         start = np.random.default_rng([seed, 3]).standard_normal(len(theta))
         self._options = {"which": "LM", "v0": start, "tol": tolerance, "maxiter": max_restarts}
         super().__init__(objective, theta, damping, rank, gauss_newton, dataset)
@@ -125,6 +125,8 @@ class ArnoldiSolver(LowRankSolver):
             spectrum, vectors, converged = error.eigenvalues, error.eigenvectors, False
         except NotFiniteError:
             spectrum, vectors, converged = np.full(rank, np.nan), np.full((size, rank), np.nan), False
+        except ArpackError:  # no curvature along a random vector: there is none
+            spectrum, vectors = np.zeros(rank), np.zeros((size, rank))
         return torch.as_tensor(spectrum).to(theta), torch.as_tensor(vectors).to(theta), converged
 
 

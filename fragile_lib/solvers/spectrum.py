@@ -28,7 +28,7 @@ def example_curvature_bound(objective: Objective, theta: Tensor, dataset: int = 
     v = torch.randn(n, 1, len(theta), generator=generator, dtype=theta.dtype).to(theta.device)
     norms = torch.zeros(n)
     for _ in range(steps):
-        v = v / v.norm(dim=2, keepdim=True).clamp(min=1e-300)
+        v = v / v.norm(dim=2, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
         v = objective.products(stack, v, one_hot, place) - objective.decay * v
         norms = v.norm(dim=2)[:, 0]
     return norms.max().item()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
+from numbers import Integral, Real
+
 from fragile_lib.tools.errors import bad_input
 
 
@@ -9,8 +12,17 @@ def check_count(name: str, value: object, optional: bool = False, least: int = 1
     """Raise InputError for what is not a whole number of at least `least`."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise bad_input(name, value, f"give a whole number of at least {least}")
+
+
+def check_number(name: str, value: object, above: float | None = None, below: float = inf, why: str = "") -> None:
+    """Raise InputError for what is no finite number, is below 0 or not `above` a bound, or not `below` one."""
+    bound = "of at least 0" if above is None else f"above {above}"
+    number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and value < below
+    if not number or (value < 0 if above is None else value <= above):
+        bound += "" if below == inf else f" and below {below}"
+        raise bad_input(name, value, f"give a finite number {bound}{why and ': '}{why}")
 
 
 def check_name(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.func import jacrev, jvp, vjp
+from torch.func import jacrev
 from torch.nn.functional import cross_entropy
 
 from fragile_lib.choices import Points, Removals
@@ -19,6 +18,7 @@ from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.fused import FusedObjective
+from fragile_lib.objectives.losses import SquaredError
 from fragile_lib.solvers import Solver
 
 
@@ -28,29 +28,13 @@ class Linear:
     activation = "none"
 
     def __init__(self, n_features: int, n_outputs: int) -> None:
-        self.n_features, self.n_outputs = n_features, n_outputs
+        self.n_features, self.n_outputs, self.n_classes = n_features, n_outputs, n_outputs
         self.n_params = n_outputs * (n_features + 1)
         self.is_weight = torch.cat([torch.ones(n_outputs * n_features), torch.zeros(n_outputs)]).double()
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         split = self.n_outputs * self.n_features
         return x @ theta[:split].view(self.n_outputs, self.n_features).T + theta[split:]
-
-
-class SquaredError(Objective):
-    """Half the squared error of one output; labels are floats."""
-
-    def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return 0.5 * (self.model(theta, x)[:, 0] - y) ** 2
-
-    def losses(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
-        labels = self.data.y[self.members(theta, dataset)]
-        return 0.5 * (self.logits(theta, dataset)[..., 0] - labels) ** 2
-
-    def _ggn_product(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        network = partial(self.model, x=x)
-        tangent = jvp(network, (theta,), (v,))[1]
-        return vjp(network, theta)[1](weights[:, None] * tangent)[0]
 
 
 class Regression:
@@ -67,7 +51,8 @@ class Regression:
         self.design_test = np.column_stack([x_test, np.ones(m)])
         self.penalty = weight_decay * np.diag([1.0] * n_features + [0.0])
         model = Linear(n_features, 1)
-        self.train = SquaredError(model, Data(torch.tensor(x)[None], torch.tensor(self.y)[None]), weight_decay)
+        data = Data(torch.tensor(x)[None], torch.tensor(self.y)[None])
+        self.train = Objective(model, data, weight_decay, loss=SquaredError())
         self.test = self.train.on(Data(torch.tensor(x_test)[None], torch.tensor(self.y_test)[None]))
 
     def hessian(self) -> np.ndarray:
@@ -218,7 +203,7 @@ def everything(
 def with_examples(objective: Objective, rows: Tensor) -> Objective:
     """The same objective of these of its examples, in this order."""
     data = Data(objective.data.x[:, rows], objective.data.y[:, rows])
-    return type(objective)(objective.model, data, objective.weight_decay)
+    return objective.like(data)
 
 
 def same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:

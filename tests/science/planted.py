@@ -84,7 +84,7 @@ def conv_problem(
     n: int = 13, weight_decay: float = 0.02, seed: int = 0, build: Callable[[], nn.Module] = conv_net
 ) -> tuple[Objective, Tensor]:
     rng = np.random.default_rng([seed, 9])
-    model = ModuleModel(build(), 3)
+    model = ModuleModel(build().double(), 3)
     data = Data(torch.tensor(rng.standard_normal((1, n, 2, 7, 7))), torch.tensor(rng.integers(0, 3, (1, n))))
     theta = torch.tensor(0.5 * rng.standard_normal(model.n_params))
     return Objective(model, data, weight_decay), theta

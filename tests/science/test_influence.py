@@ -6,7 +6,6 @@ import torch
 from helpers import (
     Linear,
     Regression,
-    SquaredError,
     along,
     iris_subset,
     network_of,
@@ -19,6 +18,8 @@ from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import influence, parameter_change
 from fragile_lib.minimise.newton import newton
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import SquaredError
 from fragile_lib.solvers import ExactSolver
 
 
@@ -182,7 +183,7 @@ def test_self_influence_of_all_pairs_is_symmetric_and_helpful_on_the_diagonal(pr
 def test_a_duplicate_of_the_test_point_is_helpful_and_one_with_the_opposite_error_harmful():
     x = torch.tensor([[-2.0], [-1.0], [0.5], [1.0], [2.0], [1.5], [1.5]]).double()
     y = torch.tensor([-2.0, -1.0, 0.5, 1.0, 2.0, 2.5, 0.5]).double()  # the last two: above and below the line y = x
-    train = SquaredError(Linear(1, 1), Data(x[None], y[None]), 0.0)
+    train = Objective(Linear(1, 1), Data(x[None], y[None]), loss=SquaredError())
     theta = torch.linalg.lstsq(torch.cat([x, torch.ones(7, 1)], dim=1), y[:, None]).solution[:, 0]
     network = network_of(train, train.on(Data(x[None, 5:6], y[None, 5:6])), theta)
     found = influence(network, points([0]), ExactSolver(train, theta, 0.0), Removals.single([5, 6], 7)).changes[:, 0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Regression, SquaredError, along, leave_one_out, network_of
+from helpers import Regression, along, leave_one_out, network_of
 from torch.func import grad, hessian
 
 from fragile_lib.choices import Points
@@ -137,17 +137,9 @@ def test_damped_gauss_newton_influence_predicts_the_response_with_slope_one(sett
     assert torch.corrcoef(torch.stack([estimate, true]))[0, 1] > 0.99
 
 
-class Squared(SquaredError):
-    """Squared error with what the proximal objective asks of a loss that is not cross entropy."""
-
-    def logit_gradients(self, theta: torch.Tensor, dataset: int = 0) -> torch.Tensor:
-        return self.logits(theta[None])[0] - self.data.y[dataset][:, None]
-
-
 def test_for_linear_regression_at_its_optimum_the_response_is_leave_one_out_in_closed_form() -> None:
     problem = Regression()
-    train = Squared(problem.train.model, problem.train.data, problem.weight_decay)
-    theta = problem.fitted()
+    train, theta = problem.train, problem.fitted()
     proximal, solver = ProximalObjective(train, theta, 0.0), ExactSolver(train, theta, 0.0, gauss_newton=True)
     weights = train.uniform(problem.n) + leave_one_out(torch.arange(problem.n), problem.n)
     moved, norm, _ = chord(

@@ -41,7 +41,7 @@ def parts(network, gauss_newton):
             p = train.model(theta, one[None])[0].softmax(0)
             own.append(jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian)
         else:
-            own.append(hessian(lambda t, a=one, b=label: train._loss(t, a[None], b[None])[0])(theta))
+            own.append(hessian(lambda t, a=one, b=label: train._values(t, a[None], b[None])[0])(theta))
     a = torch.stack(own).mean(0) + torch.diag(train.decay + DAMPING)
     gradients = train.example_gradients(theta[None], network.dataset)[0]
     return a, torch.stack(own), gradients, network.test_gradients(POINTS)
