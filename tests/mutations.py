@@ -102,7 +102,7 @@ MUTATIONS = [
     ),
     *_of(
         "minimise/modules.py",
-        ("a removal shrinks its batch", "reduction=\"sum\") / len(rows)).backward()", "reduction=\"sum\") / len(kept)).backward()", f"{MODULES}::test_branching_off_the_control_gives_the_numbers_of_full_runs"),
+        ("a removal shrinks its batch", ".sum() / len(rows)).backward()", ".sum() / len(kept)).backward()", f"{MODULES}::test_branching_off_the_control_gives_the_numbers_of_full_runs"),
         ("biases of modules decay", "if p.dim() <= 1], \"weight_decay\": 0.0", "if p.dim() <= 1], \"weight_decay\": weight_decay", f"{MODULES}::test_a_batch_of_which_nothing_is_left_still_decays"),
     ),
     *_of(

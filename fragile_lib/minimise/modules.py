@@ -14,7 +14,6 @@ from time import perf_counter
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fragile_lib.minimise.captured import PRECISIONS, SMALL_NETWORK, WAYS, Start, Steps, arithmetic
@@ -22,6 +21,7 @@ from fragile_lib.minimise.schedule import Continued, Schedule, State
 from fragile_lib.models.architectures import frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, check_plain, is_plain
 from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.progress import progress
 
@@ -54,7 +54,13 @@ def make_optimiser(module: nn.Module, schedule: Schedule, weight_decay: float) -
 
 
 def train(
-    module: nn.Module, x: Tensor, y: Tensor, schedule: Schedule, weight_decay: float, removed: Sequence[int] = ()
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    schedule: Schedule,
+    weight_decay: float,
+    removed: Sequence[int] = (),
+    loss: Loss = CROSS_ENTROPY,
 ) -> Trained:
     """Train a copy of the module on images x (n, C, H, W) with labels y (n,), without the `removed` ones.
 
@@ -64,7 +70,7 @@ def train(
     optimiser = make_optimiser(module, schedule, weight_decay)
     steps = progress(enumerate(schedule.rows(len(x))), total=schedule.steps, desc="training")
     for step, rows in steps:
-        one_step(module, optimiser, x, y, rows, schedule, step, removed)
+        one_step(module, optimiser, x, y, rows, schedule, step, removed, loss)
     return Trained(module, optimiser, schedule.steps * schedule.batch, perf_counter() - began)
 
 
@@ -77,6 +83,7 @@ def one_step(
     schedule: Schedule,
     step: int,
     removed: Sequence[int],
+    loss: Loss = CROSS_ENTROPY,
 ) -> None:
     """One step of the optimiser on the rows of a batch, without those that are removed."""
     kept = rows[~np.isin(rows, removed)] if len(removed) else rows
@@ -84,7 +91,7 @@ def one_step(
         group["lr"] = schedule.rate(step)
     optimiser.zero_grad()
     if len(kept):
-        (cross_entropy(module(x[kept]), y[kept], reduction="sum") / len(rows)).backward()
+        (loss.values(outputs(module, x[kept]), y[kept]).sum() / len(rows)).backward()
     else:  # the L2 term is left
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -103,9 +110,15 @@ def copied(
 
 @torch.no_grad()
 def losses_of(module: nn.Module, test: Objective) -> np.ndarray:
-    """Losses (m,) on the examples of `test`, in eval mode, in float64 from the logits on."""
+    """Losses (m,) on the examples of `test`, in eval mode, in float64 from the outputs on."""
     module.eval()
-    return cross_entropy(module(test.data.x[0]).double(), test.data.y[0], reduction="none").cpu().numpy()
+    return test.loss.values(outputs(module, test.data.x[0].clone()).double(), test.data.y[0]).cpu().numpy()
+
+
+def outputs(module: nn.Module, x: Tensor) -> Tensor:
+    """(n, ..., C) of the module; a single output (n,) with a dimension of its own."""
+    out = module(x)
+    return out[:, None] if out.ndim == 1 else out
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class ModuleTrainer:
     (n, C, H, W) and labels (n,). fresh: the network before training, for training from scratch. way: `loop` by
     torch.optim, all at once (`stack`) or one by one (`single`) by `minimise.captured`; `auto` is the loop on a CPU, and
     on a GPU the stack up to `SMALL_NETWORK` parameters. precision: of `captured.PRECISIONS`; `auto` is `tf32` for
-    `single`, and else `full`.
+    `single`, and else `full`. loss: of an example; the loop alone knows others than the plain cross entropy.
 
     Raises:
         InputError: an unknown way or precision.
@@ -128,16 +141,19 @@ class ModuleTrainer:
     fresh: nn.Module
     way: str = "auto"
     precision: str = "auto"
+    loss: Loss = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         check_name("way", self.way, ("auto", "loop", *WAYS))
         check_name("precision", self.precision, ("auto", *PRECISIONS))
+        if self.chosen[0] != "loop":
+            check_plain(self.loss, self.data[1])
 
     @property
     def chosen(self) -> tuple[str, str]:
         """The way and the precision, with `auto` resolved."""
         way, size = self.way, sum(parameter.numel() for parameter in self.fresh.parameters())
-        if way == "auto" and self.data[0].device.type == "cuda":
+        if way == "auto" and self.data[0].device.type == "cuda" and is_plain(self.loss, self.data[1]):
             way = "stack" if size <= SMALL_NETWORK else "single"
         way = "loop" if way == "auto" else way
         return way, ("tf32" if way == "single" else "full") if self.precision == "auto" else self.precision
@@ -163,11 +179,11 @@ class ModuleTrainer:
                 for place in np.flatnonzero(first == step):
                     branch = copied(module, optimiser, schedule, self.weight_decay)
                     for later in range(step, len(batches)):
-                        one_step(*branch, x, y, batches[later], schedule, later, members[place])
+                        one_step(*branch, x, y, batches[later], schedule, later, members[place], self.loss)
                     losses[place] = losses_of(branch[0], test)
                     images += (len(batches) - step) * schedule.batch
                     bar.update()
-                one_step(module, optimiser, x, y, rows, schedule, step, ())
+                one_step(module, optimiser, x, y, rows, schedule, step, (), self.loss)
         control = losses_of(module, test)
         unseen = first == schedule.steps
         losses[unseen] = control
@@ -201,7 +217,7 @@ class ModuleTrainer:
             return self._anew(schedule, members, test)
         began, (x, y), found = perf_counter(), self.data, []
         for group in progress([np.array([], int), *members], desc="from scratch"):
-            trained = train(self.fresh, x, y, schedule, self.weight_decay, group).module
+            trained = train(self.fresh, x, y, schedule, self.weight_decay, group, self.loss).module
             left = np.setdiff1d(np.arange(len(x)), group)
             found.append(losses_of(frozen_statistics(trained, x[left], len(left)), test))
         images = len(found) * schedule.steps * schedule.batch

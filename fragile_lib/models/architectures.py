@@ -185,7 +185,7 @@ def frozen_statistics(module: nn.Module, x: Tensor, batch: int) -> nn.Module:
     if normalised:
         if len(x) % batch:
             raise bad_input("batch", batch, f"all batches must be of equal size: give a divisor of n = {len(x)}")
-        update_bn(x.split(batch), frozen, next(frozen.parameters()).device)
+        update_bn((part.clone() for part in x.split(batch)), frozen, next(frozen.parameters()).device)
     return frozen.eval()
 
 

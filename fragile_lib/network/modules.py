@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.descent import accuracy
@@ -16,6 +17,7 @@ from fragile_lib.models.architectures import check_batch, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.base import Network
 from fragile_lib.objectives.base import resolve_device
+from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss
 from fragile_lib.objectives.streamed import StreamedObjective
 
 POWER_STEPS = 8
@@ -82,30 +84,34 @@ def own(
     schedule: Schedule | None = None,
     chunk: int = 50,
     device: str = "auto",
+    loss: Loss | Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
 ) -> Network:
     """A network that was trained elsewhere, in evaluation mode, as it is.
 
     Args:
-        module: images or features (n, ...) -> logits (n, n_classes); its parameters' floating type is that of the data.
-        n_classes: number of logits.
-        train_data, test_data: x (1, n, ...) and labels y (1, n).
+        module: images, features or token ids (n, ...) -> outputs (n, n_classes), in float32 or float64.
+        n_classes: number of outputs.
+        train_data, test_data: x (1, n, ...) and labels or targets y (1, n, ...).
         weight_decay: of J, on parameters of two dimensions or more.
         damping: added to the curvature.
         schedule: how it is trained on without examples (`warm_minibatch`); its optimiser begins without a memory.
         chunk: examples whose activations are held at once.
         device: auto, cpu or cuda.
+        loss: of an example, one of `objectives.losses` or a function (outputs, targets) -> (n,).
 
     Raises:
-        InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`).
+        InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`), or data
+            that it has no meaning for (`objectives.Objective`).
     """
     device = resolve_device(device)
     model = ModuleModel(module.to(device), n_classes)
-    objective = StreamedObjective(model, train_data, weight_decay, device, chunk)
+    objective = StreamedObjective(model, train_data, weight_decay, device, chunk, loss=loss)
     norm = float(objective.gradient(model.theta[None], objective.uniform(1)).norm())
     certificate, trainer = {"status": "not_certified", "grad_norm": norm}, None
     if schedule is not None:
         start = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
-        trainer = ModuleTrainer(start, (objective.data.x[0], objective.data.y[0]), weight_decay, module)
+        data = objective.data.x[0], objective.data.y[0]
+        trainer = ModuleTrainer(start, data, weight_decay, module, loss=objective.loss)
     held = model.theta, objective, objective.on(test_data), damping
     return Network(*held, certificate=certificate, trainer=trainer, schedule=schedule)
 
@@ -121,7 +127,7 @@ def _largest_eigenvalue(network: Network) -> float:
     train = network.train
     if train.n > MANY:
         some = Data(train.data.x[:, :SOME], train.data.y[:, :SOME])
-        train = StreamedObjective(train.model, some, train.weight_decay, str(train.device), train.chunk)
+        train = train.like(some)
     theta, weights = network.theta[None], train.uniform(1)
     v = torch.from_numpy(np.random.default_rng(0).standard_normal(theta.shape[1])).to(theta)[None]
     for _ in range(POWER_STEPS):

@@ -215,7 +215,7 @@ class _OfEachOutput(Loss):
         y = y if y.is_floating_point() else y.double()
         if not bool(torch.isfinite(y).all()):
             raise bad_input("targets", "not finite", "give finite numbers")
-        y = y[..., None] if outputs == 1 and y.shape[-1:] != (1,) else y
+        y = y[..., None] if outputs == 1 and (y.ndim == 2 or y.shape[-1] != 1) else y
         if outputs is not None and (y.ndim < 3 or y.shape[-1] != outputs):
             raise bad_input("targets.shape", tuple(y.shape[1:]), f"give (n, {outputs}), one target for each output")
         return y
@@ -305,7 +305,11 @@ def is_plain(loss: object, y: Tensor) -> bool:
 def check_plain(loss: object, y: Tensor) -> None:
     """Raise InputError where `is_plain` is not so."""
     if not is_plain(loss, y):
-        raise bad_input("loss", loss, "the compiled kernels know the plain cross entropy alone; `Objective` takes any")
+        raise bad_input(
+            "loss",
+            loss,
+            "kernels and captured steps know the plain cross entropy alone; `Objective` and the loop take any",
+        )
 
 
 def as_loss(loss: Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
