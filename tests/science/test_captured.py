@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_modules import CLASSES, N, examined, images, planned, small_module
+from test_modules import CLASSES, N, examined, images, planned, small_frozen, small_module
 from torch import nn
 
 from fragile_lib.data.sets import Data
@@ -23,6 +23,7 @@ from fragile_lib.minimise.stack import advance
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.modules import prepare
+from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import InputError
 
 OPTIMISERS = ("adam", "sgd", "nesterov", "rmsprop")
@@ -47,8 +48,8 @@ def trained(optimiser="adam", make=small_module, kind=torch.float64):
 
 
 def examined_in(kind):
-    test = examined(4)
-    return test.on(Data(test.data.x.to(kind), test.data.y))
+    model, data = ModuleModel(small_frozen().to(kind), CLASSES), examined(4).data
+    return StreamedObjective(model, data)
 
 
 @pytest.mark.parametrize("way", ["stack", "single"])

@@ -565,5 +565,4 @@ def test_a_factor_on_which_one_driver_fails_is_decomposed_by_another(monkeypatch
     values, vectors = eigen(factor)
     torch.testing.assert_close(vectors @ torch.diag(values) @ vectors.T, factor)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(60, dtype=torch.float64))
-    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
-        eigen(factor * float("nan"))
+    assert all(torch.isnan(part).all() for part in eigen(factor * float("nan")))
