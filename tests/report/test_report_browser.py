@@ -10,7 +10,7 @@ OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true;
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", ["index.html", "iris.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "map.html", "runs.html", "reproducibility.html"])
 def test_accessible_at_any_width_and_asking_nobody(opened, axe, report, page, scheme):
     tab = opened(report.out / page, color_scheme=scheme)
     assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == [] == tab.complaints
@@ -21,24 +21,77 @@ def test_accessible_at_any_width_and_asking_nobody(opened, axe, report, page, sc
     assert axe(tab) == []
 
 
-@pytest.mark.parametrize("page", ["index.html", "iris.html", f"run/{synthetic.WITH_NOTEBOOK}.html"])
-def test_phone_width_without_sideways_scrolling(opened, report, page):
-    tab = opened(report.out / page, 360)
+PAGES = [f"{name}.html" for name in ("index", "iris", "summary", "map", "runs", "reproducibility")]
+PAGES += [f"run/{synthetic.WITH_NOTEBOOK}.html"]
+FIGURES = """() => [...document.querySelectorAll('figure')].map((f) => ({
+  alt: f.querySelector('img').alt, caption: f.querySelector('figcaption').innerText.trim(),
+  outside: f.getBoundingClientRect().right > document.documentElement.clientWidth + 1,
+  links: [...f.querySelectorAll('figcaption a')].map((a) => a.getAttribute('href')),
+}))"""
+WIDE = """() => [...document.querySelectorAll('.claims, .methods, .deviations')]
+  .filter((t) => t.parentElement.scrollWidth > t.parentElement.clientWidth).map((t) => t.className)"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_layout_at_every_width_in_light_and_dark_and_in_print(opened, report, page):
+    """No page is wider than its window, no table of prose scrolls sideways, every figure has its words and rows."""
+    tab = opened(report.out / page)
     tab.evaluate(OPEN_ALL)
-    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    for width in (360, 768, 1440):
+        tab.set_viewport_size({"width": width, "height": 800})
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            assert tab.evaluate("document.documentElement.scrollWidth") == width
+            assert width < 1440 or tab.evaluate(WIDE) == []
+            figures = tab.evaluate(FIGURES)
+            assert all(f["alt"] and f["caption"] and not f["outside"] for f in figures)
+            drawn = [f for f in figures if f["caption"].startswith("Agreement against depth")]
+            assert all(any("runs.html#run-" in a for a in f["links"]) for f in drawn)
+            assert all(any(a.endswith(".csv") for a in f["links"]) for f in drawn)
+            if figures:  # drawn on white, which a dark page turns over
+                turned = tab.evaluate("getComputedStyle(document.querySelector('figure img')).filter") != "none"
+                assert turned == (scheme == "dark")
+    tab.set_viewport_size({"width": 703, "height": 1000})
+    tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 703
+    assert not tab.locator("header.top").is_visible()
+
+
+def test_reasons_stand_open_in_print(opened, report):
+    tab = opened(report.out / "index.html")
+    reason = tab.locator("#claim-I3 .how li").first
+    assert not reason.is_visible()
+    tab.emulate_media(media="print")
+    assert reason.bounding_box()["height"] > 5
+
+
+def test_keyboard_and_pointer_open_what_is_folded(opened, report):
+    tab = opened(report.out / "index.html")
+    summary, reason = tab.locator("#claim-I3 .how summary"), tab.locator("#claim-I3 .how li").first
+    summary.focus()
+    tab.keyboard.press("Enter")
+    assert reason.is_visible()
+    summary.click()
+    assert not reason.is_visible()
+    link = tab.locator("#claim-I3 a").first
+    link.hover()
+    assert link.evaluate("a => getComputedStyle(a).textDecorationThickness") == "2px"
 
 
 def test_readable_without_scripts(opened, report):
-    tab = opened(report.out / "index.html", java_script_enabled=False)
-    text = tab.inner_text("main")
-    for words in ("not run", "partly reproduced", "missing", "How to rerun", "Deviations from the paper", "0123abc"):
-        assert words in text
-    assert tab.locator("table.results tbody tr").count() > 5
-    assert tab.locator("thead button").count() == 0
+    said = {"index": ("not run", "partly reproduced", "falls, as claimed"), "runs": ("missing", "failed")}
+    said["reproducibility"] = ("How to rerun", "Deviations from the paper", "0123abc")
+    for name, words in said.items():
+        tab = opened(report.out / f"{name}.html", java_script_enabled=False)
+        text = tab.inner_text("main")
+        assert all(word in text for word in words)
+        if name == "runs":
+            assert tab.locator("table.results tbody tr").count() > 5
+            assert tab.locator("thead button").count() == 0
 
 
 def test_sorting(opened, report):
-    tab = opened(report.out / "index.html")
+    tab = opened(report.out / "runs.html")
     table = tab.locator("table.results")
     head = table.locator("th", has_text="paper’s protocol").first
     cells = table.locator(f"tbody td:nth-child({head.evaluate('th => th.cellIndex') + 1})")
