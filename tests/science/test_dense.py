@@ -315,13 +315,3 @@ def test_groups_to_second_order(prepared: Network, points: Points) -> None:
     assert {r["train_choice"] for r in rows} == {"random_groups", "same_class_groups", "top_influence_groups"}
     some = [r for r in rows if r["n_points"] >= 3]
     assert some and all(np.isfinite(r["spearman"]) for r in some)
-
-
-def test_from_scratch_has_its_own_control_and_starts(prepared: Network, points: Points) -> None:
-    schedule = Schedule(steps=30, batch=20, learning_rate=1e-2, drops=())
-    chosen = only(Removals.single([3, 8, 11, 40], 200), 3, "scratch")
-    truth = left_out(prepared, points, "scratch_starts", chosen, schedule=schedule, seeds=[0, 1])
-    assert truth.repeats.shape == (2, 4, 3) and np.isfinite(truth.changes).all()
-    np.testing.assert_allclose(truth.changes, truth.repeats.mean(axis=0))
-    nothing = left_out(prepared, points, "scratch_starts", chosen, schedule=replace(schedule, steps=0), seeds=[0])
-    assert (nothing.changes == 0).all()  # not trained: no difference to the control

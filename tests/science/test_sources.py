@@ -31,7 +31,6 @@ from fragile_lib.tools.errors import InputError
 
 FILES = {"images": b"pixels" * 5_000, "labels": b"0123456789", "more": b"x"}
 MD5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
-ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def toy(*routes) -> RawSet:
@@ -201,13 +200,6 @@ def test_a_root_that_is_a_file_is_named_before_anything_is_fetched(tmp_path):
             raw_files(toy(never), root)
 
 
-@pytest.mark.skipif(ROOT_USER, reason="root may write everywhere")
-def test_a_read_only_root_is_named_before_anything_is_fetched(tmp_path):
-    tmp_path.chmod(0o555)
-    with pytest.raises(InputError, match="^root = .*Toy cannot be stored there .*Permission denied"):
-        raw_files(toy(never), tmp_path)
-
-
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_root_without_room_for_a_folder_is_named_before_anything_is_fetched(tmp_path, monkeypatch, code):
     def refused(*args, **kwargs):
@@ -218,15 +210,14 @@ def test_a_root_without_room_for_a_folder_is_named_before_anything_is_fetched(tm
         raw_files(toy(never), tmp_path)
 
 
-def test_a_set_that_cannot_be_moved_into_place_is_named(tmp_path):
-    (tmp_path / "Toy").write_text("a file, not a folder")
+def test_a_set_that_cannot_be_moved_into_place_is_named_and_a_move_that_is_refused_says_why(tmp_path, monkeypatch):
+    real, taken = os.replace, tmp_path / "taken"
+    taken.mkdir()
+    (taken / "Toy").write_text("a file, not a folder")
     with pytest.raises(InputError, match="^root = .*Toy cannot be stored there"):
-        raw_files(toy(good, never), tmp_path)
-    assert tree(tmp_path) == {"Toy": b"a file, not a folder"}
-
-
-def test_a_move_that_is_refused_says_why(tmp_path, monkeypatch):
-    real = os.replace
+        raw_files(toy(good, never), taken)
+    assert tree(taken) == {"Toy": b"a file, not a folder"}
+    tmp_path /= "free"
 
     def refused(source, target):
         if Path(target) == tmp_path / "Toy/raw":

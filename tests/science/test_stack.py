@@ -93,28 +93,6 @@ def test_members_that_wait_beside_the_control_end_where_they_would_have_ended_al
         assert not apart.all() if steps < 5 else apart.sum() >= 5  # an image is left over in an epoch, or two
 
 
-def test_the_generic_objective_trains_to_the_same_point():
-    ours, theta, weights = problem()
-    reference = problem(objective=Objective)[0]
-    schedule = Schedule(steps=12, batch=10, learning_rate=1e-2)
-    torch.testing.assert_close(
-        train(ours, theta, weights, schedule).theta,
-        train(reference, theta, weights, schedule).theta,
-        rtol=1e-10,
-        atol=1e-12,
-    )
-
-
-def test_a_batch_of_everything_is_gradient_descent_on_the_objective():
-    objective, theta, weights = problem()
-    found = train(objective, theta, weights, Schedule(5, N, 0.2, (), "sgd", momentum=0.8))
-    velocity, expected = torch.zeros_like(theta), theta
-    for _ in range(5):
-        velocity = 0.8 * velocity + objective.gradient(expected, weights)
-        expected = expected - 0.2 * velocity
-    torch.testing.assert_close(found.theta, expected, rtol=1e-12, atol=1e-13)
-
-
 def test_a_member_does_not_depend_on_its_stack_and_the_start_is_left_alone():
     objective, theta, weights = problem(torch.float32)
     kept, schedule = theta.clone(), Schedule(15, 10, 1e-2)
@@ -122,13 +100,6 @@ def test_a_member_does_not_depend_on_its_stack_and_the_start_is_left_alone():
     assert torch.equal(theta, kept)
     for e in range(3):
         assert torch.equal(train(objective, theta[e : e + 1], weights[e : e + 1], schedule).theta[0], stack[e])
-
-
-def test_members_with_the_same_weights_stay_equal_to_the_last_bit():
-    objective, theta, weights = problem(torch.float32)
-    found = train(objective, theta, weights[:1].expand(3, -1), Schedule(15, 10, 1e-2)).theta
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
 
 
 def test_checkpoints_are_the_networks_on_the_way_with_the_rates_that_leave_them():

@@ -7,16 +7,16 @@ import pytest
 import torch
 from helpers import Regression, iris_subset, network_of, sklearn_softmax, softmax_regression
 
-from fragile_lib.choices import Chosen, Points, Removals, choose, choose_points, share_of
-from fragile_lib.data.sets import Data, iris_splits
-from fragile_lib.estimates import ESTIMATORS, estimate
+from fragile_lib.choices import Chosen, Points, Removals, choose, choose_points
+from fragile_lib.data.sets import Data
+from fragile_lib.estimates import estimate
 from fragile_lib.minimise.descent import STATIONARY, descend
 from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import stack
 from fragile_lib.rows import compare
 from fragile_lib.tools.errors import InputError
-from fragile_lib.truths import TRUTHS, leave_out
+from fragile_lib.truths import leave_out
 from fragile_lib.truths.stacked import stacked
 
 SEEDS = [4, 7]
@@ -208,25 +208,3 @@ def test_unknown_names_are_refused(descent):
         leave_out(*descent[:3], ["magic"])
     with pytest.raises(InputError, match="estimator = 'magic': choose one of"):
         estimate(*descent[:2], ["magic"])
-
-
-def test_every_estimator_and_truth_of_stacks_goes_through_the_same_calls():
-    networks = stack.descended(MLP(1, 5, "tanh"), *iris_splits([0]), 0.005, 1e-3, [0], 2000, 1e-2, 0.9)
-    points = [choose_points(network.test_losses(), {"max_loss": 2}) for network in networks]
-    small = {"nystroem": {"rank": 10}, "arnoldi": {"rank": 10}, "lissa_random": {"batch": 10, "depth": 50}}
-    small |= {"lissa_single": {"depth": 50}, "rescaled": {"solver": "exact_ggn"}, "source": {"time": 9.0}}
-    alone = {"tracin", "trak", "second_order", "rescaled", "newton_step", "lissa_partition", "kfac", "ekfac"}
-    estimates = estimate(networks, points, [name for name in ESTIMATORS if name not in alone], options=small)
-    chosen = [choose(estimates[0]["exact"].changes, {"top_influence": share_of(0.1, 120)})]
-    after = ["second_order", "rescaled", "newton_step"]
-    estimates = estimate(networks, points, after, chosen, small, estimates)
-    names = ["warm_descent", "tilted_minimum", "pbrf"]
-    rows = compare(networks, points, chosen, estimates, leave_out(networks, points, chosen, names, options=AGAIN))
-    assert {row["estimator"] for row in rows} == set(ESTIMATORS) - (alone - set(after))
-    assert (
-        {row["ground_truth"] for row in rows}
-        == {*names, "warm_descent_minus_control"}
-        < {*TRUTHS, *names, names[0] + "_minus_control"}
-    )
-    pbrf = pick(rows, ground_truth="pbrf", estimator="exact_ggn")
-    assert all(row["spearman"] > 0.9 for row in pbrf)
