@@ -18,6 +18,7 @@ from fragile_lib.minimise.modules import ModuleTrainer, losses_of, make_optimise
 from fragile_lib.minimise.schedule import TENTH_AFTER_TWO_THIRDS, Schedule
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.network import modules as network_modules
 from fragile_lib.network.modules import own, prepare
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.streamed import StreamedObjective
@@ -258,6 +259,16 @@ def test_the_certificate_is_of_the_frozen_network(prepared):
     top = float(torch.linalg.eigvalsh(whole.matrices(theta, weights, gauss_newton=True)[0])[-1])
     assert 0.9 * top < c["eig_max"] <= top * (1 + 1e-9)
     assert c["status"] == "not_certified" and 0 <= c["test_accuracy"] <= 1 and not prepared.certified
+
+
+def test_of_very_many_images_the_first_tell_the_size_of_the_curvature(prepared, monkeypatch):
+    monkeypatch.setattr(network_modules, "MANY", 29)
+    monkeypatch.setattr(network_modules, "SOME", 12)
+    data = prepared.train.data
+    first = Objective(prepared.train.model, Data(data.x[:, :12], data.y[:, :12]), 0.05)
+    matrix = first.matrices(prepared.theta[None], first.uniform(1), gauss_newton=True)[0]
+    top = float(torch.linalg.eigvalsh(matrix)[-1])
+    assert 0.9 * top < network_modules._largest_eigenvalue(prepared) <= top * (1 + 1e-9)
 
 
 def test_estimates_are_the_dense_ones_on_the_scale_of_leaving_out(prepared, points):
