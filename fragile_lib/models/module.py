@@ -94,8 +94,9 @@ class ModuleModel(Flat):
 
 
 def _normed_weight(size: Tensor, direction: Tensor, dim: int) -> Tensor:
-    """size * direction / ||direction||, the norm over all dimensions but one."""
-    return direction * (size / torch.norm_except_dim(direction, 2, dim))
+    """size * direction / ||direction||, the norm over all dimensions but one; over all of them for -1."""
+    others = [d for d in range(direction.ndim) if dim == -1 or d != dim % direction.ndim]
+    return direction * (size / torch.linalg.vector_norm(direction, dim=others, keepdim=dim != -1))
 
 
 @contextmanager

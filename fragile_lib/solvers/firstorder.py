@@ -145,10 +145,13 @@ def margin_features(
         value = (logits * right).sum() - torch.logsumexp(logits.masked_fill(right, -torch.inf), 0)
         return value, value
 
-    one = vmap(grad(margin, has_aux=True), in_dims=(None, 0, 0))
-    features, margins = [], []
+    one, features, margins = grad(margin, has_aux=True), [], []
     for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
-        gradients, values = one(theta, part, labels)
+        try:
+            gradients, values = vmap(one, in_dims=(None, 0, 0))(theta, part, labels)
+        except RuntimeError:  # an operation without a batching rule, as of recurrent layers
+            pairs = [one(theta, *example) for example in zip(part, labels, strict=True)]
+            gradients, values = (torch.stack(kind) for kind in zip(*pairs, strict=True))
         features.append(gradients if projection is None else gradients @ projection.T)
         margins.append(values)
     return torch.cat(features), torch.cat(margins)

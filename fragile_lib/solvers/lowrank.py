@@ -46,14 +46,22 @@ class LowRankSolver(AppliedInverse):
         began = perf_counter()
         self.operator = DampedCurvature(objective, theta, damping, gauss_newton, dataset)
         self.scale = (objective.decay + damping).rsqrt().to(theta)
-        self.spectrum, self.vectors, converged = self._eigenpairs(rank)
+        try:
+            self.spectrum, self.vectors, converged = self._eigenpairs(rank)
+        except NotFiniteError:
+            nothing = torch.full_like(theta[:, None].expand(-1, rank), torch.nan)
+            self.spectrum, self.vectors, converged = nothing[0], nothing, False
         self.status = "ok" if converged else "not_converged"
         if bool((self.spectrum + 1 <= 0).any()):
             self.status = "indefinite"
         self.seconds = perf_counter() - began
 
     def _eigenpairs(self, rank: int) -> tuple[Tensor, Tensor, bool]:
-        """(Lambda (R,), U (P, R), whether all converged), R <= rank."""
+        """(Lambda (R,), U (P, R), whether all converged), R <= rank.
+
+        Raises:
+            NotFiniteError: the curvature is not finite.
+        """
         raise NotImplementedError
 
     def _scaled(self, u: Tensor) -> Tensor:
@@ -115,7 +123,7 @@ class ArnoldiSolver(LowRankSolver):
         if 3 * rank >= size:
             matrix = self._scaled(torch.eye(size, dtype=theta.dtype, device=theta.device))
             if not torch.isfinite(matrix).all():
-                return torch.full_like(theta[:rank], torch.nan), torch.full_like(matrix[:, :rank], torch.nan), False
+                raise NotFiniteError
             spectrum, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
             leading = spectrum.abs().argsort(descending=True)[:rank]
             return spectrum[leading], vectors[:, leading], True
@@ -123,8 +131,6 @@ class ArnoldiSolver(LowRankSolver):
             spectrum, vectors = eigsh(self.operator.for_scipy(self._scaled), k=rank, **self._options)
         except ArpackNoConvergence as error:
             spectrum, vectors, converged = error.eigenvalues, error.eigenvectors, False
-        except NotFiniteError:
-            spectrum, vectors, converged = np.full(rank, np.nan), np.full((size, rank), np.nan), False
         except ArpackError:  # no curvature along a random vector: there is none
             spectrum, vectors = np.zeros(rank), np.zeros((size, rank))
         return torch.as_tensor(spectrum).to(theta), torch.as_tensor(vectors).to(theta), converged
@@ -159,7 +165,7 @@ class NystroemSolver(LowRankSolver):
         omega = torch.linalg.qr(torch.as_tensor(self._rng.standard_normal((size, rank))).to(theta))[0]
         sketch = self._scaled(omega.T.contiguous()).T
         if not torch.isfinite(sketch).all():
-            return torch.full_like(sketch[0], torch.nan), torch.full_like(sketch, torch.nan), False
+            raise NotFiniteError
         # a shift keeps the Cholesky factor of Omega^T Y from breaking down on rounding, and is taken off again
         nu = torch.finfo(theta.dtype).eps * sketch.norm()
         sketch = sketch + nu * omega

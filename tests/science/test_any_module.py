@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from fragile_lib.solvers import (
     NystroemSolver,
     lissa_partition,
     lissa_single,
+    trak,
 )
 from fragile_lib.solvers.gram import GramSolver
 from fragile_lib.tools.errors import InputError
@@ -342,6 +344,31 @@ def test_networks_of_single_precision_go_the_whole_way(given, name, estimator):
     found = estimated(net, estimator, **options)
     assert net.train.uniform(1).dtype == net.train.decay.dtype == net.theta.dtype == torch.float32
     np.testing.assert_allclose(found.changes, want, rtol=1e-2, atol=1e-3 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["lstm", "attention", "weight norm"])
+@pytest.mark.parametrize("estimator", ["trak", "tracin"])
+def test_attributions_without_a_solver_take_them_too(name, estimator):
+    """TRAK without a projection is a closed form of the margins' gradients; TracIn a product of gradients."""
+    module, outputs, loss, by_torch, train, test = case(name)
+    net = network(Objective, module, outputs, loss, train, test)
+    net = replace(net, checkpoints=net.theta[None], rates=torch.ones(1, dtype=torch.float64))
+    module = ByHand(module) if name == "weight norm" else module
+    rows = [
+        torch.stack([slope(by_torch(module(x[[i]]), y[[i]]).sum(), module) for i in range(len(x))])
+        for x, y in (train, test)
+    ]
+    want = (rows[0] @ rows[1].T / N).numpy()
+    if estimator == "tracin":
+        np.testing.assert_allclose(estimated(net, "tracin").changes, want, rtol=1e-9)
+        return
+    doubt = [1 - module(x).softmax(1).detach().gather(1, y[:, None]) for x, y in (train, test)]
+    phi = [-r / d for r, d in zip(rows, doubt, strict=True)]  # grad margin = -grad loss / (1 - p)
+    d = Removals.single(range(N), N).changes()
+    found = trak(net.train, net.test, net.theta[None], d, torch.arange(M), dim=None, damping=0.1)
+    kernel = phi[0].T @ phi[0] + N * 0.1 * torch.eye(phi[0].shape[1])
+    expected = doubt[0] * (phi[0] @ torch.linalg.solve(kernel, phi[1].T)) * doubt[1].T
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
