@@ -156,7 +156,8 @@ OF_SMALL_MNIST = {
     "small_mnist_solvers": COMPARED,
     "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
     "small_mnist_subsets": _subsets(
-        {"dataset": "small_mnist", "weight_decay": DECAY},
+        {"dataset": "small_mnist", "weight_decay": DECAY}
+        | {"estimator": ["exact", "exact_ggn", "ekfac", "identity", "trak", "unrolled_minibatch"]},
         ["warm_minibatch", "scratch_starts"],
         unit=POINTS,
     ),
@@ -176,6 +177,7 @@ MAIN = {"dataset": ["mnist", "cifar10"], "optimiser": "adam", "seed": 0, "weight
 MAIN |= {"estimator": "lissa_partition", "ground_truth": "warm_minibatch", **CHOSEN}
 ESTIMATORS = {"estimator": None}  # all that there are
 EVERY_SET = {"dataset": ["mnist", "cifar10", "cifar100"]}
+ASKED = ["lissa_partition", "cg_ggn", "ekfac", "identity"]
 LENET = {"dataset": "mnist", "architecture": "lenet"}
 DOTS = Spec("dots", "architecture", where=MAIN, unit=POINTS, steps=(steps.whole_repeats,))
 SIZES = _but(
@@ -260,7 +262,8 @@ OF_NETWORKS = {
         dots=False,
     ),
     "networks_subsets": _subsets(
-        {"dataset": "mnist", "weight_decay": DECAY},
+        {"dataset": "mnist", "weight_decay": DECAY}
+        | {"estimator": [*ASKED, "unrolled_minibatch", "warm_minibatch"]},
         ["warm_minibatch", "scratch_batches"],
         rows="architecture",
         unit=POINTS,

@@ -94,7 +94,7 @@ COLUMNS = {
     "removed": "training points",
     "target": "ground truth",
     "share": "share of the training steps",
-    "left_out": "share of the training points left out",
+    "left_out": "share left out (of the training points)",
     "n_train": "training images",
     "rung": "what is compared",
     "measure": "agreement",
