@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
 from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,8 +34,8 @@ class ModuleModel(Flat):
     Outputs may be (n, T, n_classes), of the places of a sequence, and (n,) for a single one. Parameters lie in one
     vector (P,) in the order of `torch.nn.utils.parameters_to_vector`; one that is used in several places is there once,
     and a frozen one (requires_grad False) is a parameter like the others. Buffers are constants, taken over in the
-    floating type of theta. The module itself is left as it is, and so is x, whatever layers do in place. Attention is
-    computed by the kernels that have all derivatives. K-FAC asks for `module`.
+    floating type of theta. The module itself is left as it is, and so is x, whatever layers do in place. Attention and
+    recurrent layers are computed by kernels that have all derivatives. K-FAC asks for `module`.
 
     Raises:
         InputError: a module for several devices or a compiled one; no parameters, some whose shape is not known yet, or
@@ -60,6 +61,7 @@ class ModuleModel(Flat):
             remedy = "give parameters of one type, float32 or float64: module.float() or module.double()"
             raise bad_input("module", sorted(map(str, kinds)), remedy)
         self._network, self.n_classes = deepcopy(module), n_classes
+        self._recurrent = any(isinstance(part, torch.nn.RNNBase) for part in module.modules())
         for part in self._network.modules():
             if isinstance(part, _WeightNorm):  # torch 2.14 has a wrong second derivative of its own kernel
                 part.forward = partial(_normed_weight, dim=part.dim)
@@ -83,7 +85,7 @@ class ModuleModel(Flat):
         values = dict(zip(names, self.parts(theta), strict=True))
         for name, buffer in self._network.named_buffers():
             values[name] = buffer.to(theta.dtype) if buffer.is_floating_point() else buffer
-        with differentiable_attention():
+        with differentiable(self._recurrent):
             out = functional_call(self._network, values, (x.clone(),))  # a layer may work in place
         if not isinstance(out, Tensor):
             raise bad_input("module(x)", type(out).__name__, "wrap the module so that it returns its outputs alone")
@@ -100,12 +102,12 @@ def _normed_weight(size: Tensor, direction: Tensor, dim: int) -> Tensor:
 
 
 @contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Within: attention is matrix products and a softmax, whose derivatives torch knows in every mode."""
+def differentiable(recurrent: bool) -> Iterator[None]:
+    """Within: attention, and recurrent layers where there are some, run on kernels that have all their derivatives."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False) if recurrent else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
