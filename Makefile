@@ -30,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscop
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
-.PHONY: help study test test-unit test-notebooks lab bench check-records test-faults mutations reports lint format clean active
+.PHONY: help study test test-unit test-notebooks lab bench check-records test-faults mutations reports pdf lint format clean active
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -74,6 +74,9 @@ bench: $(READY) ## time the hot paths against plain loops and print the ratios
 
 reports: $(READY) ## render reports/ again from its committed records; runs nothing
 	@$(STUDY) report --published
+
+pdf: $(READY) ## print the whole published report, with its bibliography, into study.pdf (needs Chromium)
+	@$(STUDY) pdf --published
 
 lint: $(READY) ## check style, and that notebooks are stored without outputs
 	$(RUN) -m ruff check .

@@ -148,6 +148,17 @@ def _report(given: argparse.Namespace, root: Path) -> int:
     return say(build(root, home, home / "report"))
 
 
+def _pdf(given: argparse.Namespace, root: Path) -> int:
+    from fragile_lib.study.report.whole import print_report
+    from fragile_lib.study.study import say
+
+    out = root / "reports" if given.published else profile_dir(root, given.profile) / "report"
+    require(
+        (out / "index.html").exists(), "report", str(out), "is not there; build it first (make study, make reports)"
+    )
+    return say(f"printed: {print_report(out, out.parent / 'study.pdf')}")
+
+
 def _publish(given: argparse.Namespace, root: Path) -> int:
     from fragile_lib.study.plan import validated
     from fragile_lib.study.study import build, publish, say
@@ -172,6 +183,7 @@ COMMANDS = {
     "collect": (_collect, "write results.csv from the finished runs", "--profile"),
     "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
     "report": (_report, "build the HTML report of a profile, or of the published study", "--profile --published"),
+    "pdf": (_pdf, "print the whole report into study.pdf beside its folder", "--profile --published"),
     "publish": (_publish, "copy finished records and pages to reports/ (laptop or paper only)", "--profile --notebook"),
 }
 

@@ -23,6 +23,7 @@ from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, ta
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
 from fragile_lib.study.report.source import read_methods
+from fragile_lib.study.report.whole import references, whole_page
 from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import TRUTHS
 
@@ -56,13 +57,16 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 def test_every_page_is_there_and_each_figure_once(report):
     names = {path.relative_to(report.out).as_posix() for path in report.out.rglob("*") if path.is_file()}
     files = {name for name in names if name.startswith("figures/")}
+    lead, *others = (report.out / "figures").glob("lead.png")
+    assert not others and lead.read_bytes() in {f.read_bytes() for f in lead.parent.glob("*-*.png")}
+    files -= {"figures/lead.png"}
     figures = {name.removesuffix(".png") for name in files if name.endswith(".png")}
     assert {name.rpartition("-")[0] for name in figures} == {
         "figures/iris", "figures/summary", f"figures/{synthetic.WITH_NOTEBOOK}"
     } and len(figures) == 3  # fmt: skip
     assert files == {f"{name}{end}" for name in figures for end in (".png", ".csv")}
     own = {f"{name}.html" for name in ("index", "iris", "summary", "map", "runs", "reproducibility")}
-    assert names - files == own | {f"run/{synthetic.WITH_NOTEBOOK}.html", "results.csv"}
+    assert names - files == own | {"figures/lead.png", f"run/{synthetic.WITH_NOTEBOOK}.html", "results.csv"}
 
 
 def test_no_broken_link_or_anchor_and_nothing_from_outside(report):
@@ -319,7 +323,7 @@ def test_pages_that_are_gone_are_removed_and_foreign_files_stay(study):
     study.build()
     names = {path.relative_to(study.out).as_posix() for path in study.out.rglob("*.html")}
     assert names == {f"{name}.html" for name in ("index", "iris", "own", "map", "runs", "reproducibility")}
-    assert len(list((study.out / "figures").iterdir())) == 2
+    assert len(list((study.out / "figures").iterdir())) == 3
 
 
 def test_broken_page_and_empty_study_still_give_a_report(study, tmp_path):
@@ -342,6 +346,29 @@ def test_bad_input_is_named(study, tmp_path):
     (study.params / "deviations.yaml").write_text("deviations: [{what: split, paper: unknown, here: ours}]")
     with pytest.raises(InputError, match="why"):
         build_report(study.source, study.out, study.params)
+
+
+def test_all_pages_on_one_lead_to_one_another(report):
+    whole = BeautifulSoup(whole_page(report.out), "html.parser")
+    names = ("index", "summary", "iris", "map", "runs", "reproducibility")
+    assert [part["id"] for part in whole.body("section", recursive=False)] == [f"{name}--content" for name in names]
+    ids = [tag["id"] for tag in whole(id=True)]
+    assert len(ids) == len(set(ids))
+    links = [link["href"] for link in whole("a", href=True)]
+    assert "#iris--claim-I1" in links and {link[1:] for link in links if link[0] == "#"} <= set(ids)
+    assert all(link[0] == "#" or link.startswith("https:") for link in links) and not whole("script")
+
+
+def test_the_bibliography_is_read_and_stands_on_its_page(study):
+    entries = references(synthetic.REPOSITORY / "references.bib")
+    text = (synthetic.REPOSITORY / "references.bib").read_text()
+    assert len(entries) == text.count("\n@") + 1 and all({"author", "title", "year"} <= e.keys() for e in entries)
+    assert not any(set("{}\\") & set("".join(e.values())) for e in entries) and "Laurent, César" not in str(entries)
+    assert soup_of(study, "reproducibility").find(id="references") is None
+    (study.params.parent / "references.bib").write_text(text)
+    study.build()
+    listed = soup_of(study, "reproducibility").select(".references li")
+    assert len(listed) == len(entries) and "César Laurent" in str(listed)
 
 
 def test_same_input_gives_the_same_report_within_seconds(study):

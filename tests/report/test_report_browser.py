@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import synthetic
 
+from fragile_lib.study.report.whole import print_report
+
 pytestmark = pytest.mark.browser
 OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
 
@@ -112,3 +114,9 @@ def test_skip_link_and_math_are_there_for_the_keyboard_and_the_eye(opened, repor
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
     assert tab.locator("math").first.bounding_box()["width"] > 20
+
+
+def test_the_whole_report_is_printed(chromium, report, tmp_path):
+    pdf = print_report(report.out, tmp_path / "study.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
+    assert not list(report.out.glob("tmp*.html"))

@@ -23,8 +23,10 @@ from fragile_lib.study.report import tables
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
+from fragile_lib.study.report.whole import references
 
 GENERATOR = "fragile_lib report"
+LEAD = "lead.png"
 ENVIRONMENT.filters.update(
     number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex)), bold=bold
 )
@@ -79,9 +81,12 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         "figures": [(name, f) for name, page in pages.items() for f in page.figures if f.headline],
         "known": set(runs),
     }
+    if of_index["figures"]:  # under a name that does not change, for the project's own first page
+        (built / FOLDER / LEAD).write_bytes(of_index["figures"][0][1].content)
     links = {run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))}
     of_rerun = {
         "example": next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
+        "references": references(params_dir.parent / "references.bib"),
         "folder": shown(study.source.resolve(), params_dir.resolve().parent),
     }
     for name, context in {
