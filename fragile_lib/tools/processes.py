@@ -29,6 +29,13 @@ def end_tree(process: psutil.Process, patience: float = 15.0) -> None:
     psutil.wait_procs(left, timeout=5)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that ends while it is asked for does not."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def end_with_owners() -> None:
     """End this process and its kernel within a second once a process that started it on this machine is gone.
 
@@ -43,10 +50,13 @@ def end_with_owners() -> None:
         os._exit(1)
 
     def watch() -> None:
-        while all(owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE for owner in owners):
+        while all(map(is_alive, owners)):
             time.sleep(1)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
+        try:
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # ended by itself meanwhile
+                    child.kill()
+        finally:
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
