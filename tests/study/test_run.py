@@ -366,6 +366,22 @@ def start(toy):
         process.stdout.close()
 
 
+def test_a_process_whose_owner_is_gone_ends_even_where_its_child_ended_meanwhile():
+    code = (
+        "import psutil, time; from fragile_lib.tools.processes import end_with_owners\n"
+        "def fail(process): raise psutil.NoSuchProcess(process.pid)\n"
+        "psutil.Process.kill, psutil.Process.children = fail, lambda process, recursive: [process]\n"
+        "end_with_owners(); time.sleep(60)"
+    )
+    owner = subprocess.Popen(["sleep", "60"])
+    environment = os.environ | {"FRAGILE_OWNERS": str(owner.pid)}
+    owned = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    owner.kill()
+    owner.wait()
+    assert owned.wait(20) == 1
+
+
 def test_resuming_after_interrupts_and_kills(toy, start):
     toy.edit(QUICK, "quick:\n    grids: {quick: {depth: [1]}, slow: {depth: [2], mode: [hold]}}")
     # Ctrl-C. Before it, a second study on the same profile is refused.
