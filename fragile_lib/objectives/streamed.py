@@ -58,9 +58,11 @@ class StreamedObjective(Objective):
         """Logits (E, n, classes)."""
         return torch.stack([torch.cat([self.model(t, x) for x, _, _ in self._chunks()]) for t in theta])
 
+    @torch.no_grad()
     def losses(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """loss(z_i, theta_e): (E, n), in float64 from the outputs on."""
-        return torch.stack([self.loss.values(out, self.data.y[0]) for out in self.logits(theta).double()])
+        found = [[self.loss.values(self.model(t, x).double(), y) for x, y, _ in self._chunks()] for t in theta]
+        return torch.stack([torch.cat(chunks) for chunks in found])
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
         """v_k . grad loss(z_i, theta): (1, K, n) for v (1, K, P), by forward mode."""
@@ -76,8 +78,7 @@ class StreamedObjective(Objective):
         for t, w in zip(theta, weights, strict=True):
             total = self.decay * t
             for rows in w.nonzero()[:, 0].split(self.chunk):
-                x, y = self.data.x[0, rows], self.data.y[0, rows]
-                total = total + torch.func.grad(self._weighted)(t, w[rows].to(t), x, y)
+                total = total + torch.func.grad(self._weighted)(t, w[rows].to(t), *self.examples(rows))
             found.append(total)
         return torch.stack(found)
 
@@ -93,8 +94,7 @@ class StreamedObjective(Objective):
     def batch_products(  # noqa: D102
         self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
     ) -> Tensor:
-        x, y = self.data.x[0, rows], self.data.y[0, rows]
-        return self._products(theta, v, v.new_full((len(rows),), 1 / len(rows)), x, y, gauss_newton)
+        return self._products(theta, v, v.new_full((len(rows),), 1 / len(rows)), *self.examples(rows), gauss_newton)
 
     def _products(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor, gauss_newton: bool) -> Tensor:
         product = self._reverse(gauss_newton)
@@ -102,11 +102,14 @@ class StreamedObjective(Objective):
 
     def _chunks(self, weights: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(x, y, weights) of one chunk after the other."""
-        x, y = self.data.x[0], self.data.y[0]
         weights = None if weights is None else weights.to(self.decay)
         for start in range(0, self.n, self.chunk):
             rows = slice(start, start + self.chunk)
-            yield x[rows], y[rows], None if weights is None else weights[rows]
+            yield *self.examples(rows), None if weights is None else weights[rows]
+
+    def examples(self, rows: slice | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """(x, y) of some examples: all that is asked of the data here, so that they may lie elsewhere."""
+        return self.data.x[0, rows], self.data.y[0, rows]
 
 
 def _one(theta: Tensor) -> Tensor:

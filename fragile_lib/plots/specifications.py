@@ -262,8 +262,7 @@ OF_NETWORKS = {
         dots=False,
     ),
     "networks_subsets": _subsets(
-        {"dataset": "mnist", "weight_decay": DECAY}
-        | {"estimator": [*ASKED, "unrolled_minibatch", "warm_minibatch"]},
+        {"dataset": "mnist", "weight_decay": DECAY} | {"estimator": [*ASKED, "unrolled_minibatch", "warm_minibatch"]},
         ["warm_minibatch", "scratch_batches"],
         rows="architecture",
         unit=POINTS,
