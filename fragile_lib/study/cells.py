@@ -29,11 +29,11 @@ FIGURES = "fragile_lib.plots"
 class Silent(ModuleType):
     """Stands for a module whose functions only show something."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Return a function that does nothing; a module's own names are not there."""
+    def __getattr__(self, name: str) -> Callable[..., tuple]:
+        """Return a function that finds nothing to show; a module's own names are not there."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *_, **__: None
+        return lambda *_, **__: ()
 
 
 def run_cells(root: Path, profile: str, notebook: str | None, seconds: float, tell: Callable[[str], object]) -> int:

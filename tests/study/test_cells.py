@@ -105,7 +105,9 @@ def test_the_profile_runs_at_toy_size_on_a_cpu_with_little_more_than_torch(tmp_p
     content = yaml.safe_load((PROJECT / "params" / "mnist_cifar10.yaml").read_text())
     gpu = content["profiles"]["gpu"]
     gpu["grids"] = {name: gpu["grids"][name] for name in ("lenet_mnist", "deepest_mnist")}
-    for axes, more in zip(gpu["grids"].values(), ({}, {"width_multiplier": 0.125}), strict=True):
+    for axes, more in zip(
+        gpu["grids"].values(), ({}, {"width_multiplier": 0.125, "architecture": "resnet18"}), strict=True
+    ):
         axes["set"] = axes.get("set", {}) | TINY | more
     (root / "params" / "mnist_cifar10.yaml").write_text(yaml.safe_dump(content))
     (blocked / "sitecustomize.py").write_text(BLOCKER)
