@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
 
-from fragile_lib.choices import Chosen, Points, Removals, Truth, choose, choose_points, choose_the_groups
+from fragile_lib.choices import Chosen, Points, Removals, Truth, choose, choose_points
 from fragile_lib.data.sets import mnist_digits
-from fragile_lib.estimates import ESTIMATORS, estimate
+from fragile_lib.estimates import estimate
 from fragile_lib.minimise.kept import Made, keep, load, settings
 from fragile_lib.minimise.near_optimum import Optimum
 from fragile_lib.minimise.schedule import Schedule
@@ -59,8 +60,20 @@ def at_a_minimum(networks: Path | str = "", seed: int = 0) -> Network:
 
 
 @pytest.fixture(scope="module")
-def minimum() -> Network:
-    return at_a_minimum()
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `minimum` is kept."""
+    return tmp_path_factory.mktemp("kept") / "networks"
+
+
+@pytest.fixture(scope="module")
+def minimum(networks: Path) -> Network:
+    return at_a_minimum(networks)
+
+
+@pytest.fixture
+def folder(minimum: Network, networks: Path, tmp_path: Path) -> Path:
+    """A copy of what is kept."""
+    return Path(copytree(networks, tmp_path / "networks"))
 
 
 def two_points(network: Network) -> Points:
@@ -149,35 +162,31 @@ def test_groups_that_newton_steps_do_not_follow_are_found_by_bfgs(
     np.testing.assert_allclose(truth.changes, expected.numpy(), atol=1e-6)
 
 
-def test_a_network_at_a_minimum_is_kept_and_certified_anew(tmp_path: Path) -> None:
-    first = at_a_minimum(tmp_path / "networks")
-    (path,) = (tmp_path / "networks").iterdir()
-    assert path.name.startswith("wd0.02-s0-") and set(first.seconds) > {"minibatch", "optimum"}
-    again = at_a_minimum(tmp_path / "networks")
-    assert torch.equal(again.theta, first.theta) and again.certificate == first.certificate
+def test_a_network_at_a_minimum_is_kept_and_certified_anew(minimum: Network, folder: Path) -> None:
+    (path,) = folder.iterdir()
+    assert path.name.startswith("wd0.02-s0-") and set(minimum.seconds) > {"minibatch", "optimum"}
+    again = at_a_minimum(folder)
+    assert torch.equal(again.theta, minimum.theta) and again.certificate == minimum.certificate
     assert not {"minibatch", "optimum"} & set(again.seconds)  # neither was done
-    torch.testing.assert_close(again.checkpoints, first.checkpoints)
-    torch.testing.assert_close(again.rates, first.rates)
-    at_a_minimum(tmp_path / "networks", seed=1)
-    assert len(list((tmp_path / "networks").iterdir())) == 2  # another seed is another network
+    torch.testing.assert_close(again.checkpoints, minimum.checkpoints)
+    torch.testing.assert_close(again.rates, minimum.rates)
+    at_a_minimum(folder, seed=1)
+    assert len(list(folder.iterdir())) == 2  # another seed is another network
 
 
-def test_a_kept_network_that_is_no_minimum_is_not_believed(tmp_path: Path) -> None:
-    first = at_a_minimum(tmp_path)
-    made_with = settings(
-        first.train.model, first.train.data, DECAY, Schedule(100, 20, 1e-2), rounds=1, minimum_rounds=8, checkpoints=5
-    )
-    keep(tmp_path, made_with, replace(load(tmp_path, made_with), theta=first.theta + 0.01))
-    assert at_a_minimum(tmp_path).certificate["status"] == "not_certified"
+def test_a_kept_network_that_is_no_minimum_is_not_believed(minimum: Network, folder: Path) -> None:
+    how = {"rounds": 1, "minimum_rounds": 8, "checkpoints": 5}
+    made_with = settings(minimum.train.model, minimum.train.data, DECAY, Schedule(100, 20, 1e-2), **how)
+    keep(folder, made_with, replace(load(folder, made_with), theta=minimum.theta + 0.01))
+    assert at_a_minimum(folder).certificate["status"] == "not_certified"
 
 
-def test_a_broken_file_and_a_folder_that_cannot_be_written_to_are_named(tmp_path: Path) -> None:
-    at_a_minimum(tmp_path)
-    (path,) = tmp_path.iterdir()
+def test_a_broken_file_and_a_folder_that_cannot_be_written_to_are_named(folder: Path) -> None:
+    (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=f"networks.*{path.name}.*delete it"):
-        at_a_minimum(tmp_path)
-    file = tmp_path / "file"
+        at_a_minimum(folder)
+    file = folder / "file"
     file.write_text("")
     with pytest.raises(InputError, match="networks.*cannot be written to"):
         at_a_minimum(file / "below")
@@ -231,20 +240,9 @@ def test_the_absolute_inverse_is_that_of_the_eigenvalues_magnitudes(prepared: Ne
     assert torch.linalg.eigvalsh(solver.absolute_inverse(0.1))[0] > 0
 
 
-APART = (
-    "source",
-    "second_order",
-    "rescaled",
-    "newton_step",
-    "lissa_single",
-    "lissa_partition",
-)  # of other networks, or later
-
-
-def test_every_estimator_gives_finite_scores_and_the_solvers_agree(prepared: Network, points: Points) -> None:
-    small = {"lissa_random": {"batch": 10, "depth": 300}, "nystroem": {"rank": 300}, "arnoldi": {"rank": 30}}
-    names = [name for name in ESTIMATORS if name not in APART]
-    (found,) = estimate([prepared], [points], names, options=small)
+def test_solvers_of_one_curvature_agree_and_crude_ones_are_right_in_sign(prepared: Network, points: Points) -> None:
+    names = ["exact", "exact_ggn", "cg", "minres", "cg_ggn", "nystroem", "gram_ggn", "ekfac", "identity"]
+    (found,) = estimate([prepared], [points], names, options={"nystroem": {"rank": 300}})
     for name, estimated in found.items():
         assert estimated.changes.shape == (200, 3) and np.isfinite(estimated.changes).all(), name
         assert estimated.seconds > 0 and estimated.memory_mb >= 0
@@ -255,7 +253,7 @@ def test_every_estimator_gives_finite_scores_and_the_solvers_agree(prepared: Net
     if found["exact"].status == "ok":
         assert correlation("cg", "exact") > 0.99 and correlation("minres", "exact") > 0.99
     assert all(correlation(name, "exact_ggn") > 0.99 for name in ("cg_ggn", "nystroem", "gram_ggn"))
-    assert correlation("ekfac", "exact_ggn") > 0.3 and correlation("identity", "exact_ggn") > 0  # crude, right in sign
+    assert correlation("ekfac", "exact_ggn") > 0.3 and correlation("identity", "exact_ggn") > 0
 
 
 def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Network, points: Points) -> None:
@@ -304,14 +302,3 @@ def test_the_mean_of_repetitions_has_controls_of_its_own(prepared: Network, poin
         np.testing.assert_array_equal(truth.repeat_controls[r], alone.control)
     unseen = [s.first_use(200, [[i] for i in range(6)]) == 3 for s in single]
     np.testing.assert_allclose(truth.unseen, np.mean(unseen, axis=0))
-
-
-def test_groups_to_second_order(prepared: Network, points: Points) -> None:
-    estimates = estimate([prepared], [points], ["exact_ggn"])
-    groups = [choose_the_groups(estimates[0]["exact_ggn"].changes, prepared.labels, 6, 4, seed=0)]
-    estimates = estimate([prepared], [points], ["second_order"], groups, into=estimates)
-    rows = compare([prepared], [points], groups, estimates, leave_out([prepared], [points], groups, ["pbrf"], 2))
-    assert len(rows) == 3 * 2 * 3 and {r["ground_truth"] for r in rows} == {"pbrf"}
-    assert {r["train_choice"] for r in rows} == {"random_groups", "same_class_groups", "top_influence_groups"}
-    some = [r for r in rows if r["n_points"] >= 3]
-    assert some and all(np.isfinite(r["spearman"]) for r in some)
