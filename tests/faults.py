@@ -170,7 +170,7 @@ def kills(place: Path, expected: dict, asked: argparse.Namespace) -> str:
     process, starts = grid.start(**environment), 1
     while sum(done.values()) < asked.kills:
         time.sleep(draw.uniform(0.2, 3.0))
-        role, living = draw.choice(list(ROLES)), grid.processes()
+        (role,), living = draw.choices(list(ROLES), (1, 3, 3, 1)), grid.processes()
         victims = []
         for one in living:
             with suppress(psutil.Error):
