@@ -65,13 +65,13 @@ def test_every_page_is_there_and_each_figure_once(report):
         "figures/iris", "figures/summary", f"figures/{synthetic.WITH_NOTEBOOK}"
     } and len(figures) == 3  # fmt: skip
     assert files == {f"{name}{end}" for name in figures for end in (".png", ".csv")}
-    own = {f"{name}.html" for name in ("index", "iris", "summary", "map", "runs", "reproducibility")}
+    own = {f"{name}.html" for name in ("index", "iris", "summary", "explore", "map", "runs", "reproducibility")}
     assert names - files == own | {"figures/lead.png", f"run/{synthetic.WITH_NOTEBOOK}.html", "results.csv"}
 
 
 def test_no_broken_link_or_anchor_and_nothing_from_outside(report):
     soups = pages(report)
-    assert len(soups) == 7
+    assert len(soups) == 8
     for path, soup in soups.items():
         ids = [tag["id"] for tag in soup(id=True)]
         assert len(ids) == len(set(ids)), path
@@ -85,7 +85,7 @@ def test_no_broken_link_or_anchor_and_nothing_from_outside(report):
                 assert soups[target].find(id=anchor), f"{path.name}: {link['href']}"
         assert not soup("link") and not soup("iframe"), path
         assert all((path.parent / unquote(tag["src"])).is_file() for tag in soup(src=True)), path
-        assert not [script for script in soup("script") if path.name != "runs.html"], path
+        assert not [script for script in soup("script") if path.name not in ("runs.html", "explore.html")], path
         assert not re.search(r"@import|url\(", "".join(style.get_text() for style in soup("style")))
         assert "alert(1)</script>" not in path.read_text(), path
     assert "&lt;script&gt;alert(1)" in page(report, "runs"), "names from outside are escaped"
@@ -322,7 +322,7 @@ def test_pages_that_are_gone_are_removed_and_foreign_files_stay(study):
     (study.source / "pages" / "summary.ipynb").unlink()
     study.build()
     names = {path.relative_to(study.out).as_posix() for path in study.out.rglob("*.html")}
-    assert names == {f"{name}.html" for name in ("index", "iris", "own", "map", "runs", "reproducibility")}
+    assert names == {f"{name}.html" for name in ("index", "iris", "own", "explore", "map", "runs", "reproducibility")}
     assert len(list((study.out / "figures").iterdir())) == 3
 
 
@@ -350,7 +350,7 @@ def test_bad_input_is_named(study, tmp_path):
 
 def test_all_pages_on_one_lead_to_one_another(report):
     whole = BeautifulSoup(whole_page(report.out), "html.parser")
-    names = ("index", "summary", "iris", "map", "runs", "reproducibility")
+    names = ("index", "summary", "iris", "explore", "map", "runs", "reproducibility")
     assert [part["id"] for part in whole.body("section", recursive=False)] == [f"{name}--content" for name in names]
     ids = [tag["id"] for tag in whole(id=True)]
     assert len(ids) == len(set(ids))

@@ -12,7 +12,7 @@ OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true;
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", ["index.html", "iris.html", "map.html", "runs.html", "reproducibility.html"])
+@pytest.mark.parametrize("page", ["index.html", "iris.html", "explore.html", "map.html", "runs.html"])
 def test_accessible_at_any_width_and_asking_nobody(opened, axe, report, page, scheme):
     tab = opened(report.out / page, color_scheme=scheme)
     assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == [] == tab.complaints
@@ -23,7 +23,7 @@ def test_accessible_at_any_width_and_asking_nobody(opened, axe, report, page, sc
     assert axe(tab) == []
 
 
-PAGES = [f"{name}.html" for name in ("index", "iris", "summary", "map", "runs", "reproducibility")]
+PAGES = [f"{name}.html" for name in ("index", "iris", "summary", "explore", "map", "runs", "reproducibility")]
 PAGES += [f"run/{synthetic.WITH_NOTEBOOK}.html"]
 FIGURES = """() => [...document.querySelectorAll('figure')].map((f) => ({
   alt: f.querySelector('img').alt, caption: f.querySelector('figcaption').innerText.trim(),
@@ -120,3 +120,27 @@ def test_the_whole_report_is_printed(chromium, report, tmp_path):
     pdf = print_report(report.out, tmp_path / "study.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and len(pdf) > 50_000
     assert not list(report.out.glob("tmp*.html"))
+
+
+def test_the_scatter_tells_of_each_removal_by_pointer_and_keyboard(opened, report):
+    tab = opened(report.out / "explore.html")
+    marks, told, image = (tab.locator(s) for s in ("circle", ".explore-told", ".explore-image"))
+    assert marks.count() == 4 and image.count() == 1 and "test example, label 7" in told.inner_text()
+    assert "4 removals: Spearman 1.00, Pearson 1.00" in tab.inner_text(".explore-numbers")
+    marks.nth(3).hover()
+    assert told.inner_text().strip() == "Training example 13, label 2: estimated +0.1, true +0.1 ± 0.04."
+    assert image.evaluate("i => i.style.backgroundPosition").startswith("100%")
+    marks.nth(0).focus()
+    tab.keyboard.press("Tab")
+    assert told.inner_text().strip() == "Training example 5: estimated −0.1, true −0.1 ± 0.02." and image.count() == 0
+    tab.select_option("select[name=estimate]", "identity")
+    assert marks.count() == 3 and "3 removals" in tab.inner_text(".explore-numbers")
+    before = marks.nth(0).get_attribute("cx")
+    tab.check("input[name=spread]")
+    assert marks.nth(0).get_attribute("cx") != before and not tab.complaints
+
+
+def test_the_scatter_stands_without_a_script(opened, report):
+    tab = opened(report.out / "explore.html", java_script_enabled=False)
+    assert tab.locator("circle").count() == 4 and not tab.locator("form").is_visible()
+    assert "exact across, warm_minus_control upwards" in tab.inner_text(".explore-told")

@@ -20,6 +20,7 @@ from fragile_lib.study.collect import results_csv
 from fragile_lib.study.files import shown
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
+from fragile_lib.study.report.explore import as_json, point_sets, static_points
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
@@ -89,12 +90,10 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         "references": references(params_dir.parent / "references.bib"),
         "folder": shown(study.source.resolve(), params_dir.resolve().parent),
     }
-    for name, context in {
-        "runs": {"run_link": links},
-        "map": {},
-        "reproducibility": of_rerun,
-        "index": of_index,
-    }.items():
+    sets = point_sets(study)
+    to_explore = {"sets": sets, "points": as_json(sets), "static_points": static_points(sets[0]) if sets else []}
+    contexts = {"runs": {"run_link": links}, "map": {}, "explore": to_explore, "reproducibility": of_rerun}
+    for name, context in {**contexts, "index": of_index}.items():
         write(f"{name}.html", f"{name}.html.j2", name=name, **context)
 
 
