@@ -8,7 +8,6 @@ from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
-from fragile_lib.solvers import KfacSolver
 from fragile_lib.tools.errors import InputError
 
 
@@ -59,14 +58,6 @@ def test_a_shared_parameter_is_there_once_and_moves_both_its_places():
 def test_theta_sets_the_floating_type_buffers_included():
     model = ModuleModel(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval(), 2)
     assert model(model.theta.double(), torch.ones(3, 4, dtype=torch.float64)).dtype == torch.float64
-
-
-def test_kronecker_factors_find_its_layers():
-    network = SmallCNN(2, 3, 21)
-    theta, data = network.init(0), Data(images()[None], torch.tensor([[0, 1, 2, 0, 1]]))
-    model = ModuleModel(network.module(network.init(1)), 3)
-    found, expected = (KfacSolver(Objective(kind, data, 0.1), theta, 0.01) for kind in (model, network))
-    torch.testing.assert_close(found(theta[None]).x, expected(theta[None]).x)
 
 
 @pytest.mark.parametrize(

@@ -189,17 +189,6 @@ def test_branching_off_the_control_gives_the_numbers_of_full_runs(optimiser):
     assert found.unseen.tolist() == [not np.isin(r, used).any() for r in removals]
 
 
-def test_an_image_that_no_batch_holds_changes_nothing():
-    x, y = images()
-    schedule = planned(1, 4)
-    start = train(small_module(), x, y, planned(2, 4), 0.0)
-    start = replace(start, module=start.module.eval())
-    unused = np.setdiff1d(np.arange(N), next(schedule.rows(N)))
-    found = ModuleTrainer(start, (x, y), 0.0, small_module()).go_on(schedule, [unused[:1]], examined())
-    np.testing.assert_array_equal(found.removed[0], found.control)
-    assert found.unseen.tolist() == [True] and found.images == 4
-
-
 def test_a_batch_of_which_nothing_is_left_still_decays():
     x, y = images(4)
     module = nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES)).double()

@@ -90,12 +90,6 @@ def test_directional_derivatives_are_products_with_the_example_gradients(case):
     close(reference.directional(theta, v), fused.directional(theta, v))
 
 
-def test_the_mean_example_gradient_is_the_gradient_without_its_decay(case):
-    fused, _, theta, _ = case
-    mean = fused.example_gradients(theta).mean(1) + fused.decay * theta
-    close(fused.gradient(theta, fused.uniform(len(theta))), mean)
-
-
 def test_kernels_descend_as_the_reference_does(case):
     fused, reference, theta, weights = case
     start, velocity = theta / 2, vectors(theta, 1)[:, 0] / 10

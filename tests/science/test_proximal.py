@@ -73,15 +73,6 @@ def test_start_is_the_minimum_and_the_curvature_there_the_damped_gauss_newton_ma
     )
 
 
-def test_first_gradients_are_the_gradients_at_the_start(setting) -> None:
-    train, _, start = setting
-    proximal, weights = ProximalObjective(train, start, DAMPING), train.uniform(3) + leave_one_out(torch.arange(3), 120)
-    stack = start.expand(3, -1)
-    expected = proximal.gradient(stack, weights)
-    caused = leave_one_out(torch.arange(3), 120) @ train.example_gradients(start[None])[0]  # Q is at rest at theta_s
-    torch.testing.assert_close(caused, expected, rtol=1e-9, atol=1e-15)
-
-
 def test_the_tilted_objective_is_at_rest_and_has_the_damped_hessian(setting) -> None:
     train, _, start = setting
     tilted = TiltedObjective(train, start, DAMPING)
