@@ -85,7 +85,7 @@ def point(shown: Shown) -> str:
         return f"{spec.topic}: most to {'; to '.join(f'{rung} ({words.joined(n)})' for rung, n in by.items())}"
     marks = panels[0].marks[(panels[0].marks["statistic"] == panels[0].statistic) & (panels[0].marks["n"] > 0)]
     by = _by(marks, shown, [spec.hue] if spec.hue else [])
-    told = {", ".join(_named(key)): _in_short(shown, part) for key, part in by}
+    told = {", ".join(_named(key)): _in_short(shown, part) for key, part in by if len(part)}
     if len(told) > SUMMED:
         told = {}
     head = ", ".join(filter(None, [spec.topic or _subject(shown), panels[0].title if len(panels) > 1 else ""]))
