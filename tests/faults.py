@@ -49,7 +49,7 @@ marks = os.environ.get("FAULT_MARKS")
 if marks:
     replace = os.replace
     def replaced(source, target, **more):
-        aimed = os.path.basename(target) == "result.json" and ".partial-" in str(source)
+        aimed = os.path.basename(source) == "result.json" and ".partial-" not in str(target)
         place = os.path.join(marks, os.path.basename(os.path.dirname(target)))
         if aimed and not os.path.exists(place):  # once for each run: before its record is in place, or right after
             open(place, "w").close()
