@@ -1,9 +1,11 @@
 # Everything is one command; `make help` lists them.
 #
 # PYTHON   the interpreter that makes the environment (>= 3.11)
+# LOCK     a file of versions with hashes that is installed first: requirements.lock is the environment of record
 # VENV     its folder; `VENV=` (empty) uses the environment that is active now, e.g. conda's
 PYTHON   ?= python3
 VENV     ?= .venv
+LOCK     ?=
 PROFILE  ?= quick
 NOTEBOOK ?=
 JOBS     ?=
@@ -41,6 +43,7 @@ help: ## this list
 	@echo "  NOTEBOOK=iris                one notebook instead of all"
 	@echo "  JOBS=2                       runs side by side; default: the number of cores"
 	@echo "  PYTHON=python3.12            makes the environment .venv; Python >= 3.11"
+	@echo "  LOCK=requirements.lock       makes it of the versions of record, by their hashes (Python 3.11 on Linux)"
 	@echo "  VENV=                        no .venv: use the environment that is active now, e.g."
 	@echo "                               conda env create -f environment.yml && conda activate fragile && make study VENV="
 
@@ -99,6 +102,7 @@ $(VENV)/.installed: pyproject.toml
 	@# An environment whose making was interrupted has no pip.
 	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"
+	@$(if $(LOCK),$(RUN) -m pip install --disable-pip-version-check --quiet --require-hashes -r "$(LOCK)")
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
 	@echo "compiling the kernels: about two minutes"
 	@$(RUN) -c 'from fragile_lib.kernels import mlp; from fragile_lib.objectives import conv; mlp.compile_all(); conv.compile_all()'
