@@ -14,7 +14,7 @@ FLOORS = (
     ("minimise",),
     ("network",),
     ("estimates", "truths"),
-    ("rows",),
+    ("rows", "own"),
 )
 BESIDE = {"plots": {"tools", "agreement", "choices"}, "study": {"tools", "agreement"}}
 ELSEWHERE = {"papermill", "nbclient", "nbformat", "nbconvert", "jinja2", "markupsafe", "yaml", "IPython"}

@@ -1,0 +1,130 @@
+"""Training and test examples as a user has them: tensors, a Dataset, a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from fragile_lib.data.sets import Data
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.losses import Loss
+from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.tools.errors import bad_input
+
+Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
+
+
+class DatasetObjective(StreamedObjective):
+    """J on a Dataset, whose examples are fetched by their indices, a chunk at a time, and not kept.
+
+    Example i is `dataset[i]` whatever the order in which a loader would draw it. Solvers that need all examples at once
+    (K-FAC, Gram) ask for `data`, which is then fetched as a whole, and kept.
+
+    Args:
+        model, weight_decay, chunk, loss: as in `StreamedObjective`.
+        dataset: of pairs (x, y), as `collate` puts them together.
+        collate: a list of examples -> (x (B, ...), y (B, ...)).
+
+    Raises:
+        InputError: what `StreamedObjective` raises, for the first example here and for others when they are fetched; a
+            dataset that does not give pairs.
+    """
+
+    def __init__(
+        self,
+        model: ModuleModel,
+        dataset: Dataset,
+        collate: Callable[[list], Sequence],
+        weight_decay: float,
+        chunk: int,
+        loss: Loss,
+    ) -> None:
+        self.dataset, self.collate = dataset, collate
+        super().__init__(model, self._fetched([0]), weight_decay, chunk=chunk, loss=loss)
+        del self.data  # the first example alone; from here on it is the property below
+
+    @cached_property
+    def data(self) -> Data:
+        """All examples."""
+        return self._taken(self._fetched(range(self.n)), self.decay.dtype)
+
+    @property
+    def n(self) -> int:
+        """The number of examples."""
+        return len(self.dataset)
+
+    def members(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        return torch.zeros(len(theta), dtype=torch.long, device=self.device)
+
+    def examples(self, rows: slice | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        places = np.arange(self.n)[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        some = self._taken(self._fetched(places.tolist()), self.decay.dtype)
+        return some.x[0], some.y[0]
+
+    def part(self, rows: np.ndarray) -> StreamedObjective:  # noqa: D102
+        return self.on(Data(*(part[None] for part in self.examples(np.asarray(rows)))))
+
+    def like(self, data: Data, **changed: object) -> StreamedObjective:
+        """The same J on data in memory."""
+        same = {"model": self.model, "weight_decay": self.weight_decay, "device": str(self.device)}
+        return StreamedObjective(data=data, **{**same, **self.options, **changed})
+
+    def _fetched(self, rows: Sequence[int]) -> Data:
+        found = self.collate([self.dataset[i] for i in rows])
+        if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(p, Tensor) for p in found)):
+            remedy = "give a Dataset of pairs (x, y), or a DataLoader whose collate_fn makes two tensors of a batch"
+            raise bad_input("dataset[i]", type(found).__name__, remedy)
+        return Data(found[0][None], found[1][None])
+
+
+def objective_of(
+    model: ModuleModel, examples: Examples, weight_decay: float, chunk: int, loss: Loss, streamed: bool = True
+) -> StreamedObjective:
+    """J on a user's examples; `streamed`: those of a Dataset or DataLoader are not kept in memory.
+
+    Raises:
+        InputError: what is neither a pair of tensors, nor a Dataset, nor a DataLoader over one.
+    """
+    if _are_tensors(examples):
+        x, y = examples
+        return StreamedObjective(model, Data(x[None], y[None]), weight_decay, str(model.theta.device), chunk, loss=loss)
+    found = DatasetObjective(model, *_indexed(examples), weight_decay, chunk, loss)
+    return found if streamed else found.like(found.data)
+
+
+def first_of(examples: Examples, like: Tensor) -> Tensor:
+    """x of the first examples, two at most, on the device of `like` and, real numbers, in its floating type.
+
+    Raises:
+        InputError: what `objective_of` raises, or no examples.
+    """
+    if _are_tensors(examples):
+        x = examples[0][:2]
+    else:
+        dataset, collate = _indexed(examples)
+        x = collate([dataset[i] for i in range(min(2, len(dataset)))])[0]
+    if not (isinstance(x, Tensor) and x.ndim and len(x)):
+        raise bad_input("train", type(examples).__name__, "give at least one example (x, y)")
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def _are_tensors(examples: Examples) -> bool:
+    return isinstance(examples, tuple | list) and len(examples) == 2 and all(isinstance(p, Tensor) for p in examples)
+
+
+def _indexed(examples: Examples) -> tuple[Dataset, Callable[[list], Sequence]]:
+    """The dataset and what puts its examples together."""
+    dataset, collate = examples, default_collate
+    if isinstance(examples, DataLoader):
+        dataset, collate = examples.dataset, examples.collate_fn
+    if not isinstance(dataset, Dataset):
+        raise bad_input("data", type(examples).__name__, "give (x, y) tensors of n examples, a Dataset or a DataLoader")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        remedy = "give a Dataset of a known length above 0: scores are told by index"
+        raise bad_input("dataset", type(dataset).__name__, remedy)
+    return dataset, collate

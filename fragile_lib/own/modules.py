@@ -1,0 +1,91 @@
+"""A user's module as the model that is examined: all parameters or some, decayed all or in part, and nothing random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.tools.errors import bad_input, did_you_mean
+
+SAME = 1e-3  # outputs of an example alone and beside another may differ by this share, by rounding
+
+
+def model_of(
+    module: nn.Module, outputs: int, parameters: str | Sequence[str] = "all", decayed: str | Sequence[str] = "all"
+) -> ModuleModel:
+    """The module as theta (P,), x -> outputs; theta holds the chosen parameters alone, the others are constants.
+
+    Args:
+        module: in evaluation mode; a copy is taken.
+        outputs: C, the number of outputs.
+        parameters: `all`; `last`: those of the last layer that has some; or names, or beginnings of names, as in
+            `module.named_parameters()`.
+        decayed: the parameters that weight decay acts on: `all`, as in torch.optim; `weights`: of two dimensions or
+            more; or names or their beginnings.
+
+    Raises:
+        InputError: a name that none begins with, or what `ModuleModel` raises.
+    """
+    own, held = deepcopy(module), dict(module.named_parameters())
+    if parameters != "all":
+        chosen = set(_named("parameters", _last(module) if parameters == "last" else parameters, list(held)))
+        _fix(own, [parameter for name, parameter in own.named_parameters() if name not in chosen])
+    model = ModuleModel(own, outputs)
+    names = [name for name, _ in own.named_parameters()]
+    if decayed != "weights":
+        marked = names if decayed == "all" else _named("decayed", decayed, names)
+        ones = [torch.full((p.numel(),), float(name in marked)) for name, p in own.named_parameters()]
+        model.is_weight = torch.cat(ones).double()
+    return model
+
+
+def outputs_of(module: nn.Module, x: Tensor) -> int:
+    """C, of a module that gives each of some examples x (k, ...) the same alone as beside the others, every time.
+
+    Raises:
+        InputError: outputs that are no tensor, or that depend on chance or on other examples; what `ModuleModel`
+            raises.
+    """
+    ModuleModel(module, 1)  # what it refuses may change when it is called
+    with torch.no_grad():
+        found = module(x.clone())
+        if not isinstance(found, Tensor):
+            raise bad_input("module(x)", type(found).__name__, "wrap the module so that it returns its outputs alone")
+        alone = torch.cat([module(one[None].clone()) for one in x])
+    size = float(found.abs().nan_to_num().max())
+    if not torch.allclose(found, alone, rtol=SAME, atol=SAME * size, equal_nan=True):
+        remedy = "outputs depend on chance or on the other examples; call module.eval(), take out what is random"
+        raise bad_input("module", type(module).__name__, remedy)
+    return 1 if found.ndim == 1 else found.shape[-1]
+
+
+def _named(what: str, given: str | Sequence[str], names: list[str]) -> list[str]:
+    """The names that are one of those given or begin with one and a dot."""
+    wanted = [given] if isinstance(given, str) else list(given)
+    for one in wanted:
+        if not any(name == one or name.startswith(f"{one}.") for name in names):
+            raise bad_input(what, one, did_you_mean(one, names))
+    return [name for name in names if any(name == one or name.startswith(f"{one}.") for one in wanted)]
+
+
+def _last(module: nn.Module) -> list[str]:
+    """The names of the parameters of the last layer that has some."""
+    names = [name for name, _ in module.named_parameters()]
+    if not names:
+        return []
+    layer = names[-1].rpartition(".")[0]
+    return [name for name in names if name.rpartition(".")[0] == layer]
+
+
+def _fix(module: nn.Module, constants: list[Tensor]) -> None:
+    """Make buffers of some parameters, wherever they are used."""
+    fixed = {id(parameter) for parameter in constants}
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if id(parameter) in fixed:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.detach())

@@ -1,0 +1,278 @@
+"""A network of one's own by its door: against dense float64 references, however the data come; and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_any_module import C, ce, draw, labels, made, slope
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
+from fragile_lib.own import Studied, leave_out_again, study_model
+from fragile_lib.own.examples import DatasetObjective
+from fragile_lib.own.modules import model_of
+from fragile_lib.tools.errors import InputError
+
+N, M, DECAY, DAMPING = 14, 3, 0.05, 0.2
+EXACT = {"estimator": "exact", "weight_decay": DECAY, "damping": DAMPING, "device": "cpu", "chunk": 4}
+
+
+def net() -> nn.Module:
+    return made(lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, C)))
+
+
+def examples(n: int) -> tuple[Tensor, Tensor]:
+    return draw(n, 5, seed=n), labels(n, seed=n)
+
+
+def reference(module: nn.Module, measure, names: list[str], decayed: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(scores (n, m), self-influence (n,)) in the named parameters, by plain autograd."""
+    (x, y), (xt, yt) = examples(N), examples(M)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in names)
+    held = nn.Module()
+    held.chosen = nn.ParameterList([p for p in module.parameters() if p.requires_grad])
+    each = torch.stack([slope(ce(module(x[[i]]), y[[i]]).sum(), held) for i in range(N)])
+    test = torch.stack([slope(measure(module(xt[[j]]), yt[[j]]).sum(), held) for j in range(M)])
+    gradient = slope(ce(module(x), y).mean(), held, graph=True)
+    rows = torch.stack([slope(g, held, graph=True).detach() for g in gradient])
+    marks = [torch.full((p.numel(),), float(n in decayed)) for n, p in module.named_parameters() if n in names]
+    damped = rows + torch.diag(DECAY * torch.cat(marks).double() + DAMPING)
+    solved = torch.linalg.solve(damped, torch.cat([test, each]).T) / N
+    return (each @ solved[:, :M]).numpy(), (each.T * solved[:, M:]).sum(0).numpy()
+
+
+ALL = ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def margin(z: Tensor, y: Tensor) -> Tensor:
+    p = z.softmax(1).gather(1, y[:, None])[:, 0]
+    return (p / (1 - p)).log()
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "decayed", "measure"),
+    [
+        ({}, ALL, ALL, ce),
+        ({"decayed": "weights"}, ALL, ["0.weight", "2.weight"], ce),
+        ({"decayed": ["2", "0.bias"]}, ALL, ["2.weight", "2.bias", "0.bias"], ce),
+        ({"parameters": "last"}, ALL[2:], ALL[2:], ce),
+        ({"parameters": ["0.weight", "2.bias"], "decayed": "weights"}, ["0.weight", "2.bias"], ["0.weight"], ce),
+        ({"measurement": "margin"}, ALL, ALL, margin),
+        ({"measurement": "logit"}, ALL, ALL, lambda z, y: z.gather(1, y[:, None])[:, 0]),
+        ({"measurement": lambda z, y: z.square().sum(1)}, ALL, ALL, lambda z, y: z.square().sum(1)),
+    ],
+    ids=["all", "weights decay", "some decay", "last layer", "named", "margin", "logit", "own measurement"],
+)
+def test_scores_are_the_dense_ones(options, names, decayed, measure):
+    want, itself = reference(net(), measure, names, decayed)
+    found = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), self_influence=range(N), **EXACT, **options)
+    np.testing.assert_allclose(found.scores, want, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found.self_influence, itself, rtol=1e-8)
+    x, y = examples(M)
+    np.testing.assert_allclose(found.test_values, measure(net()(x), y).detach(), rtol=1e-10)
+    assert found.residual < 1e-10 and found.certificate["n_params"] == sum(
+        p.numel() for n, p in net().named_parameters() if n in names
+    )
+
+
+class Lazy(Dataset):
+    """Makes each example when it is asked for, and counts."""
+
+    def __init__(self, n: int) -> None:
+        self.x, self.y = examples(n)
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        self.asked.append(i)
+        return self.x[i], self.y[i]
+
+
+@pytest.mark.parametrize(
+    "estimator", ["exact_ggn", "cg_ggn", "cg", "ekfac", "gram_ggn", "lissa_partition", "identity", "nystroem"]
+)
+def test_it_is_the_same_however_the_data_come_and_in_whatever_order_a_loader_draws(estimator):
+    options = {"lissa_partition": {"batch": 5}, "nystroem": {"rank": 6}}.get(estimator, {})
+    settings = {**EXACT, "estimator": estimator, "options": options, "self_influence": [3, 0]}
+    want = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **settings)
+    shuffled = DataLoader(Lazy(N), batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(1))
+    for data in (TensorDataset(*examples(N)), Subset(Lazy(N), range(N)), shuffled):
+        found = study_model(net(), CROSS_ENTROPY, data, DataLoader(Lazy(M)), **settings)
+        np.testing.assert_allclose(found.scores, want.scores, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(found.self_influence, want.self_influence, rtol=1e-7)
+        np.testing.assert_allclose(list(found.certificate.values()), list(want.certificate.values()), rtol=1e-6)
+
+
+def test_a_dataset_is_streamed_and_not_kept():
+    data = Lazy(N)
+    study_model(net(), CROSS_ENTROPY, data, examples(M), **{**EXACT, "estimator": "cg_ggn"})
+    counts = np.bincount(data.asked)
+    assert counts.min() > 3  # fetched for each product anew
+    objective = DatasetObjective(model_of(net(), C), data, default_collate, DECAY, 4, CROSS_ENTROPY)
+    objective.losses(objective.model.theta[None])
+    assert "data" not in vars(objective) and objective.n == N
+
+
+def test_helpful_examples_are_those_whose_removal_makes_things_worse():
+    found = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **EXACT)
+    helpful, harmful = found.helpful(1, 4), found.harmful(1, 4)
+    column = found.scores[:, 1]
+    assert [i for i, _ in helpful] == np.argsort(-column)[:4].tolist() and all(score > 0 for _, score in helpful)
+    assert [i for i, _ in harmful] == np.argsort(column)[:4].tolist() and all(score < 0 for _, score in harmful)
+    by_margin = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), measurement="margin", **EXACT)
+    assert [i for i, _ in by_margin.helpful(1, 4)] == np.argsort(by_margin.scores[:, 1])[:4].tolist()
+    assert {i for i, _ in by_margin.helpful(1, 4)} & {i for i, _ in helpful}  # of one network and example
+
+
+def test_a_study_is_saved_and_read(tmp_path):
+    found = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), self_influence=[2], **EXACT)
+    again = Studied.load(found.save(tmp_path / "new" / "scores.safetensors"))
+    for name in ("scores", "test_values", "self_influence"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    assert again.certificate == found.certificate and again.network is None
+    assert (again.status, again.residual, again.estimator) == (found.status, found.residual, "exact")
+    with pytest.raises(InputError, match="^studied = "):
+        leave_out_again(again, [0], lambda rows, seed: net())
+    (tmp_path / "other").write_bytes(b"nothing")
+    for name in ("missing", "other"):
+        with pytest.raises(InputError, match="^path = .*Studied.save"):
+            Studied.load(tmp_path / name)
+
+
+# -- leaving out for real --------------------------------------------------------------------------------------------
+
+
+def targets(n: int) -> tuple[Tensor, Tensor]:
+    x = draw(n, 5, seed=n)
+    return x, x @ torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0], dtype=torch.float64) + 0.5 * draw(n, seed=n + 1)
+
+
+def ridge(rows: np.ndarray, seed: int, noise: float = 0.0) -> nn.Module:
+    """The minimum of J with weights 1/n on the rows, all parameters decayed; noise: a start that is not forgotten."""
+    x, y = targets(40)
+    design = torch.cat([x, torch.ones(40, 1)], 1)[torch.from_numpy(rows)]
+    hessian = design.T @ design / 40 + DECAY * torch.eye(6)
+    theta = torch.linalg.solve(hessian, design.T @ y[torch.from_numpy(rows)] / 40)
+    theta = theta + noise * draw(6, seed=1000 * seed + int(rows.sum()))
+    module = nn.Linear(5, 1).double()
+    nn.utils.vector_to_parameters(theta, module.parameters())
+    return module.eval()
+
+
+def regression_study() -> Studied:
+    settings = {**EXACT, "damping": 0.0}
+    return study_model(ridge(np.arange(40), 0), SquaredError(), targets(40), targets(M), **settings)
+
+
+def test_scores_of_a_minimum_agree_with_leaving_out_for_real():
+    found = leave_out_again(regression_study(), range(40), ridge, repeats=2)
+    told = found.agreement()
+    assert (told.spearman > 0.98).all() and (told.slope > 1).all() and (told.slope < 1.6).all()  # leverage
+    np.testing.assert_allclose(told.reliability, 1, rtol=1e-9)
+    assert found.changes.shape == (2, 40, M)
+
+
+def test_noise_shows_as_a_lower_reliability_and_the_mean_agrees_better():
+    told = leave_out_again(regression_study(), range(40), lambda r, s: ridge(r, s, 0.02), repeats=8).agreement()
+    assert (told.reliability < 0.99).all() and (told.reliability_single < told.reliability).all()
+    assert (told.spearman > told.spearman_single).all()
+
+
+def test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one():
+    study = regression_study()
+    mask = np.arange(40) < 3
+    groups = leave_out_again(study, [[0, 1, 2], [5, 9], mask], ridge, repeats=1)
+    np.testing.assert_allclose(groups.estimated[0], study.scores[:3].sum(0))
+    np.testing.assert_allclose(groups.changes[0, 0], groups.changes[0, 2])
+    x, y = targets(M)
+    lost = [(m(x)[:, 0] - y).square().detach() / 2 for m in (ridge(np.arange(3, 40), 0), ridge(np.arange(40), 0))]
+    np.testing.assert_allclose(groups.changes[0, 0], lost[0] - lost[1], rtol=1e-9)
+    assert leave_out_again(study, mask, ridge, repeats=1).removals.members == ((0,), (1,), (2,))
+    assert np.isnan(groups.agreement().reliability).all()  # of one repetition nothing is known
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+class Batchwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(5, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x - x.mean(0))
+
+
+class Random(Batchwise):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.dropout(x, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"module": nn.Sequential(nn.Linear(5, C), nn.Dropout())}, "^module.1 = 'Dropout'.*eval"),
+        ({"module": Batchwise()}, "^module = 'Batchwise'.*other examples"),
+        ({"module": Random()}, "^module = 'Random'.*chance"),
+        ({"module": nn.Linear(5, C).bfloat16()}, "^module = .*bfloat16"),
+        ({"train": examples(N)[0]}, "^data = 'Tensor'"),
+        ({"train": (examples(N)[0], examples(M)[1])}, "^data = .*equal length"),
+        ({"train": examples(0)}, "^train = "),
+        ({"test": (examples(M)[0], examples(M)[1] + 3)}, "^labels = "),
+        ({"train": [1, 2]}, "^data = 'list'"),
+        ({"loss": "mse"}, "^loss = 'mse'"),
+        ({"weight_decay": "0.1"}, "^weight_decay = '0.1'"),
+        ({"damping": -1.0}, "^damping = -1.0"),
+        ({"estimator": "exactly"}, "^estimator = 'exactly'"),
+        ({"measurement": "accuracy"}, "^measurement = 'accuracy'"),
+        ({"parameters": ["out"]}, "^parameters = 'out': "),
+        ({"decayed": ["0.weigth"]}, "^decayed = '0.weigth': did you mean '0.weight'"),
+        ({"self_influence": [N]}, r"^self_influence = \(14,\)"),
+        ({"chunk": 0}, "^chunk = 0"),
+        ({"loss": lambda z, y: ce(z, y).mean()}, r"^loss\(outputs, targets\) = \(\)"),
+    ],
+)
+def test_what_cannot_be_taken_is_named(change, match):
+    given = {"module": net(), "loss": CROSS_ENTROPY, "train": examples(N), "test": examples(M), **EXACT} | change
+    with pytest.raises(InputError, match=match):
+        study_model(**given)
+
+
+def test_a_dataset_that_cannot_be_indexed_or_gives_no_pairs_is_refused():
+    with pytest.raises(InputError, match="^dataset = 'Stream'"):
+        study_model(net(), CROSS_ENTROPY, Stream(), examples(M), **EXACT)
+    with pytest.raises(InputError, match=r"^dataset\[i\] = "):
+        DatasetObjective(model_of(net(), C), TensorDataset(draw(4, 5)), default_collate, 0.0, 4, CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize(
+    ("removals", "repeats", "match"),
+    [([40], 1, r"^removals = \(40,\)"), ([], 1, "^removals = "), ([0], 0, "^repeats = 0"), ([0.5], 1, "^removals = ")],
+)
+def test_removals_that_are_none_are_refused(removals, repeats, match):
+    with pytest.raises(InputError, match=match):
+        leave_out_again(regression_study(), removals, ridge, repeats)
+
+
+def test_a_fit_that_gives_no_module_is_refused():
+    with pytest.raises(InputError, match="^fit"):
+        leave_out_again(regression_study(), [0], lambda rows, seed: None, 1)
+
+
+def test_the_user_keeps_module_and_data_as_they_were():
+    module, train = net(), examples(N)
+    module[0].requires_grad_(False)
+    before = [p.clone() for p in module.parameters()], train[0].clone()
+    study_model(module, CROSS_ENTROPY, train, examples(M), parameters="last", **EXACT)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before[0], strict=True))
+    assert torch.equal(train[0], before[1]) and not module[0].weight.requires_grad and module[2].weight.requires_grad
