@@ -103,11 +103,11 @@ $(VENV)/.installed: pyproject.toml
 	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): some minutes the first time"
 	@$(if $(LOCK),$(RUN) -m pip install --disable-pip-version-check --quiet --require-hashes -r "$(LOCK)")
-	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[test]'
+	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[study,test]'
 	@echo "compiling the kernels: about two minutes"
 	@$(RUN) -c 'from fragile_lib.kernels import mlp; from fragile_lib.objectives import conv; mlp.compile_all(); conv.compile_all()'
 	@touch $@
 
 active:
 	@$(RUN) -c 'import fragile_lib, papermill, snakemake' 2> /dev/null || { \
-	  echo "error: VENV = '': the active environment lacks the project; run: pip install -e '.[test]'" >&2; exit 2; }
+	  echo "error: VENV = '': the active environment lacks the project; run: pip install -e '.[study,test]'" >&2; exit 2; }

@@ -12,10 +12,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import torch
 import yaml
 
+from fragile_lib.choices import Points
 from fragile_lib.estimates import influence
+from fragile_lib.own import Studied
 from fragile_lib.solvers import ExactSolver
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import prepare
@@ -41,18 +42,20 @@ def test_the_library_in_ten_lines_gives_the_scores_and_rows_it_promises():
     assert len(rows) == 4 and all(row["n_points"] >= 16 and row["spearman"] > 0.8 for row in rows)
 
 
-def test_a_model_of_ones_own_goes_through_the_same_calls():
-    training, calls = blocks("Your own model")
-    assert sum(bool(line) for line in calls.splitlines()) <= 10
-    torch.manual_seed(0)
+def test_a_model_of_ones_own_goes_from_scores_to_their_reliability(tmp_path, monkeypatch):
+    training, calls, again = blocks("Your own model")
+    assert max(sum(bool(line) for line in block.splitlines()) for block in (calls, again)) <= 10
+    monkeypatch.chdir(tmp_path)
     shown: dict = {}
-    exec(training + calls, shown)
-    found, network, points = shown["found"]["cg_ggn"], shown["network"], shown["points"]
-    assert found.changes.shape == (1500, 20)
-    assert found.status == "ok" and found.residual <= 1e-4
-    exact = ExactSolver(network.train, network.theta, 0.01, gauss_newton=True)
-    expected = influence(network, points, exact).changes
-    assert np.abs(found.changes - expected).max() <= 1e-3 * np.abs(expected).max()
+    exec(training + calls + again, shown)
+    found, told = shown["found"], shown["again"].agreement()
+    assert found.scores.shape == (1000, 20) and found.status == "ok" and found.residual <= 1e-4
+    exact = ExactSolver(found.network.train, found.network.theta, 1e-3, gauss_newton=True)
+    points = Points(np.arange(20), ["all"] * 20)
+    expected = influence(found.network, points, exact).changes
+    assert np.abs(found.scores - expected).max() <= 1e-3 * np.abs(expected).max()
+    np.testing.assert_array_equal(Studied.load(tmp_path / "scores.safetensors").scores, found.scores)
+    assert told.reliability[0] > 0.5 and told.spearman[0] > 0.5
 
 
 def test_every_file_it_links_to_is_there():

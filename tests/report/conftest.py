@@ -48,7 +48,7 @@ def study(report: Built, tmp_path: Path) -> Built:
 def chromium() -> Iterator[object]:
     """A headless Chromium; tests that need it skip, with the reason, where there is none."""
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install -e .[test])"
+        "playwright.sync_api", reason="playwright is not installed (pip install -e .[study,test])"
     )
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
