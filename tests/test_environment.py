@@ -1,8 +1,11 @@
-"""The lock, the pins of conda's environment and the dependencies of the project name the same packages."""
+"""What is installed, and for what: lock, pins and project name the same packages, and the library needs few."""
 
 from __future__ import annotations
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 LOCKED = {canonicalize_name(name): version for name, version in re.findall(r"^(\S+)==(\S+) \\$", LOCK, re.M)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDED = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
+LIBRARY, STUDY, TEST = (
+    [Requirement(text) for text in group]
+    for group in (PROJECT["dependencies"], *(PROJECT["optional-dependencies"][name] for name in ("study", "test")))
+)
+NEEDED = LIBRARY + STUDY + TEST
+# What a package is imported by, and what comes with what is asked for.
+CALLED = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4", "llvmlite": "numba"}
+CALLED |= dict.fromkeys(("jupyter_client", "IPython", "traitlets"), "ipykernel")
 
 
 def test_the_lock_holds_every_dependency_in_a_version_that_will_do():
@@ -36,4 +46,34 @@ def test_conda_s_pins_are_the_locked_versions_of_what_is_needed():
     assert {canonicalize_name(name) for name in pins} == {canonicalize_name(needed.name) for needed in NEEDED}
     for name, version in pins.items():
         assert LOCKED[canonicalize_name(name)] == version, name
-    assert [line for line in pip if "==" not in line] == ["-e .[test]"]
+    assert [line for line in pip if "==" not in line] == ["-e .[study,test]"]
+
+
+def imported(folder: str) -> set[str]:
+    """The packages that the modules of a folder of the package import, by the names they are installed by."""
+    paths = [p for p in (ROOT / "fragile_lib").rglob("*.py") if ("study" in p.parts) == (folder == "study")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    names = {a.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom)}
+    return {CALLED.get(n, n) for n in names - set(sys.stdlib_module_names) - {"fragile_lib"}}
+
+
+def test_the_library_asks_for_what_it_imports_and_the_study_for_the_rest() -> None:
+    library, study = ({needed.name for needed in group} for group in (LIBRARY, STUDY))
+    assert imported("library") <= library and imported("study") <= library | study
+    assert not library & study and {"jupyterlab", "papermill", "snakemake"} <= study
+
+
+def test_the_library_is_imported_where_nothing_of_the_study_is_installed() -> None:
+    """Every module but the study's, with all that the extra installs out of reach."""
+    names = [needed.name for needed in STUDY] + ["bs4", "IPython", "jupyter_client"]
+    modules = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in sorted((ROOT / "fragile_lib").rglob("*.py"))
+        if "study" not in p.parts
+    ]
+    # numba and torch look for some of these by themselves, and go on without
+    code = f"import sys, importlib\nsys.modules.update(dict.fromkeys({names!r}))\n"
+    code += f"for name in {modules!r}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
