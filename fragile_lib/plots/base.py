@@ -69,7 +69,7 @@ class Picture(NamedTuple):
         told |= {"photographs": True} if self.photographs else {}
         if self.rows is not None and len(self.rows):
             runs = self.rows["run_id"].dropna().unique() if "run_id" in self.rows.columns else []
-            told |= {"runs": [str(run) for run in runs]}
+            told |= {"runs": [str(run) for run in runs if run]}
             told |= {"rows": self.rows.to_csv(index=False, float_format="%.4g", lineterminator="\n")}
         return told
 

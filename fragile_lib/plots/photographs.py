@@ -159,14 +159,16 @@ def influential_pictures(
     )
     told += f"scores from {words.number(scores.min())} to {words.number(scores.max())}"
     alt = f"{words.code(dataset)}: a test photograph, {test_class}, beside its most influential training photographs"
-    caption = words.sentences(
-        words.code(dataset),
-        f"A test photograph and the {len(scores)} training photographs of largest |influence| on it by "
-        f"{words.code(estimator)}: {shown}",
-        "The score is the estimated change of the test loss on leaving the photograph out; with a blue frame it helps, "
-        "with a red one it harms",
-        told,
+    lines = (
+        [alt],
+        [f"The {len(scores)} of largest |influence| by {words.code(estimator)}: {shown}"],
+        [
+            "The score is the estimated change of the test loss on leaving the photograph out; with a blue frame it "
+            "helps, with a red one it harms",
+            told,
+        ],
     )
+    caption = "\n".join(words.sentences(*line) for line in lines)
     return Picture(_draw(test, train, scores, test_class), words.sentences(alt, told), caption, photographs=True)
 
 

@@ -43,7 +43,7 @@ class Spec:
         sums: columns of the groups that the caption sums up; None for no sums.
         note: a sentence for the caption.
         topic: what the figure shows, in a few words, with which its caption begins.
-        falls: whether each category starts where the one above it ends, the first of them at 1.
+        falls: all categories of a figure in which each starts where the one above it ends, the first at 1.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Spec:
     sums: tuple[str, ...] | None = None
     note: str = ""
     topic: str = ""
-    falls: bool = False
+    falls: tuple[str, ...] = ()
 
     @property
     def keys(self) -> list[str]:
@@ -115,6 +115,8 @@ class Shown:
             return [None]
         if name == "statistic":
             return [s for s in self.spec.statistics if (self.marks["statistic"] == s).any()]
+        if name == self.spec.at and self.spec.falls:
+            return list(self.spec.falls)
         if f"{name}_order" in self.cells.columns:
             return list(self.cells.sort_values(f"{name}_order", kind="stable")[name].unique())
         values = self.marks[name].dropna().unique()

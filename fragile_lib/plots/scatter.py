@@ -47,24 +47,32 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     if not panels:
         return Picture(None, "No points: the records have no estimates beside these ground truths.")
     keys = sorted({key for found in panels.values() for key in zip(found["seed"], found["test_point"], strict=True)})
-    told = [f"{words.code(t)} by {words.code(e)}: {_numbers(found)[1]}" for (e, t), found in panels.items()]
+    numbers = {panel: _numbers(found) for panel, found in panels.items()}
+    told = [f"{words.code(t)} by {words.code(e)}: {full}" for (e, t), (_, full) in numbers.items()]
     figure = _draw(panels, keys)
     bent = any(ax.get_xscale() == "symlog" for ax in figure.axes)
     facts = (*texts.FACTS, "train_choice", "test_choice", "profile")
-    caption = words.sentences(
-        texts.setting(pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted]), ()),
-        f"Each mark is the removal of one training point; {_marked(keys)}",
-        "On the dashed line estimate and truth are equal; above zero the example was helpful",
-        "Axes are linear near zero and logarithmic outwards" if bent else "",
-        *told,
-        spec.note,
-    )
     of = "".join(f"{words.code(name)}: " for name in sorted({p["dataset"] for p in wanted if "dataset" in p}))
-    return Picture(figure, words.sentences(f"{of}true against estimated change of the test loss", *told), caption)
+    head = f"{of}true against estimated change of the test loss"
+    short = [f"{words.code(t)} by {words.code(e)} {title.split(chr(10))[0]}" for (e, t), (title, _) in numbers.items()]
+    lines = (
+        [f"{head}: {'; '.join(short)}" if len(short) < 3 else head],
+        [texts.setting(pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted]), ())],
+        [
+            f"Each mark is the removal of one training point; {_marked(keys)}",
+            "On the dashed line estimate and truth are equal; above zero the example was helpful",
+            "Axes are linear near zero and logarithmic outwards" if bent else "",
+            *told,
+            spec.note,
+        ],
+    )
+    rows = pd.concat(found.assign(estimator=e, ground_truth=t) for (e, t), found in panels.items())
+    caption = "\n".join(words.sentences(*line) for line in lines)
+    return Picture(figure, words.sentences(head, *told), caption, rows=rows)
 
 
 def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame:
-    """Seed, test point, estimate and truth of each removal; of a network known after two fits, finished training."""
+    """Run, seed, test point and both changes of each removal; of a network known after two fits, finished training."""
     parts = {}
     for p in sorted(points, key=lambda p: p.get("fit") != "finished"):
         e, t = (p.get("estimate") or {}).get(estimator), (p.get("truth") or {}).get(truth)
@@ -73,7 +81,7 @@ def pairs(points: Sequence[Mapping], estimator: str, truth: str) -> pd.DataFrame
             values = pd.DataFrame({"estimate": e, "truth": t}, dtype=float)
             values = values.where(np.isfinite(values))
             if values["truth"].notna().any():
-                parts[key] = values.assign(seed=key[0], test_point=key[1])
+                parts[key] = values.assign(seed=key[0], test_point=key[1], run_id=p.get("run_id", ""))
     return pd.concat([parts[key] for key in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
 
 

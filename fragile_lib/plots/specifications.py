@@ -287,7 +287,7 @@ WATERFALL = Spec(
     steps=(steps.falls,),
     dots=False,
     paper="falls",
-    falls=True,
+    falls=steps.FALLS,
     topic="Where agreement with retraining is lost",
     note="Each bar starts where the one above it ends, the first at perfect agreement; red: lost, blue: won. Estimates "
     "are the damped Hessian's, or EK-FAC's where that cannot be inverted; a step without rows is part of the next",

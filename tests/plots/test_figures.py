@@ -437,3 +437,61 @@ def test_costs_are_of_single_images_and_of_each_network_once():
     assert made.data.loc[("MNIST", "LeNet"), "LiSSA (fixed batches)"] == number(10 * (61706 / 60000) ** 0.7)
     assert made.data.loc[("MNIST", "ResNet-18"), "retraining"] == number(176258**0.5)  # not that of the groups
     assert made.data.shape == (10, 5)
+
+
+# -- the waterfall -----------------------------------------------------------------------------------------------------
+
+
+def chain(**columns: dict) -> pd.DataFrame:
+    """Rows of one network and two test points for pairs of estimator and truth, with their correlations."""
+    run = {"run_id": "r", "profile": "laptop", "dataset": "small_mnist", "architecture": "small_cnn", "seed": 0}
+    run |= {"activation": "tanh", "depth": None, "width": None, "weight_decay": 0.001, "n_train": 5500, "n_params": 9}
+    run |= {"test_choice": "max_loss", "train_choice": "top_influence", "status": "ok", "unseen": 0.25}
+    rows = []
+    for name, values in columns.items():
+        estimator, truth = name.split("__")
+        for point, value in values.items():
+            single = {"spearman": value, "spearman_single": value - 0.3}
+            rows.append(run | {"test_point": point, "estimator": estimator, "ground_truth": truth} | single)
+    return pd.DataFrame(rows)
+
+
+def test_the_waterfall_falls_from_one_over_the_test_points_that_all_its_steps_have():
+    table = chain(
+        exact_undamped__minimum={1: 0.9, 2: 0.8, 3: 0.1},
+        exact__minimum={1: 0.7, 2: 0.6, 3: 0.1},
+        exact__warm_minibatch={1: 0.5, 2: 0.4, 9: 0.0},
+    )
+    picture = plots.figure("waterfall", table)
+    marks = show_rows(table, plots.SPECS["waterfall"]).marks
+    assert marks.set_index("rung")["mean"].round(9).to_dict() == {
+        "a removal is not small": 0.85, "damping": 0.65, "training cut short": 0.45, "noise of one retraining": 0.15
+    }  # fmt: skip
+    (ax,) = (ax for ax in picture.figure.axes if ax.axison)
+    told = [text.get_text() for text in ax.texts]
+    assert told == ["−0.15", "−0.20", "−0.20", "−0.30", "no rows"], "the stochastic solver has none"
+    bars = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches if patch.get_height() < 0.9]
+    assert [ends for ends in np.round(bars, 9).tolist()] == [[1, 0.85], [0.85, 0.65], [0.65, 0.45], [0.45, 0.15]]
+    assert picture.caption.startswith("Where agreement with retraining is lost: most to noise of one retraining")
+    assert "25% of those of small MNIST" in picture.caption and len(picture.rows) == 2 * 4
+
+
+def test_the_waterfall_takes_the_unrolled_derivative_and_ekfac_where_nothing_can_be_inverted():
+    table = chain(
+        unrolled_minibatch__warm_minibatch={1: 0.99},
+        ekfac__warm_minibatch={1: 0.8},
+        lissa_partition__warm_minibatch={1: 0.9},
+    ).assign(dataset="mnist", architecture="lenet", activation=None, n_train=20_000)
+    smaller = table.assign(n_train=5_000, spearman=0.1, run_id="s")
+    marks = show_rows(pd.concat([table, smaller]), plots.SPECS["waterfall"]).marks
+    assert marks.set_index("rung")["mean"].round(9).to_dict() == {
+        "a removal is not small": 0.99,
+        "training cut short": 0.8,
+        "stochastic solver": 0.9,
+        "noise of one retraining": 0.6,
+    }
+    picture = plots.figure("waterfall", table)
+    assert "The paper, LeNet, 20,000 MNIST images, noise of one retraining: 0.51" in picture.alt
+    assert "+0.10" in [text.get_text() for text in picture.figure.axes[0].texts]
+    few = table.assign(n_train=500)
+    assert plots.figure("waterfall", few).figure is None, "too few images to show the noise of batches"

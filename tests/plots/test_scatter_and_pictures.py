@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import types
 
@@ -40,6 +41,7 @@ def test_all_pairs_of_a_network_are_pooled_beside_the_estimate_that_belongs_to_t
         text = f"Pearson {number(a.pearson)}, Spearman {number(a.spearman)}, slope {number(a.slope)}"
         assert text in picture.alt and text in picture.caption
         assert text.replace(", slope", "\nslope") in ax.get_title()
+    assert len(picture.rows) == 3 * 160 and picture.told["runs"] == [] and picture.caption.count("\n") == 2
     assert "160 pairs of 1 seed" in picture.alt and "8 test points by colour, of 1 seed" in picture.caption
     assert "Small MNIST" in picture.alt and "weight decay 0.001" in picture.caption
 
@@ -122,14 +124,14 @@ def test_every_photograph_is_shown_with_its_score_the_largest_first(count):
     assert shown[0].get_xlabel() == "−2.0"
     sizes = [abs(float(ax.get_xlabel().replace("−", "-"))) for ax in shown]
     assert sizes == sorted(sizes, reverse=True)
-    assert picture.alt.startswith("Stand-in, not ImageNet") and picture.caption.startswith("Stand-in, not ImageNet.")
+    assert picture.alt.startswith("Stand-in, not ImageNet") and picture.caption.startswith("Stand-in, not ImageNet:")
     assert f"of {count} help, {count} are of its class" in picture.caption
     image = Image.open(io.BytesIO(plots.png_bytes(picture)))
     assert image.size[0] == 704 and len(image.getcolors(256) or []) > 48
 
 
 def test_photographs_of_imagenet_have_its_name_and_none_are_no_figure():
-    assert photographs(3, "imagenet").caption.startswith("ImageNet.")
+    assert photographs(3, "imagenet").caption.startswith("ImageNet:")
     assert photographs(0).figure is None and plots.show(photographs(0)) is None
     assert plots.dataset_word("imagenet_standin") == "stand-in, not ImageNet"
 
@@ -172,3 +174,40 @@ def test_the_table_of_solves_has_short_numbers_and_words():
     ):
         assert f">{expected}<" in text
     assert "no number" in text and "diverged" in text and "nan" not in text
+
+
+def recorded(dataset: str, n_train: int, seed: int, choice: str = "top_influence", sign: float = 1.0) -> dict:
+    """A point of a record with the images of its test point (bright) and of six removals (the darker the later)."""
+    strip = np.concatenate([np.full((4, 4), 255 - 30 * i, np.uint8) for i in range(7)], axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "png")
+    estimate = [sign * x for x in (0.3, -0.2, 0.1, 0.05, -0.01, 0.2, 9.0)]
+    point = {"dataset": dataset, "n_train": n_train, "seed": seed, "run_id": f"{dataset}-{n_train}-s{seed}"}
+    point |= {"architecture": "lenet", "weight_decay": 0.001, "test_point": 5, "train_choice": choice}
+    point |= {"index": list(range(10, 17)), "estimate": {"ekfac": estimate}, "truth": {"minimum": estimate}}
+    return point | {
+        "error": {"minimum": [0.01] * 7},
+        "pictured": list(range(6)),
+        "labels": [3, 0, 1, 2, 3, 4, 5],
+        "pixels": base64.b64encode(buffer.getvalue()).decode(),
+    }
+
+
+def test_images_stand_with_both_changes_the_helpful_above_the_harmful_and_the_ordinary():
+    given = [recorded("mnist", 500, 0), recorded("mnist", 5000, 1), recorded("mnist", 5000, 1, "random")]
+    given += [recorded("cifar10", 500, 0), {**recorded("mnist", 9000, 0), "pixels": None, "pictured": []} | {"seed": 7}]
+    given[-1].pop("pixels")
+    first, second = plots.pictures(given)
+    assert [p.told["runs"] for p in (first, second)] == [["mnist-5000-s1"], ["cifar10-500-s0"]]
+    assert first.photographs and first.caption.count("\n") == 2 and "standard error" in first.caption
+    shown = [ax for ax in first.figure.axes if ax.images]
+    # the test image, four that help and two that harm by the estimate, five at random; the seventh has no image
+    assert [ax.get_xlabel().split("\n")[0] for ax in shown[1:7]] == [
+        *("est. +3.0", "est. +2.0", "est. +1.0", "est. +0.5", "est. −2.0", "est. −0.1")
+    ]
+    assert len(shown) == 1 + 4 + 2 + 5 and shown[1].get_xlabel().endswith("true +3.0 ± 0.1")
+    assert [int(np.asarray(ax.images[0].get_array()).mean()) for ax in shown[:3]] == [255, 225, 75]
+    assert "Most helpful: estimated 0.05 to 0.30" in first.alt and "At random" in first.alt
+    assert second.alt.startswith("CIFAR-10") and "cat" in second.alt
+    assert plots.pictures(given, dataset="cifar100") == [] and len(plots.pictures(given, dataset=["cifar10"])) == 1
+    assert len(first.rows) == 12 and set(first.rows["train_choice"]) == {"top_influence", "random"}

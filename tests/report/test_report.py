@@ -414,6 +414,12 @@ def test_hostile_html_is_stripped():
     assert str(soup) == "<p>ab</p>"
 
 
+def test_a_long_table_scrolls_by_itself():
+    for rows, classes in ((5, ["scroll"]), (40, ["scroll", "tall"])):
+        soup, _ = tidy(f"<table>{'<tr><td>1</td></tr>' * rows}</table>", lambda href: None)
+        assert soup.find(role="region")["class"] == classes
+
+
 RESULTS = pd.DataFrame({"seed": [0, 1, 2, 0], "depth": [1, 1, 1, 8], "spearman": [0.9, 0.8, 0.7, 0.1]})
 
 

@@ -27,6 +27,7 @@ ENVIRONMENT = Environment(
 _DROPPED = ("script", "style", "link", "meta", "base", "iframe", "object", "embed", "form", "noscript")
 _HEADING = re.compile(r"h[1-6]$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LONG = 30  # rows of a table from which on it scrolls by itself
 _FORMATTER = HtmlFormatter(nowrap=True)
 # What latex2mathml does not know, in terms of what it does.
 _TEX = (
@@ -170,7 +171,10 @@ def _accessible(soup: BeautifulSoup, table: Tag) -> None:
         table.insert(0, caption)
     taken = [region["aria-label"] for region in soup(attrs={"role": "region", "aria-label": True})]
     label = _unlike(taken, table.caption.get_text(" ", strip=True), "{} ({})")  # regions are told apart by their names
-    table.wrap(soup.new_tag("div", attrs={"class": "scroll", "role": "region", "tabindex": "0", "aria-label": label}))
+    tall = " tall" if len(table("tr")) > LONG else ""  # scrolls by itself, so that the page goes on below it
+    table.wrap(
+        soup.new_tag("div", attrs={"class": f"scroll{tall}", "role": "region", "tabindex": "0", "aria-label": label})
+    )
 
 
 def _mend_links(soup: BeautifulSoup, local: Callable[[str], str | None]) -> None:
