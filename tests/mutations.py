@@ -37,6 +37,7 @@ INFLUENCE, CHOICES = f"{SCIENCE}/test_influence.py", f"{SCIENCE}/test_choices.py
 ROWS, RESCALED = f"{SCIENCE}/test_rows.py", f"{SCIENCE}/test_rescaled.py"
 TRUTHS, STACK, MODULES = f"{SCIENCE}/test_truths.py", f"{SCIENCE}/test_stack.py", f"{SCIENCE}/test_modules.py"
 CAPTURED = f"{SCIENCE}/test_captured.py"
+LOSSES, ANY, OWN = f"{SCIENCE}/test_losses.py", f"{SCIENCE}/test_any_module.py", f"{SCIENCE}/test_own_study.py"
 PROXIMAL, DENSE, AGREE = f"{SCIENCE}/test_proximal.py", f"{SCIENCE}/test_dense.py", "tests/test_evaluation.py"
 
 MUTATIONS = [
@@ -68,6 +69,26 @@ MUTATIONS = [
         "objectives/base.py",
         ("biases decay too", "self.decay = (weight_decay * model.is_weight)", "self.decay = (weight_decay * torch.ones_like(model.is_weight))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
         ("test losses have an L2 term", "return self.like(data, weight_decay=0.0, **changed)", "return self.like(data, **changed)", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
+    ),
+    *_of(
+        "objectives/losses.py",
+        ("an ignored label counts", "counted = (y != self.ignore_index).to(z)", "counted = torch.ones_like(z[..., 0])", f"{LOSSES}::test_values_are_those_of_torch"),
+        ("Huber curves everywhere", "r.clamp(-self.delta, self.delta), inside.to(z)", "r.clamp(-self.delta, self.delta), torch.ones_like(z)", f"{LOSSES}::test_curvature_is_that_of_autograd_for_one_vector_and_many_under_weights"),
+        ("class weights do not curve", "scale = scale * self._targets(z, y).sum(-1, keepdim=True)", "pass", f"{LOSSES}::test_curvature_is_that_of_autograd_for_one_vector_and_many_under_weights"),
+    ),
+    *_of(
+        "models/module.py",
+        ("layers in place reach the data", "(x.clone(),)", "(x,)", f"{ANY}::test_no_layer_in_place_reaches_the_data"),
+        ("torch's second derivative of weight norm", "part.forward = partial(_normed_weight, dim=part.dim)", "pass", f"{ANY}::test_influence_is_the_dense_one_by_plain_autograd"),
+    ),
+    *_of(
+        "own/studied.py",
+        ("self-influence is not divided by n", ".double().cpu().numpy() / network.train.n", ".double().cpu().numpy()", f"{OWN}::test_scores_are_the_dense_ones"),
+        ("a margin that falls is harmful", "better = -sign if self.measurement in MEASUREMENTS else sign", "better = sign", f"{OWN}::test_helpful_examples_are_those_whose_removal_makes_things_worse"),
+    ),
+    *_of(
+        "own/again.py",
+        ("the control is not taken off", "found[:, 1:] - found[:, :1]", "found[:, 1:]", f"{OWN}::test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one"),
     ),
     *_of(
         "objectives/proximal.py",
