@@ -43,6 +43,7 @@ class Spec:
         sums: columns of the groups that the caption sums up; None for no sums.
         note: a sentence for the caption.
         topic: what the figure shows, in a few words, with which its caption begins.
+        by_panel: whether the caption begins with the first series of all panels, and not with all series of the first.
         falls: all categories of a figure in which each starts where the one above it ends, the first at 1.
     """
 
@@ -63,6 +64,7 @@ class Spec:
     sums: tuple[str, ...] | None = None
     note: str = ""
     topic: str = ""
+    by_panel: bool = False
     falls: tuple[str, ...] = ()
 
     @property

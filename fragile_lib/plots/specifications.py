@@ -37,6 +37,8 @@ FINISHED = _but(
     columns="weight_decay",
     steps=(*BY_DEPTH.steps, steps.variants),
     dots=False,
+    by_panel=True,
+    topic="Agreement over depth where training has not ended and where it has",
     note="Upper row: the end of gradient descent; lower row: the same networks driven on to a certified optimum",
 )
 TANH = {"activation": "tanh"}
@@ -97,6 +99,7 @@ OF_IRIS = {
         statistics=("networks",),
         hue="outcome",
         steps=(*BY_DEPTH.steps, steps.by_outcome),
+        topic="How training ended, share of networks over depth",
     ),
 }
 
@@ -150,6 +153,7 @@ OF_SMALL_MNIST = {
         "target",
         hue="estimator",
         where={"dataset": "small_mnist", "weight_decay": DECAY, "test_choice": "max_loss", "estimator": DIRECT},
+        topic="Which truth estimates agree with",
         unit=POINTS,
         steps=(steps.later_fit, steps.reached, steps.targets),
     ),
@@ -189,6 +193,7 @@ SIZES = _but(
     order="n_params",
     paper="networks",
     sums=("dataset", "weight_decay"),
+    by_panel=True,
     note="Networks stand in the order of the sizes below their names",
 )
 TABLE = _but(SIZES, EVERY_SET, kind="table", statistics=("pearson", "spearman"), sums=None, dots=False)
@@ -203,6 +208,7 @@ OF_NETWORKS = {
         columns="train_choice",
         order="n_params",
         dots=False,
+        topic="Which estimator agrees with retraining",
         sums=("train_choice", "estimator"),
     ),
     "networks_optimisers": _but(DOTS, LENET | {"optimiser": None}, at="optimiser", paper="optimisers", sums=()),
@@ -247,6 +253,7 @@ OF_NETWORKS = {
         without=({"statistic": "slope", "estimator": "identity"},),
         dots=False,
         sums=("architecture", "estimator"),
+        topic="Agreement over the length of the retraining",
         note="A slope of 1 says that an estimate has the size of the truth; the product of gradients has the size that "
         "the damping gives it, so its slope is not shown",
     ),
@@ -260,6 +267,7 @@ OF_NETWORKS = {
         columns="dataset",
         steps=(steps.several("n_train", "architecture"), steps.measures),
         dots=False,
+        topic="Agreement over the number of training images",
     ),
     "networks_subsets": _subsets(
         {"dataset": "mnist", "weight_decay": DECAY} | {"estimator": [*ASKED, "unrolled_minibatch", "warm_minibatch"]},

@@ -18,6 +18,7 @@ FEW = 10  # below so many values a bootstrap interval is too short
 FACTS = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser")
 CHOICES = ("train_choice", "test_choice", "estimator", "ground_truth")
 OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
+SEVERAL = 3  # values below which a mean is not worth a headline where others have more
 SUMMED = 5  # numbers of an axis from which on a series is told by its ends and extremes
 
 
@@ -76,20 +77,24 @@ def _subject(shown: Shown) -> str:
 
 
 def point(shown: Shown) -> str:
-    """What the figure says, in one sentence with its numbers: of several panels, those of the first."""
+    """What the figure says, in one sentence with its numbers."""
     spec, panels = shown.spec, shown.panels()
     if spec.falls:
         levels = shown.levels(spec.at)
         most = {p.title: _largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels}
         by = {rung: [name for name in most if most[name] == rung] for rung in dict.fromkeys(most.values())}
         return f"{spec.topic}: most to {'; to '.join(f'{rung} ({words.joined(n)})' for rung, n in by.items())}"
-    marks = panels[0].marks[(panels[0].marks["statistic"] == panels[0].statistic) & (panels[0].marks["n"] > 0)]
-    by = _by(marks, shown, [spec.hue] if spec.hue else [])
-    told = {", ".join(_named(key)): _in_short(shown, part) for key, part in by if len(part)}
-    if len(told) > SUMMED:
-        told = {}
-    head = ", ".join(filter(None, [spec.topic or _subject(shown), panels[0].title if len(panels) > 1 else ""]))
-    return f"{head}: {'; '.join(f'{name} {text}'.strip() for name, text in told.items())}" if told else head
+    told, head = {}, [spec.topic or _subject(shown)]
+    least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1
+    for panel in panels if spec.by_panel else panels[:1]:
+        marks = panel.marks[(panel.marks["statistic"] == panel.statistic) & (panel.marks["n"] >= least)]
+        series = [(key, part) for key, part in _by(marks, shown, [spec.hue] if spec.hue else []) if len(part)]
+        for key, part in series[:1] if spec.by_panel else series:
+            told[panel.title if spec.by_panel else ", ".join(_named(key))] = _in_short(shown, part)
+            head += _named(key) if spec.by_panel and len(told) == 1 else []
+    head += [panels[0].title] if len(panels) > 1 and panels[0].title and not spec.by_panel else []
+    numbers = "; ".join(f"{name} {text}".strip() for name, text in told.items()) if len(told) <= SUMMED else ""
+    return f"{', '.join(head)}: {numbers}" if numbers else ", ".join(head)
 
 
 def _largest_fall(means: pd.Series) -> str:
