@@ -75,7 +75,11 @@ def later_fit(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def reached(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows whose truth was reached for enough of the training points, and how many others there are."""
+    """The rows whose truth was reached for enough of the training points, and how many others there are.
+
+    Random subsets have a figure of their own.
+    """
+    rows = rows[~rows["train_choice"].str.startswith("removed_")]
     found = rows[rows["status"] != "not_certified"]
     lost = len(rows) - len(found)
     few = f"Not drawn: {lost} of {len(rows)} rows, whose truth was reached for fewer than four in five training points"
@@ -292,11 +296,9 @@ def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The column `target`: a truth, and the training points where they are not those of largest |influence|.
 
-    Within a test point the control moves all changes alike, so that truths minus control are left out; random subsets
-    have a figure of their own.
+    Within a test point the control moves all changes alike, so that truths minus control are left out.
     """
     rows = rows[~rows["ground_truth"].str.endswith("_minus_control")]
-    rows = rows[~rows["train_choice"].str.startswith("removed_")]
     truth, train = rows["ground_truth"], rows["train_choice"]
     plain = (train == "top_influence") | train.str.startswith("scratch")
     target = truth.map(words.code) + (", " + train.map(words.code)).mask(plain, "")
