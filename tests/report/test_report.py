@@ -414,6 +414,12 @@ def test_hostile_html_is_stripped():
     assert str(soup) == "<p>ab</p>"
 
 
+def test_a_link_of_a_notebook_to_its_own_page_goes():
+    said = '<p><a href="../reports/iris.html">Executed</a></p><p>See <a href="iris.html">it</a>, <a href="x">x</a>.</p>'
+    soup, _ = tidy(said, lambda href: "" if "iris" in href else None)
+    assert str(soup) == "<p>See , x.</p>"
+
+
 def test_a_long_table_scrolls_by_itself():
     for rows, classes in ((5, ["scroll"]), (40, ["scroll", "tall"])):
         soup, _ = tidy(f"<table>{'<tr><td>1</td></tr>' * rows}</table>", lambda href: None)

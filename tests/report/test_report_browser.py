@@ -30,7 +30,7 @@ FIGURES = """() => [...document.querySelectorAll('figure')].map((f) => ({
   outside: f.getBoundingClientRect().right > document.documentElement.clientWidth + 1,
   links: [...f.querySelectorAll('figcaption a')].map((a) => a.getAttribute('href')),
 }))"""
-WIDE = """() => [...document.querySelectorAll('.claims, .methods, .deviations')]
+WIDE = """() => [...document.querySelectorAll('.claims, .methods, .deviations, .runs, .results')]
   .filter((t) => t.parentElement.scrollWidth > t.parentElement.clientWidth).map((t) => t.className)"""
 
 

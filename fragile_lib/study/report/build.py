@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -100,9 +101,11 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
 def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Page]:
     """Render notebooks; what cannot be read, or shown as math, is named in the report."""
 
-    def local(href: str) -> str | None:
+    def local(href: str, own: str) -> str | None:
         """Links between notebooks lead to their pages; other files of the repository are not part of the report."""
         path = Path(href.partition("#")[0])
+        if path.suffix == ".html" and path.stem == own:
+            return ""  # of a notebook to its page, which this is
         if path.name == "runs.html" or (path.parent.name, path.suffix) == (FOLDER, ".csv"):
             return href  # of the report's own making, below its figures
         known = path.suffix in (".ipynb", ".html") and path.stem in study.pages
@@ -111,7 +114,9 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
     pages = {}
     for name, path in notebooks.items():
         try:
-            pages[name] = render_notebook(path, name, root, local, {run.run_id for run in study.runs})
+            pages[name] = render_notebook(
+                path, name, root, partial(local, own=name), {run.run_id for run in study.runs}
+            )
             study.problems += [f"{name}: shown as TeX, not as math: {tex}" for tex in pages[name].unconverted]
         except ValueError as error:
             study.problems.append(f"The page of {name} is missing: {error}")

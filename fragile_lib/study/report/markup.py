@@ -102,7 +102,8 @@ def tidy(
 ) -> tuple[BeautifulSoup, list[tuple[int, str, str]]]:
     """Return the fragment as a soup fit to publish, and its headings (level, anchor, text) in order.
 
-    `local` maps a relative link to where it leads in the report, or None where it leads nowhere. `images` are the
+    `local` maps a relative link to where it leads in the report, None where it leads nowhere, or "" where it leads to
+    the page itself and is to go. `images` are the
     files that the report has itself.
     """
     soup = BeautifulSoup(html, "html.parser")
@@ -188,7 +189,9 @@ def _mend_links(soup: BeautifulSoup, local: Callable[[str], str | None]) -> None
             target = target and f"#{target}"
         else:
             target = None if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//", href) else local(href)
-        if target is None:
+        if target == "":  # to this very page
+            (link.parent if link.parent.get_text(strip=True) == link.get_text(strip=True) else link).decompose()
+        elif target is None:
             link.unwrap()
         else:
             link["href"] = target
