@@ -125,7 +125,10 @@ def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list
             told += _restore(job, root)
         if job.state != "finished":
             job.stamp.unlink(missing_ok=True)
-        elif not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
+            continue
+        for left in job.directory.glob(".partial-*"):  # killed just after its record was in place
+            remove(left)
+        if not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
             write_stamp(job.stamp, job.fingerprint, job_file)
     return jobs, told
 
