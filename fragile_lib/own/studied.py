@@ -57,8 +57,9 @@ class Studied:
         scores: see above.
         test_values: the measurement (m,) on the test examples.
         self_influence: what leaving out each example does to its own loss (n,); nan where that was not asked for.
-        residual: the largest relative residual of the solver's answers; of 1 or more it is no answer.
-        status: the solver's outcome (`fragile_lib.solvers`).
+        residual: the largest relative residual of the solver's answers, on the full curvature.
+        status: the solver's outcome (`fragile_lib.solvers`), and `not_converged` for a residual of 1 or more: no answer,
+            though an approximate inverse ((E)K-FAC) or a product of gradients may still tell the order.
         certificate: ||grad J||, J, n, P, and with a dense solver the least and largest eigenvalue of its matrix.
         estimator, measurement: their names; seconds: of all of it; products: with the whole curvature, a test example.
         network: what was examined, for `leave_out_again`; None of a study that was read from a file.
@@ -190,7 +191,7 @@ def study_model(
         test_values=measured.losses(model.theta[None])[0].double().cpu().numpy(),
         self_influence=itself,
         residual=found.residual,
-        status=found.status,
+        status="not_converged" if found.status == "ok" and found.residual >= 1 else found.status,
         certificate=_certificate(network, solver),
         estimator=estimator,
         measurement=measurement if isinstance(measurement, str) else getattr(measurement, "__name__", "own"),

@@ -129,6 +129,15 @@ def test_helpful_examples_are_those_whose_removal_makes_things_worse():
     assert {i for i, _ in by_margin.helpful(1, 4)} & {i for i, _ in helpful}  # of one network and example
 
 
+def test_a_residual_of_one_or_more_is_never_called_ok():
+    """The gradient product is far from the damped inverse where curvature is."""
+    wide = (20 * examples(N)[0], examples(N)[1])
+    found = study_model(net(), CROSS_ENTROPY, wide, examples(M), **{**EXACT, "estimator": "identity", "damping": 3.0})
+    assert found.residual >= 1 and found.status == "not_converged"
+    exact = study_model(net(), CROSS_ENTROPY, wide, examples(M), **{**EXACT, "estimator": "exact_ggn"})
+    assert exact.residual < 1e-8 and exact.status == "ok"
+
+
 def test_a_study_is_saved_and_read(tmp_path):
     found = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), self_influence=[2], **EXACT)
     again = Studied.load(found.save(tmp_path / "new" / "scores.safetensors"))
