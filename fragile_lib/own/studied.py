@@ -58,8 +58,8 @@ class Studied:
         test_values: the measurement (m,) on the test examples.
         self_influence: what leaving out each example does to its own loss (n,); nan where that was not asked for.
         residual: the largest relative residual of the solver's answers, on the full curvature.
-        status: the solver's outcome (`fragile_lib.solvers`), and `not_converged` for a residual of 1 or more: no answer,
-            though an approximate inverse ((E)K-FAC) or a product of gradients may still tell the order.
+        status: the solver's outcome (`fragile_lib.solvers`), and `not_converged` for a residual of 1 or more: that is
+            no answer, though an approximate inverse ((E)K-FAC) or a product of gradients may still tell the order.
         certificate: ||grad J||, J, n, P, and with a dense solver the least and largest eigenvalue of its matrix.
         estimator, measurement: their names; seconds: of all of it; products: with the whole curvature, a test example.
         network: what was examined, for `leave_out_again`; None of a study that was read from a file.
