@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 from fragile_lib.study.record_file import read_record, row_dicts
 
 ROOT = Path(__file__).parents[2]
-PAGES = [f"{name}.html" for name in ("index", "iris", "small_mnist", "mnist_cifar10", "imagenet", "summary")]
+PAGES = sorted(path.name for path in (ROOT / "reports").glob("*.html"))
 PRIMARY = {"test_choice": "max_loss", "train_choice": "top_influence"}
 # Each file of parameters: what the study here has otherwise. Two threads wait for each other where tests run besides.
 SMALLER = {
