@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from fragile_lib.tools.files import write_if_changed
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKED = ".gz"  # of the published table, which is a tenth of its size
 COLUMNS = (
     "run_id", "profile", "dataset", "architecture", "activation", "depth", "width", "weight_decay", "n_train",
     "n_params", "seed", "test_point", "test_choice", "train_choice", "n_points", "estimator", "ground_truth", "pearson",
@@ -47,23 +45,10 @@ def read_records(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]
 
 
 def collect(paths: Iterable[Path], target: Path) -> tuple[int, list[str]]:
-    """Write the table of the records at `paths` to `target`; return how many there were, and what is to be told.
-
-    A target that ends in `PACKED` is compressed, and written only where the table is another one.
-    """
+    """Write the table of the records at `paths` to `target`; return how many there were, and what is to be told."""
     records, told = read_records(paths)
-    text = results_csv(records)
-    if target.suffix != PACKED:
-        write_if_changed(target, text)
-    elif not target.exists() or gzip.decompress(target.read_bytes()) != text.encode():
-        write_if_changed(target, gzip.compress(text.encode(), mtime=0))
+    write_if_changed(target, results_csv(records))
     return len(records), told
-
-
-def found(path: Path) -> Path:
-    """The table at a path, or the compressed one beside it where it is not there."""
-    packed = path.with_name(path.name + PACKED)
-    return packed if packed.exists() and not path.exists() else path
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
@@ -75,7 +60,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
     if not str(path):
         return pd.DataFrame()
-    place = found(study_root() / "notebooks" / path)
+    place = study_root() / "notebooks" / path
     remedy = "no table is there; run a study first, or give '' for no figures"
     require(place.exists(), "grid_results", str(path), remedy)
     return pd.read_csv(place, low_memory=False)  # a column has one type, whatever part of the file is read

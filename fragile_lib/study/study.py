@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from fragile_lib.study.collect import PACKED, collect
+from fragile_lib.study.collect import collect
 from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs
@@ -110,7 +110,7 @@ def collect_profile(root: Path, profile: str) -> list[str]:
 
 
 def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
-    """Copy records, failures and pages of the chosen notebooks to reports/, build its table; return what is told.
+    """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
 
     A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
     more are removed (git keeps them). Cells of `CARD` stay beside those of record, and these beside them. The table is
@@ -137,16 +137,12 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
 
 
 def collect_published(root: Path, jobs: Iterable[Job] = ()) -> list[str]:
-    """Make reports/results.csv.gz from the published records, in the order of the grids; return what is to be told."""
+    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
     jobs = jobs or [job for name in RESTORED_PROFILES for job in _planned(root, name)]
     names = dict.fromkeys(job.run.run_id for job in jobs)
     paths = [root / "reports" / "records" / name / "result.json" for name in names]
     paths = [path for path in paths if path.exists()]
-    if not paths:
-        return []
-    told = collect(paths, root / "reports" / f"results.csv{PACKED}")[1]
-    (root / "reports" / "results.csv").unlink(missing_ok=True)
-    return told
+    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
 
 
 def _planned(root: Path, profile: str) -> list[Job]:

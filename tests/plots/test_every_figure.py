@@ -21,11 +21,10 @@ from fragile_lib.agreement import bootstrap_interval
 from fragile_lib.plots import words
 from fragile_lib.plots.axes import placed
 from fragile_lib.plots.rows import show_rows
-from fragile_lib.study.collect import found
 from fragile_lib.tools.errors import InputError
 
 MEANS = [name for name, spec in plots.SPECS.items() if spec.kind != "table"]
-RESULTS = found(Path(__file__).parents[2] / "reports" / "results.csv")
+RESULTS = Path(__file__).parents[2] / "reports" / "results.csv"
 DAMPING = 1e-3
 
 

@@ -19,7 +19,6 @@ from bs4 import BeautifulSoup
 
 from fragile_lib.estimates import ESTIMATORS
 from fragile_lib.study.claims import Part, judge_part
-from fragile_lib.study.collect import found
 from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, taken_out
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
@@ -247,7 +246,7 @@ def test_the_map_says_which_question_is_answered_where(report):
 
 def test_the_committed_methods_are_the_registries_and_tell_of_every_name_in_the_results():
     entries = read_methods(synthetic.REPOSITORY / "params" / "methods.yaml")
-    results = pd.read_csv(found(synthetic.REPOSITORY / "reports" / "results.csv"), low_memory=False)
+    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv", low_memory=False)
     for entry in entries:
         assert mathml(entry["formula"]).startswith("<math"), entry["name"]
         assert entry["asks"].endswith(("?", ".")) and entry["leaves_out"].endswith("."), entry["name"]

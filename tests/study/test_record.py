@@ -1,6 +1,5 @@
 """The record and the table: what is written, what is read back, what is refused."""
 
-import gzip
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.__main__ import main
-from fragile_lib.study.collect import COLUMNS, collect, read_results, results_csv
+from fragile_lib.study.collect import COLUMNS, collect, results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record import record
@@ -257,19 +256,3 @@ def test_an_unreadable_record_is_told_and_the_others_stand(tmp_path, example_rec
     assert count == 1 and len(told) == 1 and "bad/result.json" in told[0]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
     assert not list(tmp_path.glob(".*tmp"))
-
-
-def test_a_compressed_table_is_found_and_written_again_only_where_it_differs(toy, tmp_path, example_record):
-    path = tmp_path / "toy-d1" / "result.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(example_record()))
-    target = tmp_path / "results.csv.gz"
-    collect([path], target)
-    assert gzip.decompress(target.read_bytes()).decode() == results_csv([read_record(path)])
-    target.write_bytes(gzip.compress(gzip.decompress(target.read_bytes()), 1, mtime=0))  # as another library packs it
-    before = target.read_bytes()
-    collect([path], target)
-    assert target.read_bytes() == before
-    assert len(read_results(tmp_path / "results.csv")) == 2
-    (tmp_path / "results.csv").write_text("run_id\nplain\n")
-    assert read_results(tmp_path / "results.csv")["run_id"].tolist() == ["plain"]

@@ -132,7 +132,7 @@ def _run_link(study: Study, run: Run, pages: dict[str, Page], out: Path) -> str:
 
 
 def _write_results(study: Study, built: Path, out: Path) -> None:
-    target = out / study.table
+    target = out / "results.csv"
     if study.results_path is None:
         (built / target.name).write_text(results_csv(study.records), encoding="utf-8")
     elif not (target.exists() and target.samefile(study.results_path)):

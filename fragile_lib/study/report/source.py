@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
-from fragile_lib.study.collect import found, results_csv
+from fragile_lib.study.collect import results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
@@ -65,11 +65,6 @@ class Study:
     methods: list[dict]
     problems: list[str] = field(default_factory=list)
     cells: tuple[int, int] = (0, 0)  # of `CARD`: that have been run, and that are planned
-
-    @property
-    def table(self) -> str:
-        """The name of the file with all results, beside the report's pages."""
-        return self.results_path.name if self.results_path else "results.csv"
 
     @property
     def records(self) -> list[dict]:
@@ -143,7 +138,7 @@ def _planned(params_dir: Path, profile: str, problems: list[str]) -> dict[str, s
 
 def _results(source: Path, records: list[dict]) -> tuple[Path | None, pd.DataFrame]:
     """The collected table where there is one, else the rows of the records."""
-    for path in (found(source / "results.csv"), found(source.parent / "results.csv")):
+    for path in (source / "results.csv", source.parent / "results.csv"):
         if path.is_file() and path.stat().st_size:
             return path, pd.read_csv(path, low_memory=False)
     return None, pd.read_csv(StringIO(results_csv(records)), low_memory=False) if records else pd.DataFrame()
