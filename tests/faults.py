@@ -64,6 +64,12 @@ if os.environ.get("FAULT_CLOCK"):
 """
 
 
+def heed() -> None:
+    """Heed what a shell's background or nohup has children ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Grid(Toy):
     """A toy study with a folder of customizations beside it."""
 
@@ -83,7 +89,7 @@ class Grid(Toy):
             return subprocess.Popen(
                 self.command("run", "--only-runs", "--jobs", "3", *more),
                 **{"env": self.environment | environment, "stdout": said, "stderr": said, "stdin": subprocess.DEVNULL},
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=heed,
             )
 
     def run(self, *more: str, **environment: str) -> tuple[int, str]:
@@ -163,6 +169,9 @@ ROLES = {
 }
 
 
+WEIGHTS = {"scheduler": 1, "papermill": 3, "kernel": 3, "study": 1}
+
+
 def kills(place: Path, expected: dict, asked: argparse.Namespace) -> str:
     """Random SIGKILLs of scheduler, papermill, kernel and study, and aimed ones between and after the two renames."""
     grid, draw, done = Grid(place), random.Random(asked.seed), Counter()
@@ -170,15 +179,20 @@ def kills(place: Path, expected: dict, asked: argparse.Namespace) -> str:
     process, starts = grid.start(**environment), 1
     while sum(done.values()) < asked.kills:
         time.sleep(draw.uniform(0.2, 3.0))
-        (role,), living = draw.choices(list(ROLES), (1, 3, 3, 1)), grid.processes()
-        victims = []
-        for one in living:
+        victims: dict[str, list[psutil.Process]] = {}
+        for one in grid.processes():
             with suppress(psutil.Error):
-                victims += [one] if ROLES[role](one.cmdline()) else []
-        if victims:
+                words = one.cmdline()
+                for role in ROLES:
+                    if ROLES[role](words):
+                        victims.setdefault(role, []).append(one)
+        # Mostly once runs have begun, and mostly these, so that the grid gets on.
+        if victims.keys() & {"papermill", "kernel"} or draw.random() < 0.2:
+            (role,) = draw.choices(list(victims), [WEIGHTS[role] for role in victims]) if victims else (None,)
             with suppress(psutil.Error):
-                draw.choice(victims).kill()
-                done[role] += 1
+                if role:
+                    draw.choice(victims[role]).kill()
+                    done[role] += 1
         if process.poll() is not None:
             if process.returncode < 0:
                 check_quiet(grid)
