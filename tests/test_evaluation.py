@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -36,15 +35,6 @@ def rng():
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
-
-
-def test_agreement_of_a_perfect_estimate():
-    x = np.array([-0.3, 0.1, 0.2, 0.9])
-    agreement = compare(x, x)
-    assert (agreement.n, agreement.status) == (4, "ok")
-    assert [agreement.pearson, agreement.spearman, agreement.slope] == pytest.approx([1, 1, 1], abs=1e-14)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        agreement.slope = 2.0
 
 
 def test_sign_is_kept_and_slope_is_truth_on_estimate():
