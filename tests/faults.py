@@ -342,7 +342,7 @@ def edits(place: Path, expected: dict, _: argparse.Namespace) -> str:
         finish(grid)
         check_quiet(grid)
         assert len(grid.records()) == 4
-    return f"of four runs each {refused[0]} (notebook) and {refused[1]} (library) refused, none of code that was not planned"
+    return f"of four runs each {refused[0]} (notebook) and {refused[1]} (library) refused, none of unplanned code"
 
 
 SCENARIOS = {f.__name__: f for f in (kills, signals, several, full_disk, read_only, memory, clock, edits)}
