@@ -144,12 +144,12 @@ def test_networks_without_decay_have_no_stationary_point(quick):
 def test_the_flat_file_reruns_a_run_to_the_same_numbers(quick, tmp_path):
     run, notebook = quick.out / "iris-relu-d1-w5-wd0.005", quick.root / "notebooks" / "iris.ipynb"
     command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "o.ipynb")]
-    command += ["-f", str(run / "params.yaml"), "-p", "output_dir", str(tmp_path), "-p", "grid_results", ""]
+    command += ["-f", str(run / "params.yaml"), "-p", "output_dir", str(tmp_path / run.name), "-p", "grid_results", ""]
     command += ["-p", "profile", "quick", "-p", "run_id", run.name]
     environment = quick.environment | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, cwd=quick.root / "notebooks", check=True, capture_output=True, timeout=600)
     costs = ["seconds_estimate", "seconds_retrain", "memory_mb"]  # measured in the process, not computed
-    first, again = (found(folder)[1].drop(columns=costs) for folder in (run, tmp_path))
+    first, again = (found(folder)[1].drop(columns=costs) for folder in (run, tmp_path / run.name))
     pd.testing.assert_frame_equal(first, again)
 
 
