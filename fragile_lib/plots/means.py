@@ -108,9 +108,11 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
         _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].reindex(levels).astype(float))
     expected = levels if shown.spec.falls else panel.marks[shown.spec.at]
     for name in set(expected) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
-        style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        place = (-CHANGES, "no rows", ax.transData) if shown.spec.falls else (0.02, "none", style["transform"])
-        ax.text(place[0], position[name], place[1], **style | {"transform": place[2]})
+        style = {"va": "center", "fontsize": 10, "color": "0.4"}
+        if shown.spec.falls:
+            ax.text(-CHANGES, position[name], "no rows", **style)
+        else:
+            ax.text(0.02, position[name], "none", transform=ax.get_yaxis_transform(), **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:

@@ -193,8 +193,8 @@ def _paper_sentence(paper: pd.DataFrame) -> str:
 
 def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = CHOICES) -> str:
     """What all rows have in common: data set, network, chosen points, estimate and truth, profile."""
-    told = [c for c in (*FACTS, *choices) if c in rows.columns and c not in shown and rows[c].nunique() == 1]
-    common = {c: rows[c].dropna().iloc[0] for c in told}
+    told = [c for c in (*FACTS, *choices) if c in rows.columns and c not in shown and rows[c].notna().all()]
+    common = {c: rows[c].iloc[0] for c in told if rows[c].nunique() == 1}
     if common.get("architecture") == "mlp":
         del common["architecture"]
     elif "architecture" in common:

@@ -184,7 +184,11 @@ COMMANDS = {
     "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
     "report": (_report, "build the HTML report of a profile, or of the published study", "--profile --published"),
     "pdf": (_pdf, "print the whole report into study.pdf beside its folder", "--profile --published"),
-    "publish": (_publish, "copy finished records and pages to reports/ (laptop or paper only)", "--profile --notebook"),
+    "publish": (
+        _publish,
+        "copy finished records and pages to reports/ (laptop, gpu or paper only)",
+        "--profile --notebook",
+    ),
 }
 
 if __name__ == "__main__":

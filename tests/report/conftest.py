@@ -9,6 +9,7 @@ import pytest
 import synthetic
 
 from fragile_lib.study.report import build_report
+from fragile_lib.study.report.whole import BROWSERS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def chromium() -> Iterator[object]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (pip install -e .[study,test])"
     )
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip("no Chromium found on PATH; install Debian's package `chromium` to run the browser tests")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
