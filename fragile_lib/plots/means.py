@@ -19,7 +19,7 @@ BESIDE, APART = 0.34, 0.84  # of the distance between two places, shared by join
 JITTER = 0.07
 LETTERS = 46  # of all tick labels from which on they stand upright; of titles side by side
 MOST = 12  # names of places along an axis; of more, not each is given
-CHANGES = 0.42  # of the correlation's axis, left of zero, for numbers of what a bar loses
+CHANGES = 0.5  # of the correlation's axis, left of all marks, for numbers of what a bar loses
 NAME = 24  # letters in one line of a category's name
 
 
@@ -108,11 +108,8 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
         _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].reindex(levels).astype(float))
     expected = levels if shown.spec.falls else panel.marks[shown.spec.at]
     for name in set(expected) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
-        style = {"va": "center", "fontsize": 10, "color": "0.4"}
-        if shown.spec.falls:
-            ax.text(-CHANGES, position[name], "no rows", **style)
-        else:
-            ax.text(0.02, position[name], "none", transform=ax.get_yaxis_transform(), **style)
+        style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
+        ax.text(0.02, position[name], "no rows" if shown.spec.falls else "none", **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:
@@ -123,7 +120,8 @@ def _draw_falls(ax: Axes, means: pd.Series) -> None:
     for name, start, end in zip(means.index, starts, means, strict=True):
         colour = base.VERMILLION if end < start else base.BLUE
         ax.barh(place[name], end - start, left=start, height=0.62, color=base.tint(colour, 0.55), zorder=2)
-        ax.text(-CHANGES, place[name], words.change(end - start), va="center", fontsize=11, zorder=6)
+        style = {"va": "center", "fontsize": 11, "zorder": 6, "transform": ax.get_yaxis_transform()}
+        ax.text(0.02, place[name], words.change(end - start), **style)
     ax.axvline(1, color="0.35", linewidth=1.0, zorder=1)
 
 
