@@ -147,10 +147,26 @@ def data_root() -> Path:
     return user_cache_path("fragile", appauthor=False)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses what plain PyYAML reads as something else, silently: a key given twice, 010 as 8."""
+MOST_MERGED = 1000  # pairs in one YAML file that come by merging
 
-    source = "YAML text"
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses what plain PyYAML reads as something else, silently: a key given twice, 010 as 8.
+
+    An alias costs nothing, however often it stands. A merge (`<<: *a`) copies, and merges of merges copy much.
+    """
+
+    source, merged = "YAML text", 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the pairs that a mapping merges before its own, as PyYAML does, but not any number of them."""
+        before, place = len(node.value), f"({self.source}, line {node.start_mark.line + 1})"
+        merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        widest = max((len(value.value) for value in merges), default=0)
+        require(widest <= MOST_MERGED, "<<", widest, f"merges too much; write the pairs out {place}")
+        super().flatten_mapping(node)
+        self.merged += len(node.value) - before
+        require(self.merged <= MOST_MERGED, "<<", self.merged, f"merges too many pairs; write them out {place}")
 
 
 def _number(loader: _StrictLoader, node: yaml.ScalarNode) -> int | float:

@@ -27,9 +27,15 @@ def grid(axes: str) -> tuple[str, str]:
     return GRID, f"  quick:\n    grids: {axes}"
 
 
-def bomb(level: str) -> str:
-    """Return a list whose every entry names the one before it twice, of thirty levels."""
-    return f"[&a0 {{x: 1}}, {', '.join(f'&a{i} ' + level.format(f'*a{i - 1}', f'x{i}') for i in range(1, 31))}]"
+def bomb(level: str, count: int = 30) -> str:
+    """Return a list whose every entry names the one before it, of many levels."""
+    levels = ", ".join(f"&a{i} " + level.format(f"*a{i - 1}", f"x{i}") for i in range(1, count + 1))
+    return f"[&a0 {{x: 1}}, {levels}]"
+
+
+def merged(level: str, count: int) -> tuple[str, str]:
+    """Mappings that merge the one before them, then one that is merged into the file's."""
+    return BASE, f"more: {bomb(level, count)}\n{BASE[:-1]}, <<: *a{count}}}"
 
 
 MANY = [0.0001 * i for i in range(1, 2001)]
@@ -102,6 +108,9 @@ CASES = {
     "aliases for a list": (*base("seeds", bomb("[{0}, {0}]")), "seeds[0] = {'x': 1}", "list of int"),
     "aliases for a section": (BASE, f"base: {bomb('[{0}, {0}]')}", "base = [{'x': 1}, [{", "pairs"),
     "merges of merges": (BASE, f"base: {bomb('{{{1}: 1, <<: [{0}, {0}]}}')}", "base = [{'x': 1}, {'x'", "pairs"),
+    "merges of merges for a section": (*merged("{{{1}: 1, <<: [{0}, {0}]}}", 1000), "<< = 1", "merges too many pairs"),
+    "merges of all before": (*merged("{{{1}: 1, <<: {0}}}", 20_000), "<< = 1", "merges too many pairs"),
+    "merges of many": (BASE, f"more: &a {{x: 1}}\n{BASE[:-1]}, <<: [{'*a, ' * 20_000}*a]}}", "<< = 20001", "too much"),
     "a date that is none": (*base("weight_decay", "2024-13-45"), "file = 'params/toy.yaml'", "correct it"),
     "octal": (*grid("{a: {depth: [010]}}"), "number = '010'", "write it as a decimal"),
     "sexagesimal": (*grid("{a: {depth: [1:30]}}"), "number = '1:30'", "write it as a decimal"),
