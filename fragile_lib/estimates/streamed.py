@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fragile_lib.choices import NAN, Estimate, Points, Removals
 from fragile_lib.estimates.by_name import SOLVERS
 from fragile_lib.estimates.influence import Direction, direction, from_slopes
 from fragile_lib.network import Network
-from fragile_lib.solvers.base import Solution, Solver, nowhere
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
 from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.errors import bad_input
@@ -64,20 +60,10 @@ def direction_of(network: Network, points: Points, name: str, **options: object)
         part = kept.load("solution")
         x = torch.from_numpy(part["x"]).to(network.theta)
         return Direction(x, *(float(n) for n in part["numbers"]), status=str(part["status"]))
-    found = direction(network, points, lambda: partial(_safely, name, SOLVERS[name](network, **options)))
+    found = direction(network, points, lambda: SOLVERS[name](network, **options))
     numbers = np.array([found.residual, found.seconds, found.products, found.memory_mb])
     kept.save("solution", x=found.x.cpu().numpy(), numbers=numbers, status=np.array(found.status))
     return found
-
-
-def _safely(name: str, solver: Solver, v: Tensor) -> Solution:
-    """What a solver finds; a failed decomposition is an outcome, so that no other estimator is lost by it."""
-    began = perf_counter()
-    try:
-        return solver(v)
-    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
-        warnings.warn(f"{name}: {error}", stacklevel=2)
-        return Solution(*nowhere(v), perf_counter() - began, "solver_diverged", 0.0)
 
 
 def _facts(network: Network, points: Points, options: Mapping[str, object]) -> dict:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.spectrum import extreme_eigenvalues
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
@@ -61,12 +61,9 @@ def descend(
     Raises:
         InputError: negative steps, a learning rate that is not positive, or a momentum outside [0, 1).
     """
-    if steps < 0:
-        raise bad_input("steps", steps, "give 0 or more")
-    if not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise bad_input("learning_rate", learning_rate, "give a finite number above 0")
-    if not 0 <= momentum < 1:
-        raise bad_input("momentum", momentum, "give a number in [0, 1)")
+    check_count("steps", steps, least=0)
+    check_number("learning_rate", learning_rate, above=0)
+    check_number("momentum", momentum, below=1)
     dataset, velocity = objective.members(theta, dataset), torch.zeros_like(theta)
     with flushed_denormals(), progress(total=steps, desc=label) as bar:
         for chunk in np.diff(np.linspace(0, steps, PROGRESS_CHUNKS + 1).astype(int)):

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from fragile_lib.objectives.base import Objective
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checks import check_number
 from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
@@ -57,8 +57,7 @@ def approach(
     Raises:
         InputError: a tolerance that is not above 0.
     """
-    if not tolerance > 0:
-        raise bad_input("tolerance", tolerance, "give a number above 0")
+    check_number("tolerance", tolerance, above=0)
     place = torch.tensor([dataset])
     passes, norm = 0, float(objective.gradient(theta[None].to(objective.data.x), objective.uniform(1), place).norm())
     with progress(total=rounds * steps, desc="towards the optimum") as bar:

@@ -16,7 +16,7 @@ from fragile_lib.minimise.descent import FLAT
 from fragile_lib.minimise.near_optimum import Optimum
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.dense import DenseSolver
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.numerics import flushed_denormals
 from fragile_lib.tools.progress import progress
 
@@ -68,11 +68,9 @@ def minimum(
     Raises:
         InputError: a tolerance that is not above 0, or rounds or steps below 1.
     """
-    if not tolerance > 0:
-        raise bad_input("tolerance", tolerance, "give a number above 0")
-    for name, count in (("rounds", rounds), ("steps", steps)):
-        if count < 1:
-            raise bad_input(name, count, "give a whole number of at least 1")
+    check_number("tolerance", tolerance, above=0)
+    check_count("rounds", rounds)
+    check_count("steps", steps)
     search = _Search(objective)
     state = search.at(theta.double())
     with flushed_denormals(), progress(total=rounds, desc="to a minimum") as bar:

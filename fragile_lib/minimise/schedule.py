@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fragile_lib.tools.checks import check_count, check_name, check_number
 from fragile_lib.tools.errors import bad_input
 
 OPTIMISERS = ("adam", "sgd", "rmsprop")
@@ -44,21 +45,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("batch", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise bad_input(name, value, f"give a whole number of at least {least}")
+            check_count(name, getattr(self, name), least=least)
         for name in ("learning_rate", "epsilon"):
-            value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise bad_input(name, value, "give a finite number above 0")
+            check_number(name, getattr(self, name), above=0)
         starts = [start for start, _ in self.drops]
         if not all(0 <= start <= 1 and isfinite(by) and by > 0 for start, by in self.drops) or starts != sorted(starts):
             raise bad_input("drops", self.drops, "give (fraction of the steps, positive factor) in rising order")
-        if self.optimiser not in OPTIMISERS:
-            raise bad_input("optimiser", self.optimiser, f"choose one of {', '.join((*OPTIMISERS, *NAMED))}")
-        for name, values in (("momentum", (self.momentum,)), ("betas", self.betas)):
-            if not all(0 <= value < 1 for value in values):
-                raise bad_input(name, getattr(self, name), "give numbers in [0, 1)")
+        check_name("optimiser", self.optimiser, OPTIMISERS)
+        for name, value in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas)):
+            check_number(name, value, below=1)
         if self.nesterov and not (self.optimiser == "sgd" and self.momentum > 0):
             raise bad_input("nesterov", self.nesterov, "it needs the optimiser sgd with a momentum above 0")
 
@@ -82,8 +77,7 @@ class Schedule:
         Raises:
             InputError: a fraction that is not above 0.
         """
-        if not (isfinite(fraction) and fraction > 0):
-            raise bad_input("retrain_fraction", fraction, "give a share of the training steps above 0")
+        check_number("retrain_fraction", fraction, above=0, why="a share of the training steps")
         return max(1, round(fraction * self.steps))
 
     def rows(self, n: int) -> Iterator[np.ndarray]:
@@ -92,8 +86,7 @@ class Schedule:
         Raises:
             InputError: a batch larger than n.
         """
-        if self.batch > n:
-            raise bad_input("batch", self.batch, f"give at most the number of examples, {n}")
+        check_count("batch", self.batch, most=n)
         rng, left = np.random.default_rng([self.seed, 3]), []
         for _ in range(self.steps):
             left = left or list(rng.permutation(n)[: n - n % self.batch].reshape(-1, self.batch))

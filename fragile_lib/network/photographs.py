@@ -35,6 +35,7 @@ from fragile_lib.network.modules import own
 from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.photographs import PhotoObjective, Scoring
 from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
 from fragile_lib.tools.measure import Peak
@@ -88,8 +89,7 @@ def further(schedule: Schedule, n: int, epochs: int, trained_here: bool) -> Sche
     Raises:
         InputError: fewer images than a batch.
     """
-    if n < schedule.batch:
-        raise bad_input("batch", schedule.batch, f"give at most the number of images that can be read, {n}")
+    check_count("batch", schedule.batch, most=n)
     steps = epochs * (n // schedule.batch)
     going_on = schedule.continued(steps, schedule.seed + 1)
     return going_on if trained_here else replace(going_on, learning_rate=schedule.learning_rate)
@@ -120,8 +120,7 @@ def prepare(
     Raises:
         InputError: more curvature images than there are, or a broken one where these are not skipped.
     """
-    if not 1 <= curvature_images <= len(train):
-        raise bad_input("curvature_images", curvature_images, f"give a whole number from 1 to {len(train)}")
+    check_count("curvature_images", curvature_images, most=len(train))
     rows = np.sort(np.random.default_rng([seed, 19]).choice(len(train), curvature_images, replace=False))
     how = loading.on_bad, loading.workers, loading.device
     data, _ = in_memory(train, rows, Notes(), *how)
@@ -167,8 +166,7 @@ def random_points(photos: PhotoSet, count: int, seed: int, prefer: str = "", on_
     Raises:
         InputError: a count below 1 or beyond the number of photographs, or a broken one that is not to be skipped.
     """
-    if not 1 <= count <= len(photos):
-        raise bad_input("test_count", count, f"give a whole number from 1 to {len(photos)}")
+    check_count("test_count", count, most=len(photos))
     order = np.random.default_rng([seed, 23]).permutation(len(photos))
     if prefer:
         first = [photos.listing.name(row).rpartition("/")[2].startswith(prefer) for row in order]

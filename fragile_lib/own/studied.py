@@ -58,8 +58,7 @@ class Studied:
         test_values: the measurement (m,) on the test examples.
         self_influence: what leaving out each example does to its own loss (n,); nan where that was not asked for.
         residual: the largest relative residual of the solver's answers, on the full curvature.
-        status: the solver's outcome (`fragile_lib.solvers`), and `not_converged` for a residual of 1 or more: that is
-            no answer, though an approximate inverse ((E)K-FAC) or a product of gradients may still tell the order.
+        status: the solver's outcome (`fragile_lib.solvers`).
         certificate: ||grad J||, J, n, P, and with a dense solver the least and largest eigenvalue of its matrix.
         estimator, measurement: their names; seconds: of all of it; products: with the whole curvature, a test example.
         network: what was examined, for `leave_out_again`; None of a study that was read from a file.
@@ -191,7 +190,7 @@ def study_model(
         test_values=measured.losses(model.theta[None])[0].double().cpu().numpy(),
         self_influence=itself,
         residual=found.residual,
-        status="not_converged" if found.status == "ok" and found.residual >= 1 else found.status,
+        status=found.status,
         certificate=_certificate(network, solver),
         estimator=estimator,
         measurement=measurement if isinstance(measurement, str) else getattr(measurement, "__name__", "own"),

@@ -6,8 +6,9 @@ Outcomes (`Solution.status`) of all solvers:
 * `indefinite`: C + damping I is known to have an eigenvalue at or below zero. `ExactSolver` always knows;
   `BlockCGSolver` and `MinresSolver` know it from the Krylov spaces they searched, `ArnoldiSolver` from the eigenvalues
   it found. x is the inverse all the same, as far as the residual says, but of no minimum.
-* `not_converged`: an iteration ended above its tolerance, or LiSSA or a direct solve at a residual of 1 or more; x is
-  the last iterate and its residual is as stated.
+* `not_converged`: an iteration ended above its tolerance, or any solver at a residual of 1 or more: that is no answer,
+  though an approximate inverse ((E)K-FAC) or a product of gradients may still tell the order. x is the last iterate
+  and its residual is as stated.
 * `solver_diverged`: something is not finite; x and residual are NaN.
 """
 

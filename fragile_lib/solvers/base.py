@@ -57,10 +57,17 @@ def nowhere(v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
 
 
-def outcome(x: Tensor, residual: Tensor, seconds: float, status: str, products: float = 0.0) -> Solution:
-    """The solution with this status; `solver_diverged`, and all NaN, where a residual is not finite."""
+def outcome(
+    x: Tensor, residual: Tensor, seconds: float, status: str, products: float = 0.0, unsolved: float = 1.0
+) -> Solution:
+    """The solution with this status; `solver_diverged`, and all NaN, where a residual is not finite.
+
+    `ok` becomes `not_converged` where a residual is `unsolved` or more: at 1, x = 0 would do as well.
+    """
     if not torch.isfinite(residual).all():
         return Solution(*nowhere(x), seconds, "solver_diverged", float(products))
+    if status == "ok" and residual.max() >= unsolved:
+        status = "not_converged"
     return Solution(x, residual, seconds, status, float(products))
 
 

@@ -59,10 +59,8 @@ class ExactSolver:
         if not self.finite:
             return Solution(*nowhere(v), self.seconds, "solver_diverged")
         x, residual, products = self._solved(v)
-        status = "ok" if residual.max() < self.unsolved else "not_converged"
-        if self.spectrum[0] + self.damping <= 0:
-            status = "indefinite"
-        return outcome(x, residual, self.seconds + perf_counter() - began, status, products)
+        status = "indefinite" if self.spectrum[0] + self.damping <= 0 else "ok"
+        return outcome(x, residual, self.seconds + perf_counter() - began, status, products, self.unsolved)
 
     def _solved(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
         """(x (K, P), relative residuals (K,), products spent)."""

@@ -102,7 +102,8 @@ def trak(
     Holds (n, dim) features and (dim, P) projection, and per-example gradients of `chunk` examples at a time.
 
     Raises:
-        InputError: checkpoints that are not (C, P), a bad count or damping, or a kernel without an inverse.
+        InputError: checkpoints that are not (C, P), a bad count or damping, a `dim` above n without damping, or a
+            kernel without an inverse.
     """
     if checkpoints.ndim != 2 or not len(checkpoints):
         raise bad_input("checkpoints", tuple(checkpoints.shape), "give networks (C, P), C at least 1")
@@ -111,8 +112,8 @@ def trak(
     check_number("damping", damping)
     if not is_plain(train.loss, train.data.y):
         raise bad_input("loss", type(train.loss).__name__, "TRAK is of the plain cross entropy")
-    if dim is not None and dim > train.n and damping == 0:
-        raise bad_input("dim", dim, f"give at most the number of training examples, {train.n}, or a damping above 0")
+    if damping == 0:
+        check_count("dim", dim, optional=True, most=train.n)
     points = torch.as_tensor(points, device=train.device)
     x, y = train.data.x[0], train.data.y[0]
     x_test, y_test = test.data.x[0][points], test.data.y[0][points]

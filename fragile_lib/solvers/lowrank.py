@@ -12,7 +12,6 @@ from torch import Tensor
 from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.base import AppliedInverse, DampedCurvature, NotFiniteError
 from fragile_lib.tools.checks import check_count, check_number
-from fragile_lib.tools.errors import bad_input
 
 
 class LowRankSolver(AppliedInverse):
@@ -38,9 +37,7 @@ class LowRankSolver(AppliedInverse):
     def __init__(
         self, objective: Objective, theta: Tensor, damping: float, rank: int, gauss_newton: bool, dataset: int
     ) -> None:
-        check_count("rank", rank)
-        if rank > len(theta):
-            raise bad_input("rank", rank, f"give at most the number of parameters, {len(theta)}")
+        check_count("rank", rank, most=len(theta))
         why = "what U does not span is divided by it where there is no weight decay"
         check_number("damping", damping, above=0, why=why)
         began = perf_counter()

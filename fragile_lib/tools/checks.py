@@ -8,12 +8,13 @@ from numbers import Integral, Real
 from fragile_lib.tools.errors import bad_input
 
 
-def check_count(name: str, value: object, optional: bool = False, least: int = 1) -> None:
-    """Raise InputError for what is not a whole number of at least `least`."""
+def check_count(name: str, value: object, optional: bool = False, least: int = 1, most: float = inf) -> None:
+    """Raise InputError for what is not a whole number of at least `least` and at most `most`."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise bad_input(name, value, f"give a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        bounds = f"of at least {least}" if most == inf else f"from {least} to {most}"
+        raise bad_input(name, value, f"give a whole number {bounds}")
 
 
 def check_number(name: str, value: object, above: float | None = None, below: float = inf, why: str = "") -> None:

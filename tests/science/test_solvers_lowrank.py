@@ -54,7 +54,7 @@ def test_an_eigenvalue_at_or_below_minus_the_damping_is_named(damping, status, r
 def test_small_negative_eigenvalues_behind_the_leading_ones_stay_unseen_as_documented():
     objective = Planted(np.diag([-0.5, *np.linspace(1, 9, 34)]))
     v = right_hand_sides(1, 35)
-    assert ArnoldiSolver(objective, objective.theta, 0.1, 5)(v).status == "ok"
+    assert ArnoldiSolver(objective, objective.theta, 0.1, 5)(v).status != "indefinite"
     assert ArnoldiSolver(objective, objective.theta, 0.1, 35)(v).status == "indefinite"
 
 
