@@ -42,15 +42,21 @@ PROXIMAL, DENSE, AGREE = f"{SCIENCE}/test_proximal.py", f"{SCIENCE}/test_dense.p
 
 MUTATIONS = [
     *_of(
-        "choices.py",
+        "choices/removals.py",
         ("removal adds its weight", "= -1.0 / self.n", "= 1.0 / self.n", f"{CHOICES}::test_a_removal_takes_one_nth_from_its_members_and_nothing_from_the_others"),
         ("removal takes one of n - 1", "= -1.0 / self.n", "= -1.0 / (self.n - 1)", f"{CHOICES}::test_a_removal_takes_one_nth_from_its_members_and_nothing_from_the_others"),
+    ),
+    *_of(
+        "choices/measured.py",
+        ("control is not subtracted from repetitions", "repeats = repeats - self.repeat_controls[:, None]", "pass", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
+        ("control is added", "changes=self.changes - self.control", "changes=self.changes + self.control", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
+    ),
+    *_of(
+        "choices/choosing.py",
         ("top-k by signed score", "np.nan_to_num(losses if choice == \"top_loss\" else np.abs(scores), nan=-1.0)", "np.nan_to_num(losses if choice == \"top_loss\" else scores, nan=-1.0)", f"{CHOICES}::test_training_points_are_ranked_by_absolute_influence_and_come_sorted"),
         ("one too few is chosen", "(-key).argsort(kind=\"stable\")[:count]", "(-key).argsort(kind=\"stable\")[1 : count + 1]", f"{CHOICES}::test_training_points_are_ranked_by_absolute_influence_and_come_sorted"),
         ("subsets leave out what they should keep", "size = max(1, round(share * n))", "size = max(1, round((1 - share) * n))", f"{CHOICES}::test_random_subsets_leave_out_a_share_and_are_the_same_for_all_test_points"),
         ("median of losses is the upper one", "(len(order) - count) // 2", "(len(order) - count + 1) // 2", f"{CHOICES}::test_one_point_of_a_choice"),
-        ("control is not subtracted from repetitions", "repeats = repeats - self.repeat_controls[:, None]", "pass", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
-        ("control is added", "changes=self.changes - self.control", "changes=self.changes + self.control", f"{CHOICES}::test_a_truth_less_its_control_takes_each_repetitions_own"),
     ),
     *_of(
         "estimates/influence.py",
