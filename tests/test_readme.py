@@ -48,7 +48,7 @@ def test_a_model_of_ones_own_goes_from_scores_to_their_reliability(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     shown: dict = {}
     exec(training + calls + again, shown)
-    found, told = shown["found"], shown["again"].agreement()
+    found, told = shown["found"], shown["found"].agreement(shown["again"])
     assert found.scores.shape == (1000, 20) and found.status == "ok" and found.residual <= 1e-4
     exact = ExactSolver(found.network.train, found.network.theta, 1e-3, gauss_newton=True)
     points = Points(np.arange(20), ["all"] * 20)

@@ -13,8 +13,8 @@ FLOORS = (
     ("solvers",),
     ("minimise",),
     ("network",),
-    ("estimates", "truths"),
-    ("rows", "own"),
+    ("estimates", "truths", "rows"),
+    ("own",),
 )
 BESIDE = {"plots": {"tools", "agreement", "choices"}, "study": {"tools", "agreement"}}
 ELSEWHERE = {"papermill", "nbclient", "nbformat", "nbconvert", "jinja2", "markupsafe", "yaml", "IPython"}

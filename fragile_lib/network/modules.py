@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.descent import accuracy
-from fragile_lib.minimise.modules import ModuleTrainer, Trained, make_optimiser, train
+from fragile_lib.minimise.modules import ModuleTrainer, train
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import check_batch, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.base import Network
 from fragile_lib.objectives.base import resolve_device
-from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss
 from fragile_lib.objectives.streamed import StreamedObjective
 
 POWER_STEPS = 8
@@ -52,8 +50,8 @@ def prepare(
     module = module.to(device=device, memory_format=torch.channels_last)
     trained = train(module, x, y, schedule, weight_decay)
     frozen, at_start = (frozen_statistics(one, x, schedule.batch) for one in (trained.module, module))
-    how = n_classes, train_data, test_data, weight_decay, damping, None, chunk, device
-    network, start = own(frozen, *how), own(at_start, *how)
+    how = n_classes, train_data, test_data, weight_decay, damping, chunk, device
+    network, start = as_it_is(frozen, *how), as_it_is(at_start, *how)
     theta, objective = network.theta[None], network.train
     train_accuracy, test_accuracy = (float(accuracy(one, theta)[0]) for one in (objective, network.test))
     certificate = {
@@ -74,46 +72,27 @@ def prepare(
     return replace(network, trainer=trainer, schedule=schedule, **told)
 
 
-def own(
+def as_it_is(
     module: nn.Module,
     n_classes: int,
     train_data: Data,
     test_data: Data,
     weight_decay: float,
     damping: float,
-    schedule: Schedule | None = None,
-    chunk: int = 50,
-    device: str = "auto",
-    loss: Loss | Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
+    chunk: int,
+    device: str,
 ) -> Network:
-    """A network that was trained elsewhere, in evaluation mode, as it is.
-
-    Args:
-        module: images, features or token ids (n, ...) -> outputs (n, n_classes), in float32 or float64.
-        n_classes: number of outputs.
-        train_data, test_data: x (1, n, ...) and labels or targets y (1, n, ...).
-        weight_decay: of J, on parameters of two dimensions or more.
-        damping: added to the curvature.
-        schedule: how it is trained on without examples (`warm_minibatch`); its optimiser begins without a memory.
-        chunk: examples whose activations are held at once.
-        device: auto, cpu or cuda.
-        loss: of an example, one of `objectives.losses` or a function (outputs, targets) -> (n,).
-
-    Raises:
-        InputError: a module whose loss for one example depends on others or on chance (`models.ModuleModel`), or data
-            that it has no meaning for (`objectives.Objective`).
-    """
+    """A module of images (n, C, H, W) in evaluation mode, with the plain cross entropy; no way of training it on."""
     device = resolve_device(device)
-    model = ModuleModel(module.to(device), n_classes)
-    objective = StreamedObjective(model, train_data, weight_decay, device, chunk, loss=loss)
-    norm = float(objective.gradient(model.theta[None], objective.uniform(1)).norm())
-    certificate, trainer = {"status": "not_certified", "grad_norm": norm}, None
-    if schedule is not None:
-        start = Trained(module, make_optimiser(module, schedule, weight_decay), 0, 0.0)
-        data = objective.data.x[0], objective.data.y[0]
-        trainer = ModuleTrainer(start, data, weight_decay, module, loss=objective.loss)
-    held = model.theta, objective, objective.on(test_data), damping
-    return Network(*held, certificate=certificate, trainer=trainer, schedule=schedule)
+    objective = StreamedObjective(ModuleModel(module.to(device), n_classes), train_data, weight_decay, device, chunk)
+    return of_objectives(objective, objective.on(test_data), damping)
+
+
+def of_objectives(train: StreamedObjective, test: StreamedObjective, damping: float) -> Network:
+    """The network that an objective's model holds, its certificate ||grad J|| there."""
+    theta, weights = train.model.theta, train.uniform(1)
+    certificate = {"status": "not_certified", "grad_norm": float(train.gradient(theta[None], weights).norm())}
+    return Network(theta, train, test, damping, certificate=certificate)
 
 
 def _placed(data: Data, device: str) -> Data:

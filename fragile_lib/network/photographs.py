@@ -31,7 +31,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.weights import NONE, OUTPUTS, TORCHVISION, load_state, make_network, read_state
 from fragile_lib.network.base import Network
-from fragile_lib.network.modules import own
+from fragile_lib.network.modules import as_it_is
 from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.photographs import PhotoObjective, Scoring
 from fragile_lib.objectives.streamed import StreamedObjective
@@ -126,7 +126,7 @@ def prepare(
     data, _ = in_memory(train, rows, Notes(), *how)
     some, _ = in_memory(test, test_rows, Notes(), *how)
     module, place = trained.module, workplace(checkpoint)
-    network = own(module, module.fc.out_features, data, some, weight_decay, damping, None, chunk, loading.device)
+    network = as_it_is(module, module.fc.out_features, data, some, weight_decay, damping, chunk, loading.device)
     how = chunk, shard, processes, bool(str(checkpoint))
     photos = PhotoObjective(module, train, loading, place / "scores", *how)
     network = replace(

@@ -1,10 +1,11 @@
 """A network of one's own: what leaving examples out would do, and what it really does.
 
-`study_model` takes a module, its loss and its data, and gives scores; `leave_out_again` leaves examples out for real, R
-times, and tells how well scores agree with that and how reliable it is itself.
+`study_model` takes a module, its loss and its data, and gives scores, which are an `Estimate`; `leave_out_again` leaves
+examples out for real, R times, which is a `Truth`; `Studied.agreement` compares them by the rows of the results table.
+`network_of` gives the network for the calls of the notebooks.
 """
 
-from fragile_lib.own.again import Again, leave_out_again
-from fragile_lib.own.studied import Studied, study_model
+from fragile_lib.own.network import network_of
+from fragile_lib.own.studied import Studied, leave_out_again, study_model
 
-__all__ = ["Again", "Studied", "leave_out_again", "study_model"]
+__all__ = ["Studied", "leave_out_again", "network_of", "study_model"]

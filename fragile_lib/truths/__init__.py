@@ -13,7 +13,7 @@ from fragile_lib.choices import Chosen, Points, Truth
 from fragile_lib.network import Network
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.truths.minima import minimum_by_newton, near
-from fragile_lib.truths.retrained import scratch_batches, scratch_starts, warm_minibatch
+from fragile_lib.truths.retrained import scratch_batches, scratch_fit, scratch_starts, warm_minibatch
 from fragile_lib.truths.stacked import scratch_descent, warm_descent
 from fragile_lib.truths.unrolled import unrolled_descent, unrolled_minibatch
 
@@ -40,6 +40,7 @@ TRUTHS: dict[str, Callable[..., list[Truth]]] = {
     "scratch_descent": scratch_descent,
     "scratch_starts": scratch_starts,
     "scratch_batches": scratch_batches,
+    "scratch_fit": scratch_fit,
 }
 
 

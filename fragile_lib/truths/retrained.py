@@ -5,15 +5,19 @@ Each repetition has batches in another order, and a control of its own on the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
+from torch import nn
 
-from fragile_lib.choices import Chosen, Points, Truth, mean_of
+from fragile_lib.choices import Chosen, Points, Removals, Truth, mean_of
+from fragile_lib.minimise.modules import losses_of
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
 from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.progress import progress
 from fragile_lib.truths.stacked import AGAIN
 
 
@@ -117,6 +121,48 @@ def _anew(network: Network, points: Points, chosen: Chosen, schedules: Sequence[
         none = np.zeros(len(points))  # its own control is what it is compared with
         found.append(Truth(removals, one.removed - one.control, none, seconds=one.seconds, images=one.images))
     return mean_of(found)
+
+
+def scratch_fit(
+    networks: list[Network],
+    points: list[Points],
+    chosen: list[Chosen],
+    repeats: int = 1,
+    *,
+    fit: Callable[[np.ndarray, int], nn.Module],
+) -> list[Truth]:
+    """Trained anew without each removal by the user's own `fit`, with seeds 0 .. R - 1, each against its own control.
+
+    Args:
+        networks, points, chosen: as above.
+        repeats: R; the truth is the mean.
+        fit: (rows (n',), seed) -> the module trained on these training examples, in evaluation mode. One seed must mean
+            one start and one order of what is left.
+
+    Raises:
+        InputError: a `fit` that gives no module.
+    """
+    return [
+        mean_of([_fitted(network, some, one.all(), fit, seed) for seed in range(repeats)])
+        for network, some, one in zip(networks, points, chosen, strict=True)
+    ]
+
+
+def _fitted(
+    network: Network, points: Points, removals: Removals, fit: Callable[[np.ndarray, int], nn.Module], seed: int
+) -> Truth:
+    began, test, everything = perf_counter(), network.on_points(points), np.arange(network.train.n)
+
+    def measured(group: Sequence[int]) -> np.ndarray:
+        module = fit(np.setdiff1d(everything, group), seed)
+        if not isinstance(module, nn.Module):
+            raise bad_input("fit(rows, seed)", type(module).__name__, "give the trained torch.nn.Module back")
+        return losses_of(module.to(network.theta), test)
+
+    groups = progress([(), *removals.members], desc="training without")
+    control, *removed = [measured(group) for group in groups]
+    changes = np.array(removed).reshape(len(removals), len(points)) - control
+    return Truth(removals, _finite(changes), np.zeros(len(points)), seconds=perf_counter() - began)
 
 
 def _finite(changes: np.ndarray) -> np.ndarray:

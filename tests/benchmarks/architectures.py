@@ -32,7 +32,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network import Network
-from fragile_lib.network.modules import own, prepare
+from fragile_lib.network.modules import as_it_is, prepare
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.measure import Peak
@@ -378,7 +378,7 @@ def peak_rise(x: np.ndarray, y: np.ndarray, sizes: Sizes) -> float:
     with Peak() as peak:
         data = Data(torch.from_numpy(x.copy())[None], torch.from_numpy(y.copy())[None])
         first = Data(data.x[:, :1], data.y[:, :1])
-        network = own(module, 10, data, first, DECAY, DAMPING, chunk=sizes.chunk, device="cpu")
+        network = as_it_is(module, 10, data, first, DECAY, DAMPING, sizes.chunk, "cpu")
         ESTIMATORS["cg_ggn"](network, Points(np.array([0]), ["first"]), tolerance=1e-2, max_iterations=2)
     return peak.mb
 

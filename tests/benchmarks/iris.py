@@ -18,7 +18,7 @@ from fragile_lib.estimates import ESTIMATORS, influence
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.mlp import MLP
 from fragile_lib.network import Network
-from fragile_lib.network.modules import own
+from fragile_lib.network.modules import as_it_is
 from fragile_lib.network.stack import descended
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.fused import make_objective
@@ -136,7 +136,7 @@ def hessians(depth: int, network: Network) -> None:
 def fixed_cost(network: Network) -> None:
     """What `influence` adds to the arithmetic of one test point: for the network, and for it as an own module."""
     model, data = network.train.model, (network.train.data, network.test.data)
-    mine = own(as_module(model, network.theta), model.n_classes, *data, DECAY, DAMPING, device="cpu")
+    mine = as_it_is(as_module(model, network.theta), model.n_classes, *data, DECAY, DAMPING, 50, "cpu")
     for name, one in (("multilayer perceptron", network), ("own module", mine)):
         compare_fixed(name, one, one.hessian, choose_points(one.test_losses(), {"max_loss": 1}))
 

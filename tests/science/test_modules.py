@@ -19,9 +19,11 @@ from fragile_lib.minimise.schedule import TENTH_AFTER_TWO_THIRDS, Schedule
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network import modules as network_modules
-from fragile_lib.network.modules import own, prepare
+from fragile_lib.network.modules import prepare
 from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import CROSS_ENTROPY
 from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.own import network_of
 from fragile_lib.rows import as_estimate, compare
 from fragile_lib.solvers.lissa import DivergedWarning, lissa_partition
 from fragile_lib.tools.errors import InputError
@@ -275,7 +277,9 @@ def test_estimates_are_the_dense_ones_on_the_scale_of_leaving_out(prepared, poin
 
 def test_a_network_trained_elsewhere_is_taken_as_it_is(prepared, points):
     module = prepared.trainer.start.module
-    same = own(module, CLASSES, prepared.train.data, prepared.test.data, 0.05, 0.1, planned(3, 10), 7)
+    data = [(objective.data.x[0], objective.data.y[0]) for objective in (prepared.train, prepared.test)]
+    how = {"weight_decay": 0.05, "decayed": "weights", "damping": 0.1, "chunk": 7, "device": "cpu"}
+    same = network_of(module, CROSS_ENTROPY, *data, schedule=planned(3, 10), **how)
     assert torch.equal(same.theta, prepared.theta)
     np.testing.assert_allclose(by(same, points, "cg_ggn").changes, by(prepared, points, "cg_ggn").changes)
     chosen = [choose(by(same, points, "identity").changes, {"top_influence": 4})]

@@ -9,6 +9,8 @@ from test_any_module import C, ce, draw, labels, made, slope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from fragile_lib.minimise.modules import train
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
 from fragile_lib.own import Studied, leave_out_again, study_model
 from fragile_lib.own.examples import DatasetObjective
@@ -179,15 +181,17 @@ def regression_study() -> Studied:
 
 
 def test_scores_of_a_minimum_agree_with_leaving_out_for_real():
-    found = leave_out_again(regression_study(), range(40), ridge, repeats=2)
-    told = found.agreement()
+    study = regression_study()
+    truths = leave_out_again(study, range(40), ridge, repeats=2)
+    told = study.agreement(truths)
     assert (told.spearman > 0.98).all() and (told.slope > 1).all() and (told.slope < 1.6).all()  # leverage
     np.testing.assert_allclose(told.reliability, 1, rtol=1e-9)
-    assert found.changes.shape == (2, 40, M)
+    assert truths["scratch_fit"].repeats.shape == (2, 40, M)
 
 
 def test_noise_shows_as_a_lower_reliability_and_the_mean_agrees_better():
-    told = leave_out_again(regression_study(), range(40), lambda r, s: ridge(r, s, 0.02), repeats=8).agreement()
+    study = regression_study()
+    told = study.agreement(leave_out_again(study, range(40), lambda r, s: ridge(r, s, 0.02), repeats=8))
     assert (told.reliability < 0.99).all() and (told.reliability_single < told.reliability).all()
     assert (told.spearman > told.spearman_single).all()
 
@@ -195,14 +199,32 @@ def test_noise_shows_as_a_lower_reliability_and_the_mean_agrees_better():
 def test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one():
     study = regression_study()
     mask = np.arange(40) < 3
-    groups = leave_out_again(study, [[0, 1, 2], [5, 9], mask], ridge, repeats=1)
-    np.testing.assert_allclose(groups.estimated[0], study.scores[:3].sum(0))
-    np.testing.assert_allclose(groups.changes[0, 0], groups.changes[0, 2])
+    truths = leave_out_again(study, [mask, [5, 9]], ridge, repeats=1)
+    groups = truths["scratch_fit"]
+    assert groups.removals.members == ((0, 1, 2), (5, 9))
+    np.testing.assert_allclose(study.on(groups.removals)[0], study.scores[:3].sum(0))
     x, y = targets(M)
     lost = [(m(x)[:, 0] - y).square().detach() / 2 for m in (ridge(np.arange(3, 40), 0), ridge(np.arange(40), 0))]
-    np.testing.assert_allclose(groups.changes[0, 0], lost[0] - lost[1], rtol=1e-9)
-    assert leave_out_again(study, mask, ridge, repeats=1).removals.members == ((0,), (1,), (2,))
-    assert np.isnan(groups.agreement().reliability).all()  # of one repetition nothing is known
+    np.testing.assert_allclose(groups.changes[0], lost[0] - lost[1], rtol=1e-9)
+    assert leave_out_again(study, mask, ridge, repeats=1)["scratch_fit"].removals.members == ((0,), (1,), (2,))
+    assert np.isnan(study.agreement(truths).reliability).all()  # of one repetition nothing is known
+
+
+def test_going_on_by_a_schedule_is_the_warm_truth_beside_its_control():
+    how = Schedule(40, 10, 1e-3, drops=())
+    study = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **EXACT | {"decayed": "weights"})
+    truths = leave_out_again(study, [1, 3, 5, 7], schedule=how, repeats=2)
+    assert set(truths) == {"warm_minibatch", "warm_minibatch_minus_control"}
+    held, (x, y), (xt, yt) = net(), examples(N), examples(M)
+    gone = train(held, x, y, how, DECAY, [3]).module, train(held, x, y, how, DECAY).module
+    lost = [ce(one(xt), yt).detach() for one in gone]
+    np.testing.assert_allclose(truths["warm_minibatch_minus_control"].repeats[0][1], lost[0] - lost[1], rtol=1e-9)
+    assert set(study.agreement(truths).ground_truth) == set(truths)
+    with pytest.raises(InputError, match="^decayed = "):  # what the schedule's optimiser would not decay
+        leave_out_again(study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **EXACT), [1], schedule=how)
+    for given in ({}, {"fit": ridge, "schedule": how}):
+        with pytest.raises(InputError, match="^fit = "):
+            leave_out_again(study, [1], **given)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,19 @@ from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import MINUS_CONTROL, TRUTHS, leave_out
 
 AGAIN = Schedule(steps=6, batch=10, learning_rate=1e-2, drops=())
+
+
+class Ramp(nn.Module):
+    """Ten outputs of any data."""
+
+    def __init__(self, rows: np.ndarray, seed: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1 / (1 + seed + rows.sum() % 7)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.slope * x.flatten(1).sum(1, keepdim=True) * torch.linspace(-1, 1, 10).to(x)
+
+
 SMALL = {"lissa_single": {"depth": 20}, "lissa_random": {"depth": 20, "batch": 5}, "nystroem": {"rank": 8}}
 SMALL |= {"lissa_partition": {"depth": 5, "batch": 5}, "arnoldi": {"rank": 8}, "source": {"time": 5.0}}
 HOW = {
@@ -31,6 +44,7 @@ HOW = {
     "scratch_descent": {"steps": 5, "learning_rate": 0.1, "momentum": 0.9, "seeds": [0, 1]},
     "scratch_starts": {"schedule": AGAIN, "seeds": [0, 1]},
     "scratch_batches": {"seeds": [0, 1]},
+    "scratch_fit": {"fit": Ramp},
 }
 REFUSED = {"module": {"lissa_single", "minimum", "scratch_descent"}}  # what takes a stack of copies of the network
 ANEW = ("scratch_descent", "scratch_starts", "scratch_batches")  # whose seeds are their repetitions
