@@ -93,8 +93,8 @@ MUTATIONS = [
         ("a margin that falls is harmful", "better = -sign if self.measurement in MEASUREMENTS else sign", "better = sign", f"{OWN}::test_helpful_examples_are_those_whose_removal_makes_things_worse"),
     ),
     *_of(
-        "own/again.py",
-        ("the control is not taken off", "found[:, 1:] - found[:, :1]", "found[:, 1:]", f"{OWN}::test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one"),
+        "truths/retrained.py",
+        ("the control of one's own training is not taken off", "len(points)) - control", "len(points))", f"{OWN}::test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one"),
     ),
     *_of(
         "objectives/proximal.py",
