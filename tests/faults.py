@@ -165,7 +165,7 @@ def finish(grid: Grid, times: int = 5, **environment: str) -> str:
 ROLES = {
     "scheduler": lambda words: "--nolock" in words,
     "papermill": lambda words: "execute" in words and "fragile_lib.study" in words,
-    "kernel": lambda words: "ipykernel_launcher" in words,
+    "kernel": lambda words: "fragile_lib.study.sources" in words,
     "study": lambda words: "--only-runs" in words,
 }
 
@@ -212,7 +212,7 @@ def signals(place: Path, expected: dict, _: argparse.Namespace) -> str:
     grid, ends = Grid(place, 6), []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = grid.start()
-        wait_for(lambda: [p for p in grid.processes() if "ipykernel_launcher" in p.cmdline()], "a kernel")
+        wait_for(lambda: [p for p in grid.processes() if "fragile_lib.study.sources" in p.cmdline()], "a kernel")
         process.send_signal(number)
         begun = time.monotonic()
         assert process.wait(60) == 130, f"{number.name}: exit code {process.returncode}"

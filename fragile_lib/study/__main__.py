@@ -1,31 +1,42 @@
-"""The command line of the study: `python -m fragile_lib.study {list,run,cells,execute,collect,pages,...}`."""
+"""The command line of the study: `python -m fragile_lib.study {list,run,cells,execute,collect,pages,...}`.
+
+A command is a function: its name, its docstring, and its parameters but `root` are what the command line asks for.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from fragile_lib.study import study
+from fragile_lib.study.cells import run_cells
+from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.files import profile_dir, study_root
+from fragile_lib.study.params import load_specs, select
+from fragile_lib.study.plan import left_out, make_plan, validated
+from fragile_lib.study.run import build_page
+from fragile_lib.study.run import execute as execute_run
 from fragile_lib.tools.errors import InputError, bad_input, require
+from fragile_lib.tools.processes import end_with_owners, say
 
 PROFILE = "quick (minutes), laptop (hours; the study of record), gpu or paper (the published scale); default quick"
 OPTIONS = {
-    "--profile": {"default": "quick", "help": PROFILE},
-    "--notebook": {"help": "one notebook, e.g. iris; default all"},
-    "--jobs": {"help": "runs side by side; default the number of cores"},
-    "--only-runs": {"action": "store_true", "help": "stop after the runs: no table, pages, report"},
-    "--seconds": {"type": float, "default": 600.0, "help": "how long; a run is ended then, and not kept; default 600"},
-    "--plain": {"action": "store_true", "help": "its cells as plain Python, without papermill and figures"},
-    "--published": {"action": "store_true", "help": "reports/, from its committed records"},
-    "run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"},
+    "profile": {"default": "quick", "help": PROFILE},
+    "notebook": {"help": "one notebook, e.g. iris; default all"},
+    "jobs": {"help": "runs side by side; default the number of cores"},
+    "only_runs": {"action": "store_true", "help": "stop after the runs: no table, pages, report"},
+    "seconds": {"type": float, "default": 600.0, "help": "how long; a run is ended then, and not kept; default 600"},
+    "plain": {"action": "store_true", "help": "its cells as plain Python, without papermill and figures"},
+    "published": {"action": "store_true", "help": "reports/, from its committed records"},
 }
+PLACES = {"run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)
-    given = None
+    given: dict[str, object] = {}
     try:
-        given = parser().parse_args(arguments)
-        return COMMANDS[given.command][0](given, study_root())
+        given = vars(parser().parse_args(arguments))
+        asked = {name: value for name, value in given.items() if name != "command"}
+        return 1 if COMMANDS[given["command"]](study_root(), **asked) else 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -44,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; free the disk or correct the rights, then run again", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
-        if given and given.command == "run":
-            print("interrupted; what finished is kept, and the same command runs only the rest", flush=True)
+        if given.get("command") == "run":
+            say("interrupted; what finished is kept, and the same command runs only the rest")
         return 130
 
 
@@ -59,71 +71,63 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    top = Parser(prog="python -m fragile_lib.study", description=__doc__, allow_abbrev=False)
+    top = Parser(prog="python -m fragile_lib.study", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for name, (_, text, options) in COMMANDS.items():
+    for name, function in COMMANDS.items():
+        text = inspect.getdoc(function)
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for option in options.split():
-            command.add_argument(option, **OPTIONS[option])
+        for option in list(inspect.signature(function).parameters)[1:]:
+            if option in PLACES:
+                command.add_argument(option, **PLACES[option])
+            else:
+                command.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option])
     return top
 
 
-def _list(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.plan import left_out, make_plan
-
-    states = {job.run.run_id: job.state for job in make_plan(root, given.profile, given.notebook)}
-    for run_id, state in states.items():
-        print(f"{state:10} {run_id}")
-    print(f"{list(states.values()).count('finished')} of {len(states)} finished")
-    for line in left_out(root, given.profile, given.notebook):
-        print(line)
-    return 0
+def list_(root: Path, profile: str, notebook: str | None) -> None:
+    """Show the runs of a profile and how each stands; write nothing."""
+    states = {job.run.run_id: job.state for job in make_plan(root, profile, notebook)}
+    say(*(f"{state:10} {run_id}" for run_id, state in states.items()))
+    say(f"{list(states.values()).count('finished')} of {len(states)} finished", *left_out(root, profile, notebook))
 
 
-def _run(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.study import run_study
-
+def run(root: Path, profile: str, notebook: str | None, jobs: str | None, only_runs: bool) -> int:
+    """Run what is not up to date, then collect, execute pages, build the report."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = given.jobs or str(cores)
+    text = jobs or str(cores)
     remedy = "give an int, at least 1 and at most 9999, without leading zeros: the number of runs side by side"
     require(re.fullmatch("[1-9][0-9]{0,3}", text), "jobs", text, remedy)
-    return 1 if run_study(root, given.profile, given.notebook, int(text), given.only_runs) else 0
+    return study.run_study(root, profile, notebook, int(text), only_runs)
 
 
-def _cells(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.cells import run_cells
-
-    return 1 if run_cells(root, given.profile, given.notebook, given.seconds, partial(print, flush=True)) else 0
-
-
-def _execute(given: argparse.Namespace, _: Path) -> int:
-    from fragile_lib.study.run import execute
-
-    run_id = given.run_dir.resolve().name
-    return _attempt(lambda: f"finished {run_id} in {execute(given.run_dir, given.plain):.1f} s", f"failed {run_id}")
+def cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
+    """Run as many runs as some seconds allow, one after the other, with little more than torch."""
+    return run_cells(root, profile, notebook, seconds)
 
 
-def _pages(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.plan import validated
-    from fragile_lib.study.run import build_page
-
-    chosen = validated(root, given.profile, given.notebook)
-    pages = {name: spec for name, spec in chosen.items() if spec.page is not None}
-
-    def build(name: str) -> str:
-        return f"page {name}: {build_page(root, given.profile, pages[name])}"
-
-    return max([_attempt(partial(build, name), f"failed: page {name}") for name in pages], default=0)
+def execute(_: Path, plain: bool, run_dir: Path) -> int:
+    """Execute one planned run (what Snakemake calls)."""
+    run_id = run_dir.resolve().name
+    return _attempt(f"finished {run_id} in {{:.1f}} s", f"failed {run_id}", execute_run, run_dir, plain)
 
 
-def _attempt(execute: Callable[[], str], failed: str) -> int:
-    """Execute a notebook while the study lives that asked for it; say what came of it, and return the exit code."""
-    from fragile_lib.study.execute import NotebookFailed
-    from fragile_lib.tools.processes import end_with_owners
+def collect(root: Path, profile: str) -> None:
+    """Write results.csv from the finished runs."""
+    say(*study.collect_profile(root, profile))
 
+
+def pages(root: Path, profile: str, notebook: str | None) -> int:
+    """Execute the notebooks' pages that are not up to date."""
+    chosen = [spec for spec in validated(root, profile, notebook).values() if spec.page is not None]
+    given = [(f"page {spec.notebook}: {{}}", f"failed: page {spec.notebook}", spec) for spec in chosen]
+    return sum(_attempt(told, failed, build_page, root, profile, spec) for told, failed, spec in given)
+
+
+def _attempt(told: str, failed: str, work: Callable[..., object], *given: object) -> int:
+    """Execute a notebook while the study lives that asked for it; say what came of it; return 1 where it failed."""
     end_with_owners()
     try:
-        news, code = execute(), 0
+        news, code = told.format(work(*given)), 0
     except NotebookFailed as failure:
         news, code = f"{failed}: {failure.message}", 1
     # One write, as several runs share the pipe to the study, which reads it line by line.
@@ -131,64 +135,35 @@ def _attempt(execute: Callable[[], str], failed: str) -> int:
     return code
 
 
-def _collect(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.study import collect_profile, say
-
-    return say(*collect_profile(root, given.profile))
-
-
-def _report(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.params import load_specs, select
-    from fragile_lib.study.study import build, collect_published, say
-
-    if given.published:
-        return say(*collect_published(root), build(root, root / "reports", root / "reports"))
-    select(load_specs(root / "params"), given.profile)
-    home = profile_dir(root, given.profile)
-    return say(build(root, home, home / "report"))
+def report(root: Path, profile: str, published: bool) -> None:
+    """Build the HTML report of a profile, or of the published study."""
+    if published:
+        say(*study.collect_published(root), study.build(root, root / "reports", root / "reports"))
+        return
+    select(load_specs(root / "params"), profile)
+    home = profile_dir(root, profile)
+    say(study.build(root, home, home / "report"))
 
 
-def _pdf(given: argparse.Namespace, root: Path) -> int:
+def pdf(root: Path, profile: str, published: bool) -> None:
+    """Print the whole report into study.pdf beside its folder."""
     from fragile_lib.study.report.whole import print_report
-    from fragile_lib.study.study import say
 
-    out = root / "reports" if given.published else profile_dir(root, given.profile) / "report"
-    require(
-        (out / "index.html").exists(), "report", str(out), "is not there; build it first (make study, make reports)"
-    )
-    return say(f"printed: {print_report(out, out.parent / 'study.pdf')}")
+    out = root / "reports" if published else profile_dir(root, profile) / "report"
+    remedy = "is not there; build it first (make study, make reports)"
+    require((out / "index.html").exists(), "report", str(out), remedy)
+    say(f"printed: {print_report(out, out.parent / 'study.pdf')}")
 
 
-def _publish(given: argparse.Namespace, root: Path) -> int:
-    from fragile_lib.study.plan import validated
-    from fragile_lib.study.study import build, publish, say
-
-    told = publish(root, given.profile, validated(root, given.profile, given.notebook))
-    return say(*told, build(root, root / "reports", root / "reports"))
+def publish(root: Path, profile: str, notebook: str | None) -> None:
+    """Copy finished records and pages to reports/ (laptop, gpu or paper only)."""
+    say(*study.publish(root, profile, validated(root, profile, notebook)))
+    say(study.build(root, root / "reports", root / "reports"))
 
 
-COMMANDS = {
-    "list": (_list, "show the runs of a profile and how each stands; writes nothing", "--profile --notebook"),
-    "run": (
-        _run,
-        "run what is not up to date, then collect, execute pages, build the report",
-        "--profile --notebook --jobs --only-runs",
-    ),
-    "cells": (
-        _cells,
-        "run as many runs as some seconds allow, one after the other, with little more than torch",
-        "--profile --notebook --seconds",
-    ),
-    "execute": (_execute, "execute one planned run (what Snakemake calls)", "--plain run_dir"),
-    "collect": (_collect, "write results.csv from the finished runs", "--profile"),
-    "pages": (_pages, "execute the notebooks' pages that are not up to date", "--profile --notebook"),
-    "report": (_report, "build the HTML report of a profile, or of the published study", "--profile --published"),
-    "pdf": (_pdf, "print the whole report into study.pdf beside its folder", "--profile --published"),
-    "publish": (
-        _publish,
-        "copy finished records and pages to reports/ (laptop, gpu or paper only)",
-        "--profile --notebook",
-    ),
+COMMANDS: dict[str, Callable[..., int | None]] = {  # each returns how many runs or pages failed
+    function.__name__.rstrip("_"): function
+    for function in (list_, run, cells, execute, collect, pages, report, pdf, publish)
 }
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from typing import Any
 from fragile_lib.study.execute import NotebookFailed, explain
 from fragile_lib.study.notebook_file import as_json, is_tagged, read_notebook, source_of
 from fragile_lib.study.plan import prepare
+from fragile_lib.study.sources import keep_imported
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import write_whole
+from fragile_lib.tools.processes import say
 
 FIGURES = "fragile_lib.plots"
 
@@ -36,7 +38,7 @@ class Silent(ModuleType):
         return lambda *_, **__: ()
 
 
-def run_cells(root: Path, profile: str, notebook: str | None, seconds: float, tell: Callable[[str], object]) -> int:
+def run_cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
     """Run what is not finished of a profile while there are seconds left; return how many runs failed.
 
     A run that the seconds did not suffice for is ended, and begins anew with the next call.
@@ -48,7 +50,7 @@ def run_cells(root: Path, profile: str, notebook: str | None, seconds: float, te
     ends, jobs = time.monotonic() + seconds, prepare(root, profile, notebook)[0]
     pending, failed, environment = [job for job in jobs if job.state != "finished"], 0, {**os.environ}
     environment |= {"FRAGILE_ROOT": str(root), "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
-    tell(f"{len(jobs) - len(pending)} of {len(jobs)} finished already")
+    say(f"{len(jobs) - len(pending)} of {len(jobs)} finished already")
     for job in pending:
         if (left := ends - time.monotonic()) <= 0:
             break
@@ -56,10 +58,10 @@ def run_cells(root: Path, profile: str, notebook: str | None, seconds: float, te
         try:
             failed += subprocess.run(command, env=environment, timeout=left, stdin=subprocess.DEVNULL).returncode != 0
         except subprocess.TimeoutExpired:
-            tell(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
+            say(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
             break
     still_open = [job.run.run_id for job in jobs if job.state != "finished"]
-    tell(f"open: {', '.join(still_open)}" if still_open else "all are finished")
+    say(f"open: {', '.join(still_open)}" if still_open else "all are finished")
     return failed
 
 
@@ -72,6 +74,7 @@ def execute_plainly(source: Path, output: Path, parameters: dict[str, Any], root
         NotebookFailed: an error in a cell.
     """
     notebook, began = read_notebook(source, root), time.monotonic()
+    keep_imported()
     namespace = {"__name__": "__main__", "display": lambda *_: None}
     sys.modules[FIGURES] = Silent(FIGURES)
     write_whole(output, as_json(notebook))

@@ -43,25 +43,29 @@ def execute_notebook(
     an incomplete notebook. A kernel that did not start is tried once more; nothing else is.
     """
     prepare_environment(threads)
+    given = (source, output, parameters, cell_minutes)
     try:
         try:
-            notebook = _papermill(source, output, parameters, cell_minutes)
+            notebook = _papermill(*given)
         except RuntimeError as error:
             if not str(error).startswith(START_ERRORS):
                 raise
-            notebook = _papermill(source, output, parameters, cell_minutes)
+            notebook = _papermill(*given)
     except Exception as error:
         raise explain(error, cell_minutes) from error
-    _without_absolute_paths(output, notebook, root)
+    # Papermill's note of where it ran: a published page does not tell of the machine's folders.
+    note = notebook.metadata.get("papermill", {})
+    note |= {key: os.path.relpath(note[key], root) for key in ("input_path", "output_path") if note.get(key)}
+    write_whole(output, as_json(notebook))
     return sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
 
 
 def prepare_environment(threads: int) -> None:
     """Set what the kernel inherits: its number of threads, no progress bars, no start-up or library chatter."""
-    os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in THREADED})
-    os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0")
-    given = [w for w in os.environ.get("PYTHONWARNINGS", "").split(",") if w and w not in LIBRARY_WARNINGS]
-    os.environ["PYTHONWARNINGS"] = ",".join([*given, *LIBRARY_WARNINGS])
+    os.environ |= {f"{name}_NUM_THREADS": str(threads) for name in THREADED}
+    os.environ |= {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONHASHSEED": "0"}
+    given = filter(None, os.environ.get("PYTHONWARNINGS", "").split(","))
+    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*given, *LIBRARY_WARNINGS]))
 
 
 def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
@@ -112,12 +116,3 @@ def explain(error: Exception, cell_minutes: float = 0) -> NotebookFailed:
     elif isinstance(error, OSError):
         said = f"{value}; free the disk or correct its rights"
     return NotebookFailed(kind, said, text[-4000:])
-
-
-def _without_absolute_paths(output: Path, notebook: Any, root: Path) -> None:
-    """Rewrite papermill's note of where it ran, so that a published page does not tell of the machine's folders."""
-    note = notebook.metadata.get("papermill", {})
-    for key in ("input_path", "output_path"):
-        if note.get(key):
-            note[key] = os.path.relpath(note[key], root)
-    write_whole(output, as_json(notebook))

@@ -14,7 +14,7 @@ class OwnKernelManager(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         """Return a spec for `sys.executable`; without history, whose one database parallel kernels would lock."""
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv = [sys.executable, "-m", "fragile_lib.study.sources", "-f", "{connection_file}"]
         options = ["--HistoryManager.enabled=False"]
         # Without this note the connection is not encrypted, and the kernel warns of it at each start.
         able = {"supported_encryption": ["curve"]}

@@ -20,6 +20,7 @@ from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
 from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import data_root, dump_yaml, remove, write_if_changed, write_whole
+from fragile_lib.tools.processes import say
 
 CARD = "gpu"  # the profile whose cells, run on a graphics card, stand beside those of the study of record
 RESTORED_PROFILES = ("laptop", CARD, "paper")
@@ -47,7 +48,7 @@ class Job:
     @property
     def state(self) -> str:
         """Return `finished`, `outdated` (by other parameters or code), `unreadable`, `failed` or `missing`."""
-        state = record_state(self.record, self.fingerprint)
+        state, _ = standing(self.record, self.fingerprint)
         return "failed" if state in ("missing", "outdated") and (self.directory / "failure.json").exists() else state
 
     def described(self) -> dict[str, object]:
@@ -56,14 +57,14 @@ class Job:
         return {**facts, "fingerprint": self.fingerprint, **self.limits}
 
 
-def record_state(path: Path, fingerprint: str) -> str:
-    """Return how a record stands to a fingerprint: `finished`, `outdated`, `unreadable` or `missing`."""
+def standing(path: Path, fingerprint: str) -> tuple[str, str]:
+    """Return how a record stands to a fingerprint, `finished`, `outdated`, `unreadable` or `missing`, and its fault."""
     if not path.exists():
-        return "missing"
+        return "missing", ""
     try:
-        return "finished" if read_record(path).get("fingerprint") == fingerprint else "outdated"
-    except InputError:
-        return "unreadable"
+        return "finished" if read_record(path).get("fingerprint") == fingerprint else "outdated", ""
+    except InputError as error:
+        return "unreadable", str(error).partition(": ")[2].rpartition(";")[0]
 
 
 def validated(root: Path, profile: str, notebook: str | None = None) -> dict[str, Spec]:
@@ -144,11 +145,8 @@ def _set_aside(job: Job, root: Path) -> list[str]:
     """Set a damaged record, or a folder where a file of the run belongs, aside; return what is to be told."""
     told = []
     for name in ("result.json", "params.yaml", ".job.json", "run.ipynb"):
-        path, fault = job.directory / name, ""
-        if path.is_dir():
-            fault = "is a folder"
-        elif path == job.record and path.exists():
-            fault = record_fault(path)
+        path = job.directory / name
+        fault = "is a folder" if path.is_dir() else standing(path, "")[1] if path == job.record else ""
         if fault:
             aside = path.with_name(f"{name}.unreadable")
             remove(aside)
@@ -157,21 +155,12 @@ def _set_aside(job: Job, root: Path) -> list[str]:
     return told
 
 
-def record_fault(path: Path) -> str:
-    """Return in a few words what is wrong with a record, "" for nothing."""
-    try:
-        read_record(path)
-    except InputError as error:
-        return str(error).partition(": ")[2].rpartition(";")[0]
-    return ""
-
-
 def _restore(job: Job, root: Path) -> list[str]:
     """Copy a committed record of the same fingerprint, so that a study goes on in a fresh clone."""
     source = root / "reports" / "records" / job.run.run_id / "result.json"
-    state = record_state(source, job.fingerprint)
-    if state == "unreadable":
-        return [f"{shown(source, root)} {record_fault(source)}; the run is repeated"]
+    state, fault = standing(source, job.fingerprint)
+    if fault:
+        return [f"{shown(source, root)} {fault}; the run is repeated"]
     if state != "finished" or read_record(source)["profile"] != job.run.profile:
         return []
     (job.directory / "run.ipynb").unlink(missing_ok=True)  # it belongs to the older result
@@ -182,9 +171,6 @@ def _restore(job: Job, root: Path) -> list[str]:
 def jobs_for_snakemake(config: Mapping[str, str], main_process: bool) -> list[Job]:
     """Return the jobs as the Snakefile needs them; only Snakemake's main process prepares files."""
     asked = study_root(), config.get("profile", "quick"), config.get("notebook") or None
-    if not main_process:
-        return make_plan(*asked)
-    jobs, told = prepare(*asked)
-    for line in told:
-        print(line, flush=True)
+    jobs, told = prepare(*asked) if main_process else (make_plan(*asked), [])
+    say(*told)
     return jobs

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,33 @@ from fragile_lib.study.cells import execute_plainly
 from fragile_lib.study.execute import NotebookFailed, execute_notebook, explain
 from fragile_lib.study.files import package_dir, profile_dir, study_root
 from fragile_lib.study.fingerprint import page_fingerprint, run_fingerprint
-from fragile_lib.study.notebook_file import as_json, code_cells, parameters_cell, put_back, read_notebook, refreshed
+from fragile_lib.study.notebook_file import (
+    Notebook,
+    as_json,
+    code_cells,
+    parameters_cell,
+    put_back,
+    read_notebook,
+    refreshed,
+)  # fmt: skip
 from fragile_lib.study.params import DEFAULT_LIMITS, Spec
 from fragile_lib.study.plan import RESTORED_PROFILES, write_stamp
 from fragile_lib.study.record_file import read_record, write_record
+from fragile_lib.study.sources import KEPT, as_imported
 from fragile_lib.tools.errors import InputError, require
-from fragile_lib.tools.files import load_json, load_yaml, plain, remove, write_if_changed, write_json, write_whole
+from fragile_lib.tools.files import json_text, load_json, load_yaml, plain, remove, write_if_changed, write_whole
 from fragile_lib.tools.machine import age, timestamp
 
+NOTEBOOK = "run.ipynb"
 CHANGED = "its notebook, the library or its parameters were changed since it was planned; run the study again"
 IDENTITY = ("run_id", "notebook", "profile", "fingerprint")
 JOB_KEYS = {*IDENTITY, *DEFAULT_LIMITS}
 
 
-def execute(run_dir: Path, plain: bool = False) -> float:
+def execute(run_dir: Path, plainly: bool = False) -> float:
     """Execute the run that `run_dir` describes (`.job.json`, `params.yaml`); return its seconds, start to end.
 
-    `plain`: without papermill (`cells.execute_plainly`).
+    `plainly`: without papermill (`cells.execute_plainly`).
 
     Raises InputError where the folder describes no run, NotebookFailed where the notebook fails or has changed since
     the run was planned; both leave an older finished result as it was. OSError where not even the failure can be
@@ -47,38 +58,22 @@ def execute(run_dir: Path, plain: bool = False) -> float:
     root, run_dir = study_root(), run_dir.resolve()
     job = read_job(run_dir)
     parameters = load_yaml(run_dir / "params.yaml", f"{run_dir.name}/params.yaml")
-    for left in run_dir.glob(".partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    partial = run_dir / f".partial-{os.getpid()}"
-    notebook, record = partial / "run.ipynb", partial / "result.json"
-    try:
-        with attempt(run_dir, notebook, root, job):
-            _check_unchanged(root / "notebooks" / f"{job['notebook']}.ipynb", parameters, root, job)
-            partial.mkdir()
-            in_cells = execute_for_study(notebook, parameters, root, job, partial, None, plain)
-            _check_unchanged(notebook, parameters, root, job)
-            content = _finished_record(record, job)
-            content["seconds_total"] = round(age(), 3)
-            content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
-            write_record(record, content)
-            for path in (notebook, record):
-                path.replace(run_dir / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def depends_on(notebook: Notebook, package: Path) -> str:
+        return run_fingerprint(parameters, code_cells(notebook, parameters=False), package)
+
+    with attempt(run_dir, root, job) as partial:
+        in_cells = execute_for_study(partial / NOTEBOOK, parameters, root, job, depends_on, partial, plainly=plainly)
+        content = _finished_record(partial / "result.json", job)
+        content["seconds_total"] = round(age(), 3)
+        content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
+        write_record(partial / "result.json", content)
+        for name in (NOTEBOOK, "result.json"):
+            (partial / name).replace(run_dir / name)
     for name in ("failure.json", "failed.ipynb", "result.json.unreadable"):
         remove(run_dir / name)
     write_stamp(run_dir.parent / ".done" / job["run_id"], job["fingerprint"], run_dir / ".job.json")
     return content["seconds_total"]
-
-
-def _check_unchanged(notebook: Path, parameters: dict[str, Any], root: Path, job: dict[str, Any]) -> None:
-    """Raise NotebookFailed where the cells of `notebook`, the library or the parameters are not those of the plan.
-
-    Asked before of the notebook, and afterwards of its executed copy: what papermill read in between is in there.
-    """
-    cells = code_cells(read_notebook(notebook, root), parameters=False)
-    if run_fingerprint(parameters, cells, package_dir(root)) != job["fingerprint"]:
-        raise NotebookFailed("Changed", CHANGED)
 
 
 def execute_for_study(
@@ -86,23 +81,35 @@ def execute_for_study(
     parameters: dict[str, Any],
     root: Path,
     job: dict[str, Any],
-    record: Path | None,
-    results: Path | None,
-    plain: bool = False,
+    depends_on: Callable[[Notebook, Path], str],
+    record: Path | None = None,
+    results: Path | None = None,
+    plainly: bool = False,
 ) -> float:
     """Execute a job's notebook into `output`, with those of the study's own parameters that it has; return its seconds.
 
-    `record` is the folder for the notebook's record, `results` the table of a grid that it draws from.
+    `record` is the folder for the notebook's record, `results` the table of a grid that it draws from. Raises
+    NotebookFailed where `depends_on` gives another fingerprint than the plan: before of the notebook and the library,
+    afterwards of the executed copy, which holds what papermill read, and of the modules as they were imported.
     """
-    source = root / "notebooks" / f"{job['notebook']}.ipynb"
+
+    def check(notebook: Path, package: Path) -> None:
+        if depends_on(read_notebook(notebook, root), package) != job["fingerprint"]:
+            raise NotebookFailed("Changed", CHANGED)
+
+    source, package = root / "notebooks" / f"{job['notebook']}.ipynb", package_dir(root)
+    check(source, package)
     places = {"output_dir": record, "grid_results": results}
     given = {name: Path(os.path.relpath(p, source.parent)).as_posix() if p else "" for name, p in places.items()}
     given |= {name: job[name] for name in ("profile", "run_id")}
     known = parameters_cell(read_notebook(source, root), source.name)
     parameters = {**parameters, **{name: value for name, value in given.items() if name in known}}
-    os.environ["FRAGILE_FINGERPRINT"] = job["fingerprint"] if record else ""
-    limits = {name: job[name] for name in ("threads", "cell_minutes")}
-    return (execute_plainly if plain else execute_notebook)(source, output, parameters, root, **limits)
+    limits = {name: job[name] for name in DEFAULT_LIMITS}
+    with tempfile.TemporaryDirectory(prefix="fragile-") as kept:
+        os.environ |= {"FRAGILE_FINGERPRINT": job["fingerprint"] if record else "", KEPT: kept}
+        seconds = (execute_plainly if plainly else execute_notebook)(source, output, parameters, root, **limits)
+        check(output, as_imported(package, Path(kept)))
+    return seconds
 
 
 def read_job(run_dir: Path) -> dict[str, Any]:
@@ -118,30 +125,28 @@ def read_job(run_dir: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def attempt(folder: Path, notebook: Path, root: Path, job: dict[str, Any]) -> Iterator[None]:
-    """Within: what fails, the disk included, is written to `folder` and raised again as NotebookFailed."""
+def attempt(folder: Path, root: Path, job: dict[str, Any]) -> Iterator[Path]:
+    """Yield a folder for what is incomplete; what fails, the disk included, is noted and raised as NotebookFailed."""
+    for left in folder.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = folder / f".partial-{os.getpid()}"
     try:
-        yield
-    except NotebookFailed as failure:
-        _write_failure(folder, notebook, failure, root, job)
-        raise
-    except (InputError, OSError) as error:
-        failure = explain(error)
-        _write_failure(folder, notebook, failure, root, job)
-        raise failure from error
-
-
-def _write_failure(folder: Path, notebook: Path, failure: NotebookFailed, root: Path, job: dict[str, Any]) -> None:
-    """Write what is known of a failure; a disk too full for it must not hide the failure itself."""
-    # Folders of the machine are nobody's business in a published report.
-    said = {name: getattr(failure, name).replace(f"{root}/", "") for name in ("message", "traceback")}
-    note = {**{key: job[key] for key in IDENTITY}, "error": failure.error, **said, "finished": timestamp()}
-    try:
-        write_json(folder / "failure.json", plain(note))
-        if notebook.exists():
-            notebook.replace(folder / "failed.ipynb")
-    except OSError as error:
-        print(f"the failure of {folder.name} could not be written either ({error})", flush=True)
+        partial.mkdir(parents=True)
+        yield partial
+    except (NotebookFailed, InputError, OSError) as error:
+        failure = error if isinstance(error, NotebookFailed) else explain(error)
+        # Folders of the machine are nobody's business in a published report.
+        said = {name: getattr(failure, name).replace(f"{root}/", "") for name in ("message", "traceback")}
+        note = {**{key: job[key] for key in IDENTITY}, "error": failure.error, **said, "finished": timestamp()}
+        try:
+            write_whole(folder / "failure.json", json_text(plain(note)))
+            if (partial / NOTEBOOK).exists():
+                (partial / NOTEBOOK).replace(folder / "failed.ipynb")
+        except OSError as full:  # which must not hide the failure itself
+            print(f"the failure of {folder.name} could not be written either ({full})", flush=True)
+        raise failure from (None if failure is error else error)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _finished_record(path: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -167,16 +172,14 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     """
     source = read_notebook(root / "notebooks" / f"{spec.notebook}.ipynb", root)
     target, results = page_path(root, profile, spec.notebook), profile_dir(root, profile) / "results.csv"
-    parameters = spec.page_parameters(profile)
+    parameters, failed = spec.page_parameters(profile) or {}, target.parent / ".failed" / spec.notebook
 
-    def depends_on(notebook: dict[str, Any]) -> str:
+    def depends_on(notebook: Notebook, package: Path) -> str:
         table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
-        return page_fingerprint([parameters, table], code_cells(notebook), package_dir(root))
+        return page_fingerprint([parameters, table], code_cells(notebook), package)
 
-    fingerprint = depends_on(source)
-    failed = target.parent / ".failed" / spec.notebook
-    places = [target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])]
-    for place in places:
+    fingerprint = depends_on(source, package_dir(root))
+    for place in (target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])):
         with suppress(InputError, OSError):
             executed = put_back(read_notebook(place, root), place.parent.parent)
             if executed.get("metadata", {}).get("fragile", {}).get("fingerprint") == fingerprint:
@@ -184,18 +187,11 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
                 changed = write_if_changed(target, as_json(refreshed(source, executed)))
                 return ("new text" if place == target else "restored") if changed else "up to date"
     job = {"run_id": f"{spec.notebook}-page", "notebook": spec.notebook, "profile": profile, "fingerprint": fingerprint}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
-    try:
-        with attempt(failed, partial, root, job):
-            given = {**job, **spec.limits}, None, results if results.exists() else None
-            execute_for_study(partial, parameters or {}, root, *given)
-            executed = read_notebook(partial, root)
-            if depends_on(executed) != fingerprint:
-                raise NotebookFailed("Changed", CHANGED)
-            executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}
-            write_whole(target, as_json(refreshed(source, executed)))
-    finally:
-        partial.unlink(missing_ok=True)
+    with attempt(failed, root, job) as partial:
+        given = {"results": results} if results.exists() else {}
+        execute_for_study(partial / NOTEBOOK, parameters, root, job | spec.limits, depends_on, **given)
+        executed = read_notebook(partial / NOTEBOOK, root)
+        executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}
+        write_whole(target, as_json(refreshed(source, executed)))
     shutil.rmtree(failed, ignore_errors=True)
     return "executed"

@@ -16,12 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-
-import psutil
 
 from fragile_lib.study.collect import collect
 from fragile_lib.study.files import profile_dir, shown
@@ -32,147 +29,11 @@ from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import json_text, locked, write_if_changed
-from fragile_lib.tools.processes import OWNERS, end_tree
-
-WORKFLOW = Path("workflow")
-NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)(?:: | )(.*)")
-
-
-def lock(root: Path, profile: str) -> AbstractContextManager[None]:
-    """Hold a profile for this process; raise InputError where a living study holds it."""
-    return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
-
-
-def command(root: Path, profile: str, notebook: str | None, jobs: int) -> list[str]:
-    """Return the Snakemake command of a profile's grid."""
-    # A study on toy parameters (FRAGILE_ROOT) has no workflow of its own and takes the project's.
-    home = root if (root / WORKFLOW / "Snakefile").exists() else Path(__file__).resolve().parents[2]
-    config = [f"profile={profile}", *([f"notebook={notebook}"] if notebook else [])]
-    return [
-        *(sys.executable, "-m", "snakemake", "--snakefile", str(home / WORKFLOW / "Snakefile")),
-        *("--workflow-profile", str(home / WORKFLOW / "profiles" / "default")),
-        *("--directory", str(root), "--cores", str(jobs), "--nolock", "--quiet", "all", "--config", *config),
-    ]
-
-
-def run_grid(
-    root: Path, jobs: list[Job], cores: int, notebook: str | None, tell: Callable[[str], None]
-) -> dict[str, str]:
-    """Run the unfinished jobs of one profile and tell of each; return what those said that failed, by run.
-
-    On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
-    """
-    pending = {job.run.run_id for job in jobs if job.state != "finished"}
-    done, total, begun = len(jobs) - len(pending), len(jobs), time.monotonic()
-    said: dict[str, str] = {}
-    if not pending:
-        tell(f"[{done} of {total}] all runs are up to date")
-        return said
-    tell(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
-    profile = jobs[0].run.profile
-    log = profile_dir(root, profile) / "snakemake.log"
-    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = command(root, profile, notebook, cores)
-    process = subprocess.Popen(started, text=True, errors="replace", env=environment, **pipes)
-    try:
-        with log.open("w", encoding="utf-8") as handle:
-            for line in process.stdout:  # type: ignore[union-attr]
-                handle.write(line)
-                handle.flush()
-                match = NEWS.match(line)
-                if match and match[2] in pending:
-                    said[match[2]] = match[3] if match[1] == "failed" else ""
-                    done += match[1] == "finished"
-                    tell(f"[{done} of {total}] {line.rstrip()}")
-        process.wait()
-    finally:
-        if process.poll() is None:
-            end_tree(psutil.Process(process.pid))
-            process.wait()
-    done = sum(job.state == "finished" for job in jobs)
-    tell(f"[{done} of {total}] finished in {time.monotonic() - begun:.0f} s")
-    if process.returncode and not said:
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
-        tell(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")
-    return said
-
-
-def collect_profile(root: Path, profile: str) -> list[str]:
-    """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
-    jobs = make_plan(root, profile)
-    finished = [job for job in jobs if job.state == "finished"]
-    others = [job.run.run_id for job in jobs if job not in finished and job.record.exists()]
-    told = [f"left out of the table: {name}, its result is of other parameters or code" for name in others]
-    target = profile_dir(root, profile) / "results.csv"
-    count, unread = collect((job.record for job in finished), target)
-    return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
-
-
-def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
-    """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
-
-    A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
-    more are removed (git keeps them). Cells of `CARD` stay beside those of record, and these beside them. The table is
-    made from the published records, so the two always agree. Raises
-    InputError for a profile too small to stand as the study of record.
-    """
-    remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
-    require(profile in RESTORED_PROFILES, "profile", profile, remedy)
-    reports = root / "reports"
-    everything = make_plan(root, profile)
-    told = [line for job in everything if job.run.notebook in chosen for line in _publish_run(job, reports)]
-    everything += _planned(root, OF_RECORD if profile == CARD else CARD)
-    planned = {job.run.run_id for job in everything}
-    for folder in sorted((reports / "records").glob("*")):
-        if folder.is_dir() and folder.name not in planned:
-            shutil.rmtree(folder)
-            told.append(f"{folder.name}: in no grid any more, removed from reports/records")
-    for name, spec in chosen.items():
-        page = page_path(root, profile, name)
-        if spec.page is not None and page.exists():
-            executed = taken_out(read_notebook(page, root), name, reports)
-            write_if_changed(reports / "pages" / page.name, as_json(executed))
-    return told + collect_published(root, everything)
-
-
-def collect_published(root: Path, jobs: Iterable[Job] = ()) -> list[str]:
-    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
-    jobs = jobs or [job for name in RESTORED_PROFILES for job in _planned(root, name)]
-    names = dict.fromkeys(job.run.run_id for job in jobs)
-    paths = [root / "reports" / "records" / name / "result.json" for name in names]
-    paths = [path for path in paths if path.exists()]
-    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
-
-
-def _planned(root: Path, profile: str) -> list[Job]:
-    """The jobs of a profile, or none where no notebook has it."""
-    profiles = {name for spec in load_specs(root / "params").values() for name in spec.profiles}
-    return make_plan(root, profile) if profile in profiles else []
-
-
-def _publish_run(job: Job, reports: Path) -> list[str]:
-    target, state = reports / "records" / job.run.run_id, job.state
-    if state == "finished":
-        write_if_changed(target / "params.yaml", (job.directory / "params.yaml").read_bytes())
-        write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
-        (target / "failure.json").unlink(missing_ok=True)
-        return []
-    if (job.directory / "failure.json").exists():
-        write_if_changed(target / "failure.json", (job.directory / "failure.json").read_bytes())
-    kept = "; its older record stays" if (target / "result.json").exists() else ""
-    return [f"{job.run.run_id}: {state}, not published{kept}"]
-
+from fragile_lib.tools.processes import OWNERS, ending_children, say
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
 OF_RECORD = "laptop"
-
-
-def say(*lines: str) -> int:
-    """Print lines at once, also into a pipe; return the exit code of what went well."""
-    for line in lines:
-        print(line, flush=True)
-    return 0
+NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)(?:: | )(.*)")
 
 
 def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_runs: bool = False) -> int:
@@ -184,7 +45,7 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     with lock(root, profile):
         jobs, told = prepare(root, profile, notebook)
         say(*told)
-        said = run_grid(root, jobs, cores, notebook, say)
+        said = run_grid(root, jobs, cores, notebook)
         failed = [job for job in jobs if job.state != "finished"]
         problems = [f"{job.run.run_id}: {said.get(job.run.run_id) or reason_of(job)}" for job in failed]
         problems += [] if only_runs else report_study(root, profile, chosen, cores)
@@ -192,6 +53,56 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     if problems:
         say(f"{len(problems)} failed; what finished is kept, and the same command runs only the rest")
     return len(problems)
+
+
+def lock(root: Path, profile: str) -> AbstractContextManager[None]:
+    """Hold a profile for this process; raise InputError where a living study holds it."""
+    return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a program of this Python's, which ends when this process does; what it says comes through a pipe."""
+    environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, "-m", *words], text=True, errors="replace", env=environment, **pipes)
+
+
+def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None) -> dict[str, str]:
+    """Run the unfinished jobs of one profile, telling of each; return what those said that failed, by run.
+
+    On KeyboardInterrupt all processes are ended before it is raised again; what was finished stays finished.
+    """
+    pending = {job.run.run_id for job in jobs if job.state != "finished"}
+    done, total, begun, said = len(jobs) - len(pending), len(jobs), time.monotonic(), {}
+    if not pending:
+        say(f"[{done} of {total}] all runs are up to date")
+        return said
+    say(f"[{done} of {total}] finished already; {len(pending)} to run, {min(cores, len(pending))} at a time")
+    profile = jobs[0].run.profile
+    # A study on toy parameters (FRAGILE_ROOT) has no workflow of its own and takes the project's.
+    home = root if (root / "workflow" / "Snakefile").exists() else Path(__file__).resolve().parents[2]
+    words = ["snakemake", "--snakefile", str(home / "workflow" / "Snakefile")]
+    words += ["--workflow-profile", str(home / "workflow" / "profiles" / "default"), "--directory", str(root)]
+    words += ["--cores", str(cores), "--nolock", "--quiet", "all", "--config", f"profile={profile}"]
+    words += [f"notebook={notebook}"] if notebook else []
+    log = profile_dir(root, profile) / "snakemake.log"
+    with ending_children(), log.open("w", encoding="utf-8") as handle:
+        process = start(root, *words)
+        for line in process.stdout:  # type: ignore[union-attr]
+            handle.write(line)
+            handle.flush()
+            match = NEWS.match(line)
+            if match and match[2] in pending:
+                said[match[2]] = match[3] if match[1] == "failed" else ""
+                done += match[1] == "finished"
+                say(f"[{done} of {total}] {line.rstrip()}")
+        process.wait()
+    done = sum(job.state == "finished" for job in jobs)
+    say(f"[{done} of {total}] finished in {time.monotonic() - begun:.0f} s")
+    if process.returncode and not said:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+        say(f"Snakemake ended with exit code {process.returncode} and ran nothing; {shown(log, root)} ends:\n{tail}")
+    return said
 
 
 def reason_of(job: Job) -> str:
@@ -222,22 +133,19 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
 
     A page that computes with several threads has as many cores to itself: two such side by side wait for each other.
     """
-    command = [sys.executable, "-m", "fragile_lib.study", "pages", "--profile", profile, "--notebook"]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    pipes["env"] = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root)}
+
+    def page(name: str) -> str:
+        process = start(root, "fragile_lib.study", "pages", "--profile", profile, "--notebook", name)
+        said = (process.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
+        say(said)
+        return said.removeprefix("error: ").removeprefix("failed: ") if process.returncode else ""
+
     pages = [spec for spec in chosen.values() if spec.page is not None]
     problems: list[str] = []
     for threads in sorted({spec.limits["threads"] for spec in pages}):
         names = [spec.notebook for spec in pages if spec.limits["threads"] == threads]
-        with ThreadPoolExecutor(max(1, cores // threads)) as pool:
-            try:
-                for call in pool.map(lambda name: subprocess.run([*command, name], **pipes), names):
-                    last = (call.stdout.strip().splitlines() or ["the page's process ended without a word"])[-1]
-                    say(last)
-                    problems += [last.removeprefix("error: ").removeprefix("failed: ")] if call.returncode else []
-            finally:
-                for process in psutil.Process().children():
-                    end_tree(process)
+        with ThreadPoolExecutor(max(1, cores // threads)) as pool, ending_children():
+            problems += filter(None, pool.map(page, names))
     return problems
 
 
@@ -246,3 +154,66 @@ def build(root: Path, source: Path, out: Path) -> str:
     from fragile_lib.study.report import build_report
 
     return f"report: open {build_report(source, out, root / 'params').resolve().as_uri()}"
+
+
+def collect_profile(root: Path, profile: str) -> list[str]:
+    """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
+    jobs = make_plan(root, profile)
+    finished = [job for job in jobs if job.state == "finished"]
+    others = [job.run.run_id for job in jobs if job not in finished and job.record.exists()]
+    told = [f"left out of the table: {name}, its result is of other parameters or code" for name in others]
+    target = profile_dir(root, profile) / "results.csv"
+    count, unread = collect((job.record for job in finished), target)
+    return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
+
+
+def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
+    """Copy records, failures and pages of the chosen notebooks to reports/, build results.csv; return what is told.
+
+    A run that is not finished keeps its older published record, if any, and is named; runs that are in no grid any
+    more are removed (git keeps them). Cells of `CARD` stay beside those of record, and these beside them. The table is
+    made from the published records, so the two always agree. Raises
+    InputError for a profile too small to stand as the study of record.
+    """
+    remedy = f"is never published; reports/ holds the study of record, run {' or '.join(RESTORED_PROFILES)}"
+    require(profile in RESTORED_PROFILES, "profile", profile, remedy)
+    reports, jobs = root / "reports", make_plan(root, profile)
+    told = [line for job in jobs if job.run.notebook in chosen for line in _publish_run(job, reports)]
+    planned = {job.run.run_id for job in [*jobs, *_planned(root, OF_RECORD if profile == CARD else CARD)]}
+    for folder in sorted((reports / "records").glob("*")):
+        if folder.is_dir() and folder.name not in planned:
+            shutil.rmtree(folder)
+            told.append(f"{folder.name}: in no grid any more, removed from reports/records")
+    for name, spec in chosen.items():
+        page = page_path(root, profile, name)
+        if spec.page is not None and page.exists():
+            executed = taken_out(read_notebook(page, root), name, reports)
+            write_if_changed(reports / "pages" / page.name, as_json(executed))
+    return told + collect_published(root)
+
+
+def collect_published(root: Path) -> list[str]:
+    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
+    names = dict.fromkeys(job.run.run_id for profile in RESTORED_PROFILES for job in _planned(root, profile))
+    paths = [root / "reports" / "records" / name / "result.json" for name in names]
+    paths = [path for path in paths if path.exists()]
+    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
+
+
+def _planned(root: Path, profile: str) -> list[Job]:
+    """The jobs of a profile, or none where no notebook has it."""
+    known = any(profile in spec.profiles for spec in load_specs(root / "params").values())
+    return make_plan(root, profile) if known else []
+
+
+def _publish_run(job: Job, reports: Path) -> list[str]:
+    target, state = reports / "records" / job.run.run_id, job.state
+    if state == "finished":
+        write_if_changed(target / "params.yaml", (job.directory / "params.yaml").read_bytes())
+        write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
+        (target / "failure.json").unlink(missing_ok=True)
+        return []
+    if (job.directory / "failure.json").exists():
+        write_if_changed(target / "failure.json", (job.directory / "failure.json").read_bytes())
+    kept = "; its older record stays" if (target / "result.json").exists() else ""
+    return [f"{job.run.run_id}: {state}, not published{kept}"]

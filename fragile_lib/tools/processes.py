@@ -1,4 +1,4 @@
-"""Processes that end together with those that started them."""
+"""What processes say to those that started them, and that they end together with them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import psutil
 
 OWNERS = "FRAGILE_OWNERS"  # the variable of the environment that names them to what they start
+
+
+def say(*lines: str) -> None:
+    """Print lines at once, also into a pipe."""
+    for line in lines:
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def ending_children() -> Iterator[None]:
+    """Within: what this process starts ends with the block, however that is left."""
+    try:
+        yield
+    finally:
+        for child in psutil.Process().children():
+            end_tree(child)
 
 
 def end_tree(process: psutil.Process, patience: float = 15.0) -> None:

@@ -116,6 +116,7 @@ class Toy:
     def call(self, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             self.command(*arguments),
+            cwd=self.root,
             env=self.environment,
             capture_output=True,
             text=True,

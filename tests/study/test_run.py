@@ -160,6 +160,36 @@ def test_a_record_belongs_to_the_code_that_was_planned(toy, library, example_rec
         assert read_record(folder / "result.json")["digest"] and (folder / "result.json").read_bytes() != older
 
 
+PUT_BACK = """
+from pathlib import Path
+module, text = Path("../fragile_lib/extra.py"), Path("../fragile_lib/extra.py").read_text()
+module.write_text(text.replace(*Path("edit").read_text().split("|")))
+from fragile_lib.extra import f
+module.write_text(text)
+rows_of = f()
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "plain", "refused"),
+    [("return 1|return 2", [], True), ("return 1|return 2", ["--plain"], True), ("# one|# two", ["--plain"], False)],
+)
+def test_what_the_kernel_imported_counts_though_the_edit_is_put_back(toy, library, edit, plain, refused):
+    """The first cell stands for whoever edits the library while the kernel starts."""
+    for name in ("study", "tools"):
+        shutil.copytree(PROJECT / "fragile_lib" / name, library.parent / name)
+    (library.parent / "__init__.py").touch()
+    library.write_text("def f():\n    return 1  # one\n")
+    toy.write_notebook({**toy.cells, "work": PUT_BACK})
+    (toy.notebook.parent / "edit").write_text(edit)
+    toy.environment["PYTHONPATH"] = str(toy.root)
+    call = toy.call("execute", *plain, str(planned(toy)))
+    assert call.returncode == int(refused), call.stdout + call.stderr
+    assert ("changed since it was planned; run the study again" in call.stdout) is refused
+    assert (toy.run_dir("toy-d1") / "result.json").exists() is not refused
+    assert library.read_text().endswith("return 1  # one\n")
+
+
 @pytest.mark.parametrize(
     ("message", "times"),
     [("Kernel died before replying to kernel_info", 2), ("Kernel didn't respond in 60", 2), ("x", 1)],
@@ -210,9 +240,8 @@ def test_a_disk_that_fills_while_the_record_is_promoted(toy, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "execute_notebook", lambda *_, **__: 1.0)
     monkeypatch.setattr(run_module, "_finished_record", lambda *_: {})
-    monkeypatch.setattr(run_module, "_check_unchanged", lambda *_: None)
+    monkeypatch.setattr(run_module, "execute_for_study", lambda *_, **__: 1.0)
     monkeypatch.setattr(run_module, "write_record", full)
     with pytest.raises(NotebookFailed, match="the disk is full .No space left on device.; free some"):
         run_module.execute(folder)
@@ -356,7 +385,7 @@ def start(toy):
         started.append(process)
         wait_for((toy.run_dir("toy-d1") / "result.json").exists)
         # The notebook's copy is saved when its first cell is done.
-        wait_for(lambda: any("ipykernel_launcher" in words(p) for p in family(process)))
+        wait_for(lambda: any("fragile_lib.study.sources" in words(p) for p in family(process)))
         wait_for(lambda: list(toy.run_dir("toy-d2").glob(".partial-*/run.ipynb")))
         return process, family(process)
 
