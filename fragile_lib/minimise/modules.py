@@ -84,14 +84,19 @@ def one_step(
     step: int,
     removed: Sequence[int],
     loss: Loss = CROSS_ENTROPY,
+    times: Tensor | None = None,
 ) -> None:
-    """One step of the optimiser on the rows of a batch, without those that are removed."""
+    """One step of the optimiser on the rows of a batch, without those that are removed.
+
+    times: factors on the weights (n,) of all examples, none for 1.
+    """
     kept = rows[~np.isin(rows, removed)] if len(removed) else rows
     for group in optimiser.param_groups:
         group["lr"] = schedule.rate(step)
     optimiser.zero_grad()
     if len(kept):
-        (loss.values(outputs(module, x[kept]), y[kept]).sum() / len(rows)).backward()
+        values = loss.values(outputs(module, x[kept]), y[kept])
+        ((values if times is None else values * times[kept]).sum() / len(rows)).backward()
     else:  # the L2 term is left
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -189,6 +194,16 @@ class ModuleTrainer:
         losses[unseen] = control
         images += len(batches) * schedule.batch
         return Continued(before, control, losses, images, perf_counter() - began, unseen)
+
+    def under(self, schedule: Schedule, weights: Tensor) -> Tensor:
+        """Networks (K, P) after going on under each of some example weights (K, n), by the loop."""
+        (x, y), found = self.data, []
+        for times in (weights * len(x)).to(x):
+            module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
+            for step, rows in enumerate(schedule.rows(len(x))):
+                one_step(module, optimiser, x, y, rows, schedule, step, (), self.loss, times)
+            found.append(_vector(module))
+        return torch.stack(found)
 
     def state(self, schedule: Schedule) -> State:
         """What `go_on` begins with, as vectors in the order of theta: the trained network, its optimiser's memory."""

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, stream
@@ -106,6 +106,10 @@ class PhotoTrainer:
         """
         remedy = "give a network whose training can be differentiated: of a stack or a torch.nn.Module"
         raise bad_input("trainer", type(self).__name__, remedy)
+
+    def under(self, schedule: Schedule, weights: Tensor) -> Tensor:
+        """None is given either, as by `state`."""
+        return self.state(schedule).theta
 
     def _facts(self, schedule: Schedule, members: Sequence[np.ndarray]) -> dict:
         """What left-out losses follow from, for their checkpoint."""

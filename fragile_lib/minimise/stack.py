@@ -143,6 +143,11 @@ class StackTrainer:
         theta = self.single.model.init(start).float().to(self.theta.device)
         return self._from(theta, schedule, members, test, "from scratch")
 
+    def under(self, schedule: Schedule, weights: Tensor) -> Tensor:
+        """Networks (K, P) after going on from the network under each of some example weights (K, n)."""
+        start = self.theta.float().expand(len(weights), -1)
+        return train(self.single, start, weights, schedule, label="under weights").theta
+
     def state(self, schedule: Schedule) -> State:
         """What `go_on` begins with: the network, and an optimiser without a memory."""
         return State.at(self.theta[None])

@@ -29,6 +29,10 @@ class Trainer(Protocol):
         """Losses on the examples of `test` after going on without each removal's members, and of a control."""
         ...
 
+    def under(self, schedule: Schedule, weights: Tensor) -> Tensor:
+        """Networks (K, P) after going on under each of some example weights (K, n); an InputError where it cannot."""
+        ...
+
     def state(self, schedule: Schedule) -> State:
         """What going on begins with; an InputError where its steps cannot be differentiated."""
         ...
@@ -110,6 +114,14 @@ class Network:
     def _direct(self, gauss_newton: bool) -> ExactSolver:
         common = self.train, self.theta, self.damping, gauss_newton
         return ExactSolver(*common, self.place) if self.single is None else DenseSolver(*common, single=self.single)
+
+    def with_damping(self, damping: float) -> Network:
+        """The same network with another damping; dense matrices that are there are taken over."""
+        other = replace(self, damping=damping)
+        for name in ("hessian", "gauss_newton"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name].with_damping(damping)
+        return other
 
     def alone(self) -> Network:
         """The same network with objectives on its own data set alone."""
