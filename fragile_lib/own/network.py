@@ -48,6 +48,7 @@ def network_of(
     measurement: str | Callable[[Tensor, Tensor], Tensor] = "loss",
     damping: float = 0.01,
     schedule: Schedule | None = None,
+    seed: int = 0,
     chunk: int = 50,
     device: str = "auto",
 ) -> Network:
@@ -67,6 +68,7 @@ def network_of(
             the better.
         damping: added to the curvature.
         schedule: how it is trained on without examples (`warm_minibatch`); its optimiser begins without a memory.
+        seed: of the network, as the results tell it, and of solvers that draw.
         chunk: examples whose activations are held at once.
         device: auto, cpu or cuda.
 
@@ -86,7 +88,7 @@ def network_of(
         raise bad_input("measurement", measurement, "is of examples with one label of several classes; give a function")
     if measurement != "loss":
         measured = measured.like(measured.data, loss=as_loss(MEASUREMENTS.get(measurement, measurement)))
-    network = of_objectives(objective, measured, damping)
+    network = replace(of_objectives(objective, measured, damping), seed=seed)
     return network if schedule is None else trained_on(network, schedule)
 
 

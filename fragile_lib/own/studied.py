@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -70,6 +70,11 @@ class Studied(Estimate):
         """All test examples."""
         m = self.changes.shape[1]
         return Points(np.arange(m), ["all"] * m)
+
+    def at(self, places: Sequence[int]) -> Studied:
+        """For some of the test examples alone."""
+        some = list(places)
+        return replace(self, changes=self.changes[:, some], test_values=self.test_values[some])
 
     def helpful(self, point: int = 0, count: int = 10) -> list[tuple[int, float]]:
         """(index, score) of the training examples that help a test example most, the most helpful first."""
@@ -151,8 +156,8 @@ def study_model(
         module, loss, train, test: as in `network_of`.
         estimator: a solver by its name in `params/methods.yaml`; options: of it.
         self_influence: the training examples for which it is wanted, or a mask: a solve for each.
-        **settings: those of `network_of`: weight_decay, decayed, parameters, measurement, damping, schedule, chunk,
-            device.
+        **settings: those of `network_of`: weight_decay, decayed, parameters, measurement, damping, schedule, seed,
+            chunk, device.
 
     Raises:
         InputError: what cannot be taken, by its name, with a remedy; before anything expensive.

@@ -302,7 +302,24 @@ WATERFALL = Spec(
 )
 PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
 OF_PHOTOGRAPHS = {"photographs_table": Spec("table", "estimator", where=PHOTOGRAPHS)}
-SPECS: dict[str, Spec] = {"waterfall": WATERFALL} | OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS
+OF_ONES_OWN = {
+    "own_agreement": Spec(
+        "dots",
+        "estimator",
+        hue="ground_truth",
+        rows="dataset",
+        columns="weight_decay",
+        where=CHOSEN
+        | {"dataset": ["diabetes", "digits"], "test_choice": None, "estimator": None}
+        | {"ground_truth": ["scratch_fit", "warm_minibatch"]},
+        unit=POINTS,
+        dots=False,
+        topic="Agreement of a model of one's own with training anew and with going on",
+    )
+}
+SPECS: dict[str, Spec] = (
+    {"waterfall": WATERFALL} | OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS | OF_ONES_OWN
+)
 
 WARM = ("warm_minibatch", "warm_minibatch_minus_control")
 SCATTERS: dict[str, Scatter] = {
@@ -317,6 +334,7 @@ SCATTERS: dict[str, Scatter] = {
         note="Left: the damped Hessian's estimates; right: the same without damping",
     ),
     "networks_points": Scatter([(None, truth) for truth in WARM], CHOSEN),
+    "own_points": Scatter([(None, "scratch_fit"), (None, WARM[1])], CHOSEN),
     "photographs_points": Scatter([(None, truth) for truth in WARM], {"train_choice": "top_influence"}),
 }
 HEADLINES = (

@@ -41,6 +41,7 @@ CODES = {
     "scratch_descent": "from scratch (other starts)",
     "scratch_starts": "from scratch (other starts)",
     "scratch_batches": "from scratch (other batches)",
+    "scratch_fit": "from scratch (one's own training)",
     # how training ended
     "descent": "gradient descent",
     "finished": "finished training",
@@ -67,6 +68,8 @@ CODES = {
     "imagenet": "ImageNet",
     "imagenet_standin": "stand-in, not ImageNet",
     "imagefolder": "a folder of photographs",
+    "diabetes": "diabetes",
+    "digits": "digits",
     "relu": "ReLU",
     "tanh": "tanh",
     "small_cnn": "small CNN",

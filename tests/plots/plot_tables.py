@@ -172,13 +172,36 @@ def _network_rows(dataset: str, architecture: str, decay: float, optimiser: str,
     return rows
 
 
+def of_ones_own() -> pd.DataFrame:
+    """A regression and a transformer, each trained anew and gone on with, with two decays and two seeds."""
+    rng, rows = np.random.default_rng(8), []
+    ways = (("diabetes", "digits"), (0.003, 0.03), (0, 1), ("cg_ggn", "identity"), ("scratch_fit", "warm_minibatch"))
+    for dataset, decay, seed, estimator, truth in itertools.product(*ways):
+        row = {
+            "run_id": f"your_model-{dataset}-wd{decay}-s{seed}",
+            "profile": "quick",
+            "dataset": dataset,
+            "seed": seed,
+        }
+        row |= {"weight_decay": decay, "estimator": estimator, "ground_truth": truth, "status": "ok", "n_train": 300}
+        row |= {"train_choice": "top_influence", "fit": "trained", "repeats": 2, "reliability": 0.7}
+        rows += [row | score(0.5, rng, test_choice=c, test_point=p) for c, p in (("max_loss", 4), ("p50_loss", 9))]
+    return pd.DataFrame(rows)
+
+
 def everything() -> pd.DataFrame:
     """All studies in one table, with photographs beside them, as a grid writes it."""
     row = {"ground_truth": "warm_minibatch", "dataset": "imagenet_standin", "test_point": 3.0, "n_points": 8}
     row |= {"estimator": "lissa_partition", "pearson": 0.1, "spearman": -0.2, "slope": 12.0, "control_change": np.nan}
     row |= {"run_id": "photographs", "seed": 0, "status": "ok", "test_choice": "random", "n_train": 200}
     minus = row | {"ground_truth": "warm_minibatch_minus_control"}
-    tables = [iris(activations=("relu", "tanh"), widths=(8, 50)), small_mnist(), networks(), pd.DataFrame([row, minus])]
+    tables = [
+        iris(activations=("relu", "tanh"), widths=(8, 50)),
+        small_mnist(),
+        networks(),
+        of_ones_own(),
+        pd.DataFrame([row, minus]),
+    ]
     table = pd.concat(tables, ignore_index=True)
     again = repeated(table)
     once = table.merge(again[PLACE].drop_duplicates(), on=PLACE, how="left", indicator=True)["_merge"] == "left_only"

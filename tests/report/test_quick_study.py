@@ -70,7 +70,7 @@ def test_every_run_is_recorded_and_collected(quick):
         ("run", "0"), ("collect", "0"), ("pages", "0"), ("report", "0")
     ], quick.said  # fmt: skip
     table = pd.read_csv(quick.out / "results.csv")
-    assert table.run_id.nunique() == 8
+    assert table.run_id.nunique() == 10
     named = {"ok", "indefinite", "separable", "not_certified", "constant", "too_few"}
     assert set(table.status) <= named | {"not_converged", "solver_diverged"}
     iris = [found(path.parent)[0] for path in sorted(quick.out.glob("iris-*/result.json"))]
@@ -101,6 +101,21 @@ def test_small_mnist_is_recorded_with_every_truth_and_its_noise(quick):
         little = table[(table.train_choice == "p30_influence") & (table.ground_truth == "pbrf") & (table.n_points >= 8)]
         if record["run"]["weight_decay"]:
             assert little[little.estimator == "exact_ggn"].spearman.mean() > 0.8
+
+
+def test_a_model_of_ones_own_ends_with_what_to_believe(quick):
+    """The regression is at a minimum, and its scores are what training anew and going on do."""
+    (path,) = quick.out.glob("your_model-diabetes-*/result.json")
+    record, table = found(path.parent)
+    assert set(table.ground_truth) == {"scratch_fit", "warm_minibatch", "warm_minibatch_minus_control"}
+    for truth in ("scratch_fit", "warm_minibatch_minus_control"):
+        assert mean(table, "spearman", estimator="exact", ground_truth=truth) > 0.7
+        assert 0.8 < mean(table, "slope", estimator="exact", ground_truth=truth) < 1.3
+    assert [line["so"] for line in record["beliefs"][:2]] == ["yes", "yes"] and len(record["beliefs"]) == 6
+    (path,) = quick.out.glob("your_model-digits-*/result.json")
+    record, table = found(path.parent)
+    assert record["run"]["architecture"] == "RowTransformer" and table.reliability.notna().any()
+    assert record["beliefs"][0]["so"].startswith("no") and record["beliefs"][1]["so"] == "yes"
 
 
 def test_the_stand_in_goes_the_whole_way_at_full_width_and_judges_no_claim(quick):
