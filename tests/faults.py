@@ -4,7 +4,8 @@
 
 A toy notebook stands for the study: runs of about a second, twenty of them, each in a kernel of its own. After every
 fault the same command is given again until all runs are finished. Then every record must equal the undisturbed one but
-for times, none may be missing or stand twice in the table, and no process or lock may be left.
+for times, none may be missing or stand twice in the table, and no process or lock may be left. Scenarios, which wait
+more than they compute, run side by side, each with a study of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from types import SimpleNamespace
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))
-from conftest import CELLS, QUICK_GRID, Toy  # noqa: E402
+from toy import CELLS, QUICK_GRID, Toy, wait_for  # noqa: E402
 
 from fragile_lib.study.plan import make_plan  # noqa: E402
 from fragile_lib.study.record_file import read_record  # noqa: E402
@@ -34,6 +36,8 @@ from fragile_lib.study.record_file import read_record  # noqa: E402
 TIMES = ("started", "finished", "seconds", "seconds_total", "orchestration_seconds", "peak_memory_mb", "digest")
 RUNS = 20
 MINUTES = 10  # that a study may take at most before it counts as hanging
+BESIDE = 3  # scenarios side by side
+Expected = Callable[[], dict[str, dict]]  # the undisturbed records, when they are there
 WORK = """
 import resource, time
 end = time.monotonic() + 0.5
@@ -65,12 +69,6 @@ if os.environ.get("FAULT_CLOCK"):
 """
 
 
-def heed() -> None:
-    """Heed what a shell's background or nohup has children ignore."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 class Grid(Toy):
     """A toy study with a folder of customizations beside it."""
 
@@ -86,12 +84,11 @@ class Grid(Toy):
 
     def start(self, *more: str, **environment: str) -> subprocess.Popen:
         """Start the study in a session of its own; what it says goes to a file."""
+        heed = ["env", "--default-signal=INT,HUP"]  # which a shell's background or nohup has children ignore
         with (self.root / "said").open("a") as said:
-            return subprocess.Popen(
-                self.command("run", "--only-runs", "--jobs", "3", *more),
-                **{"env": self.environment | environment, "stdout": said, "stderr": said, "stdin": subprocess.DEVNULL},
-                preexec_fn=heed,
-            )
+            pipes = {"stdout": said, "stderr": said, "stdin": subprocess.DEVNULL}
+            words = [*heed, *self.command("run", "--only-runs", "--jobs", "2", *more)]
+            return subprocess.Popen(words, env=self.environment | environment, **pipes)
 
     def run(self, *more: str, **environment: str) -> tuple[int, str]:
         """Run the study to its end; return its exit code and what it said."""
@@ -109,24 +106,6 @@ class Grid(Toy):
         found = {job.run.run_id: read_record(job.record) for job in jobs}
         return {name: {k: v for k, v in record.items() if k not in TIMES} for name, record in found.items()}
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the living processes of this study."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                own = process.environ().get("FRAGILE_ROOT", "").startswith(str(self.root))
-                if own and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain: {what}"
-        time.sleep(0.05)
-
 
 def check_quiet(grid: Grid) -> None:
     """No process is left after a few seconds, and no lock."""
@@ -138,14 +117,14 @@ def check_quiet(grid: Grid) -> None:
         assert subprocess.run(["flock", "-n", *map(str, locks), "true"]).returncode == 0, locks
 
 
-def check_whole(grid: Grid, expected: dict[str, dict], profile: str = "quick") -> None:
+def check_whole(grid: Grid, expected: Expected, profile: str = "quick") -> None:
     """Every run has its record, which equals the undisturbed one; the table holds each once; nothing is left."""
     check_quiet(grid)
     found = grid.records(profile)
     planned = {job.run.run_id for job in make_plan(grid.root, profile)}
     assert set(found) == planned, f"missing: {sorted(planned - set(found))}"
     for name in planned:
-        assert found[name] == {**expected[name], "profile": profile}, f"{name} differs from the undisturbed grid's"
+        assert found[name] == {**expected()[name], "profile": profile}, f"{name} differs from the undisturbed grid's"
     assert grid.call("collect", "--profile", profile).returncode == 0
     rows = (grid.root / "runs" / profile / "results.csv").read_text().splitlines()[1:]
     assert len(rows) == len(set(rows)) == 2 * len(planned), "rows are missing or stand twice"
@@ -162,42 +141,37 @@ def finish(grid: Grid, times: int = 5, **environment: str) -> str:
     raise AssertionError(f"not finished after {times} more calls: {said[-2000:]}")
 
 
-ROLES = {
-    "scheduler": lambda words: "--nolock" in words,
-    "papermill": lambda words: "execute" in words and "fragile_lib.study" in words,
-    "kernel": lambda words: "fragile_lib.study.sources" in words,
-    "study": lambda words: "--only-runs" in words,
+ROLES = {  # each with a word of its command line, and how often it is killed beside the others
+    "scheduler": ("--nolock", 1),
+    "papermill": ("execute", 2),
+    "kernel": ("fragile_lib.study.sources", 3),
+    "study": ("--only-runs", 1),
 }
 
 
-WEIGHTS = {"scheduler": 1, "papermill": 3, "kernel": 3, "study": 1}
+def undisturbed(place: Path, _: Expected, __: argparse.Namespace) -> dict[str, dict]:
+    """The records that all others must equal."""
+    finish(grid := Grid(place))
+    assert len(found := grid.records()) == RUNS
+    return found
 
 
-def kills(place: Path, expected: dict, asked: argparse.Namespace) -> str:
+def kills(place: Path, expected: Expected, asked: argparse.Namespace) -> str:
     """Random SIGKILLs of scheduler, papermill, kernel and study, and aimed ones between and after the two renames."""
     grid, draw, done = Grid(place), random.Random(asked.seed), Counter()
     environment = {"FAULT_MARKS": str(grid.custom / "marks"), "PYTHONHASHSEED": "0"}
     process, starts = grid.start(**environment), 1
-    while sum(done.values()) < asked.kills:
-        time.sleep(draw.uniform(0.2, 3.0))
-        victims: dict[str, list[psutil.Process]] = {}
-        for one in grid.processes():
-            with suppress(psutil.Error):
-                words = one.cmdline()
-                for role in ROLES:
-                    if ROLES[role](words):
-                        victims.setdefault(role, []).append(one)
-        # Mostly once runs have begun, and mostly these, so that the grid gets on.
-        if victims.keys() & {"papermill", "kernel"} or draw.random() < 0.2:
-            (role,) = draw.choices(list(victims), [WEIGHTS[role] for role in victims]) if victims else (None,)
-            with suppress(psutil.Error):
-                if role:
-                    draw.choice(victims[role]).kill()
-                    done[role] += 1
-        if process.poll() is not None:
-            if process.returncode < 0:
+    for role in draw.choices(list(ROLES), [often for _, often in ROLES.values()], k=asked.kills):
+        before = done[role]
+        while done[role] == before:
+            if process.poll() is not None:
+                assert process.returncode, "all runs were finished before there were enough kills"
                 check_quiet(grid)
-            process, starts = grid.start(**environment), starts + 1
+                process, starts = grid.start(**environment), starts + 1
+            time.sleep(draw.uniform(0.05, 1))
+            with suppress(psutil.Error, IndexError):  # none is there, or it has just ended
+                draw.choice(grid.processes(ROLES[role][0])).kill()
+                done[role] += 1
     process.wait(MINUTES * 60)
     finish(grid, **environment, times=RUNS)
     aimed = len(list((grid.custom / "marks").iterdir()))
@@ -207,12 +181,12 @@ def kills(place: Path, expected: dict, asked: argparse.Namespace) -> str:
     return f"{sum(done.values())} random ({told}) and {aimed} aimed; {starts} starts"
 
 
-def signals(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def signals(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """SIGTERM, SIGINT and SIGHUP to the study while runs compute: it ends with all that it started."""
-    grid, ends = Grid(place, 6), []
+    grid, ends = Grid(place, 4), []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = grid.start()
-        wait_for(lambda: [p for p in grid.processes() if "fragile_lib.study.sources" in p.cmdline()], "a kernel")
+        wait_for(lambda: grid.processes("fragile_lib.study.sources"), "a kernel")
         process.send_signal(number)
         begun = time.monotonic()
         assert process.wait(60) == 130, f"{number.name}: exit code {process.returncode}"
@@ -224,9 +198,9 @@ def signals(place: Path, expected: dict, _: argparse.Namespace) -> str:
     return f"ended with all processes within {max(ends):.1f} s"
 
 
-def several(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def several(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """Three studies of one profile and one of another at once: one of the three runs, the two others are refused."""
-    grid = Grid(place, 6)
+    grid = Grid(place, 4)
     grid.edit("set: {seeds: [0, 1, 2]}\n    grids: {depths: {depth: [1, 2]}}", "grids: {all: {depth: [1, 2]}}")
     three, other = [grid.start() for _ in range(3)], grid.start("--profile", "laptop")
     codes = sorted(process.wait(MINUTES * 60) for process in three)
@@ -251,7 +225,7 @@ def own_disk(grid: Grid, size: str):
         subprocess.run(["umount", runs], check=True)
 
 
-def full_disk(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def full_disk(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """A disk that is full before, and one that fills up during, the grid: the reason is named, then all is finished."""
     grid = Grid(place, 6)
     with own_disk(grid, "100k") as remount:
@@ -268,9 +242,9 @@ def full_disk(place: Path, expected: dict, _: argparse.Namespace) -> str:
     return f"{held} of 6 finished on a small disk, the reason named for each of the others, then all"
 
 
-def read_only(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def read_only(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """A folder of runs that cannot be written, and one run's folder that cannot."""
-    grid = Grid(place, 6)
+    grid = Grid(place, 2)
     with own_disk(grid, "100m") as remount:
         if remount is None:
             return "skipped: no right to mount a disk"
@@ -283,7 +257,7 @@ def read_only(place: Path, expected: dict, _: argparse.Namespace) -> str:
     return "named in one line, then all"
 
 
-def memory(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def memory(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """A kernel that is refused the memory it asks for says so, and what to do."""
     grid = Grid(place, 2, "memory")
     (grid.notebook.parent / "hold").touch()
@@ -298,9 +272,9 @@ def memory(place: Path, expected: dict, _: argparse.Namespace) -> str:
     return "named with a remedy, then all"
 
 
-def clock(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def clock(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """A clock that is set back and forth by up to a day at every look, and files from the future."""
-    grid = Grid(place, 6)
+    grid = Grid(place, 3)
     grid.call("list")
     finish(grid, FAULT_CLOCK="1")
     for job in make_plan(grid.root, "quick"):
@@ -310,14 +284,14 @@ def clock(place: Path, expected: dict, _: argparse.Namespace) -> str:
         os.utime(job.directory / ".job.json", (ahead, ahead))
     code, said = grid.run(FAULT_CLOCK="1")
     assert code == 0 and "all runs are up to date" in said, said
-    grid.edit("[1, 2, 3, 4, 5, 6]", "[1, 2, 3, 4, 5, 6, 7]")
+    grid.edit("[1, 2, 3]", "[1, 2, 3, 4]")
     finish(grid)
-    assert grid.said().count("finished toy-d") == 7, "runs were repeated"
+    assert grid.said().count("finished toy-d") == 4, "runs were repeated"
     check_whole(grid, expected)
     return "elapsed times stay right, nothing is repeated"
 
 
-def edits(place: Path, expected: dict, _: argparse.Namespace) -> str:
+def edits(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     """Notebook and library edited while runs compute: no record of the new code under the old fingerprint."""
     refused = []
     for what, old, new in (("notebook", "1 / (1 + depth)", "9 / (1 + depth)"), ("library", "return 1", "return 2")):
@@ -337,7 +311,7 @@ def edits(place: Path, expected: dict, _: argparse.Namespace) -> str:
         assert not grid.records(), f"{sorted(grid.records())} are believed to be of the new code"
         path.write_text(text)
         kept = grid.records()  # what papermill had read before the edit is a record of the old code
-        assert all(record["rows"] == expected[name]["rows"] for name, record in kept.items())
+        assert all(record["rows"] == expected()[name]["rows"] for name, record in kept.items())
         refused.append(4 - len(kept))
         finish(grid)
         check_quiet(grid)
@@ -345,7 +319,7 @@ def edits(place: Path, expected: dict, _: argparse.Namespace) -> str:
     return f"of four runs each {refused[0]} (notebook) and {refused[1]} (library) refused, none of unplanned code"
 
 
-SCENARIOS = {f.__name__: f for f in (kills, signals, several, full_disk, read_only, memory, clock, edits)}
+SCENARIOS = {f.__name__: f for f in (undisturbed, kills, edits, signals, full_disk, several, clock, memory, read_only)}
 
 
 def main() -> int:
@@ -356,21 +330,27 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     began, failed = time.monotonic(), 0
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        reference = Grid(Path(home) / "undisturbed")
-        finish(reference)
-        expected = reference.records()
-        assert len(expected) == RUNS
-        print(f"{'undisturbed':12} {time.monotonic() - began:4.0f} s  {RUNS} runs", flush=True)
-        for name in asked.scenarios or SCENARIOS:
-            begun = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, ThreadPoolExecutor(BESIDE) as pool:
+
+        def timed(name: str) -> tuple[str, float, object]:
+            begun, place = time.monotonic(), Path(home) / name
             try:
-                said = SCENARIOS[name](Path(home) / name, expected, asked)
+                found = SCENARIOS[name](place, lambda: running["undisturbed"].result()[2], asked)
             except (AssertionError, subprocess.SubprocessError) as error:
-                said, failed = f"FAILED: {error}", failed + 1
-                for process in Grid.processes(SimpleNamespace(root=Path(home))):
-                    process.kill()
-            print(f"{name:12} {time.monotonic() - begun:4.0f} s  {said}", flush=True)
+                found = error
+                for root in place.rglob("study"):
+                    for process in Grid.processes(SimpleNamespace(root=root)):
+                        process.kill()
+            return name, time.monotonic() - begun, found
+
+        running = {}
+        for name in dict.fromkeys(["undisturbed", *(asked.scenarios or SCENARIOS)]):
+            running[name] = pool.submit(timed, name)
+        for future in as_completed(running.values()):
+            name, seconds, found = future.result()
+            failed += isinstance(found, Exception)
+            said = f"{len(found)} runs" if isinstance(found, dict) else found
+            print(f"{name:12} {seconds:4.0f} s  {'FAILED: ' * isinstance(found, Exception)}{said}", flush=True)
     print(f"{time.monotonic() - began:.0f} s, {failed} failed")
     return 1 if failed else 0
 

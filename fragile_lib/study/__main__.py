@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from fragile_lib.study import study
-from fragile_lib.study.cells import run_cells
 from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.files import profile_dir, study_root
 from fragile_lib.study.params import load_specs, select
@@ -102,7 +101,7 @@ def run(root: Path, profile: str, notebook: str | None, jobs: str | None, only_r
 
 def cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
     """Run as many runs as some seconds allow, one after the other, with little more than torch."""
-    return run_cells(root, profile, notebook, seconds)
+    return study.run_cells(root, profile, notebook, seconds)
 
 
 def execute(_: Path, plain: bool, run_dir: Path) -> int:

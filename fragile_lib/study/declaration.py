@@ -47,37 +47,32 @@ class Declaration:
     def wanted(self) -> str:
         """Say what a right value is, for messages."""
         element = self.of if self.type == "list" else self.type
-        limits = [
-            f"{word} {getattr(self, key):g}" for key, (word, _) in BOUNDS.items() if getattr(self, key) is not None
-        ]
-        if self.choices:
-            limits.append(f"one of {listed(self.choices)}")
-        if self.type == "list":
-            limits.append("without repeats" if self.unique else "")
-            limits.append(f"{self.min_length} or more of them" if self.min_length else "")
-            element = f"list of {element}"
+        given = {words: getattr(self, key) for key, (words, _) in BOUNDS.items()}
+        limits = [f"{words} {limit:g}" for words, limit in given.items() if limit is not None]
+        limits += [f"one of {listed(self.choices)}"] if self.choices else []
+        limits += ["without repeats"] if self.unique else []
+        limits += [f"{self.min_length} or more of them"] if self.min_length else []
+        element = f"list of {element}" if self.type == "list" else element
         article = "an" if element == "int" else "a"
-        return f"{article} " + ", ".join(filter(None, [element, *limits])) + (f" ({self.help})" if self.help else "")
+        return f"{article} " + ", ".join([element, *limits]) + (f" ({self.help})" if self.help else "")
 
-    def check(self, value: Any, where: str = "") -> Any:
+    def check(self, value: Any) -> Any:
         """Return `value` as a built-in type (an int becomes a float where one is declared); raise InputError else."""
-        where = f" [{where}]" if where else ""
         if self.type != "list":
-            return self._scalar(self.name, self.type, value, where)
-        if not isinstance(value, (list, tuple)):
-            raise bad_input(self.name, value, f"give {self.wanted}{where}")
-        assert self.of is not None
-        values = [self._scalar(f"{self.name}[{i}]", self.of, element, where) for i, element in enumerate(value)]
+            return self._scalar(self.name, self.type, value)
+        if not isinstance(value, list | tuple):
+            raise bad_input(self.name, value, f"give {self.wanted}")
+        values = [self._scalar(f"{self.name}[{i}]", self.of, element) for i, element in enumerate(value)]
         if len(values) < self.min_length:
-            raise bad_input(self.name, value, f"is too short; give {self.wanted}{where}")
+            raise bad_input(self.name, value, f"is too short; give {self.wanted}")
         if self.unique and len(set(values)) < len(values):
-            raise bad_input(self.name, value, f"repeats a value; give {self.wanted}{where}")
+            raise bad_input(self.name, value, f"repeats a value; give {self.wanted}")
         return values
 
-    def _scalar(self, name: str, kind: str, value: Any, where: str) -> Any:
+    def _scalar(self, name: str, kind: str | None, value: Any) -> Any:
         def check(right: bool, fault: str, hint: str = "") -> None:
             if not right:  # what is wanted takes long to say, and is seldom asked for
-                raise bad_input(name, value, f"{fault}; give {self.wanted}{hint}{where}")
+                raise bad_input(name, value, f"{fault}; give {self.wanted}{hint}")
 
         # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
         if kind == "float" and type(value) is int and finite(value):
@@ -101,11 +96,11 @@ def finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def declare(name: str, content: Any, where: str) -> Declaration:
+def declare(name: str, content: Any) -> Declaration:
     """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
 
     def check(right: bool, key: str, value: object, remedy: str) -> None:
-        require(right, f"parameters.{name}{key}", value, f"{remedy} [{where}]")
+        require(right, f"parameters.{name}{key}", value, remedy)
 
     usable = name.isidentifier() and not hasattr(dict, name)
     check(usable, "", content, "the name must be a Python identifier and no method of dict")
@@ -120,26 +115,21 @@ def declare(name: str, content: Any, where: str) -> Declaration:
         right = low not in content or high not in content or content[low] <= content[high]
         check(right, f".{low}", content.get(low), f"is larger than {high}; give the smaller number")
     element = content.get("of") if kind == "list" else kind
-    check(
-        isinstance(element, str) and element in SCALARS, ".of", element, f"give the element type: {', '.join(SCALARS)}"
-    )
-    right = "choices" not in content or (isinstance(choices, list) and bool(choices))
-    right = right and all(type(choice) is SCALARS[element] for choice in choices or ())
-    check(right, ".choices", choices, f"give a list of at least one {element} and of nothing else")
+    right = isinstance(element, str) and element in SCALARS
+    check(right, ".of", element, f"give the element type: {', '.join(SCALARS)}")
+    right = isinstance(choices, list) and choices and all(type(choice) is SCALARS[element] for choice in choices)
+    remedy = f"give a list of at least one {element} and of nothing else"
+    check(right or "choices" not in content, ".choices", choices, remedy)
     counted = type(content.get("min_length", 0)) is int and type(content.get("unique", False)) is bool
     check(counted, "", content, "min_length is an int, unique true or false")
     check(isinstance(content.get("help"), str), ".help", content.get("help"), "say in a few words what it means")
     return Declaration(name=name, **{**content, "choices": tuple(choices) if choices else None})
 
 
-def check_values(
-    declarations: dict[str, Declaration], values: dict[str, Any], where: str, complete: bool = True
-) -> dict[str, Any]:
+def check_values(declarations: dict[str, Declaration], values: dict[str, Any], complete: bool = True) -> dict[str, Any]:
     """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
     for name in values.keys() - declarations.keys():  # the likeness of names is costly, and seldom asked for
-        raise bad_input(name, values[name], f"is not a parameter; {did_you_mean(name, declarations)} [{where}]")
-    missing = [name for name in declarations if name not in values]
-    if complete and missing:
-        declaration = declarations[missing[0]]
-        raise InputError(f"{missing[0]} = (missing): give {declaration.wanted} [{where}]")
-    return {name: declarations[name].check(values[name], where) for name in declarations if name in values}
+        raise bad_input(name, values[name], f"is not a parameter; {did_you_mean(name, declarations)}")
+    for name in [name for name in declarations if complete and name not in values][:1]:
+        raise InputError(f"{name} = (missing): give {declarations[name].wanted}")
+    return {name: declarations[name].check(values[name]) for name in declarations if name in values}

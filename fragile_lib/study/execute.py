@@ -1,4 +1,8 @@
-"""One notebook through papermill: a complete output file, or an exception that says what went wrong."""
+"""One notebook executed: a complete output file, or an exception that says what went wrong.
+
+Through papermill, or its code cells as plain Python, for a machine that has little more than torch: what is computed
+and recorded is the same, fingerprint included; figures are left out, and with them what draws them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,15 @@ import errno
 import os
 import re
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fragile_lib.study.notebook_file import as_json
+from fragile_lib.study.notebook_file import as_json, is_tagged, read_notebook, source_of
+from fragile_lib.study.sources import keep_imported
 from fragile_lib.tools.errors import InputError
 from fragile_lib.tools.files import write_whole
 
@@ -73,9 +82,21 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
     # each start and which no notebook needs; jsonschema does without it where it cannot be imported.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
     from traitlets.config import Config
 
-    from fragile_lib.study.kernel import OwnKernelManager
+    class OwnKernelManager(AsyncKernelManager):
+        """Starts this very interpreter, whatever kernels are installed: a user's `python3` may be another Python."""
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            """A spec for `sys.executable`; without history, whose one database parallel kernels would lock."""
+            argv = [sys.executable, "-m", "fragile_lib.study.sources", "-f", "{connection_file}"]
+            argv.append("--HistoryManager.enabled=False")
+            # Without this note the connection is not encrypted, and the kernel warns of it at each start.
+            able = {"supported_encryption": ["curve"]}
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=able)
 
     return papermill.execute_notebook(
         source,
@@ -92,6 +113,39 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
         shutdown_kernel="immediate",
         config=Config({"KernelManager": {"transport_encryption": "auto"}}),
     )
+
+
+class Silent(ModuleType):
+    """Stands for a module whose functions only show something."""
+
+    def __getattr__(self, name: str) -> Callable[..., tuple]:
+        """Return a function that finds nothing to show; a module's own names are not there."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: ()
+
+
+def execute_plainly(source: Path, output: Path, parameters: dict[str, Any], root: Path, **limits: int) -> float:
+    """Execute the code cells of `source` in this process, in its folder; return the seconds they took.
+
+    `output` becomes a copy of it, without outputs. Meant for a process that does nothing else. Raises NotebookFailed
+    for an error in a cell.
+    """
+    notebook, began = read_notebook(source, root), time.monotonic()
+    keep_imported()
+    namespace = {"__name__": "__main__", "display": lambda *_: None}
+    sys.modules["fragile_lib.plots"] = Silent("fragile_lib.plots")
+    write_whole(output, as_json(notebook))
+    os.chdir(source.parent)
+    try:
+        for number, cell in enumerate(notebook["cells"]):
+            if cell["cell_type"] == "code":
+                exec(compile(source_of(cell), f"{source.name}[{number}]", "exec"), namespace)
+                namespace |= parameters if is_tagged(cell, "parameters") else {}
+    except Exception as error:
+        told = explain(error)
+        raise NotebookFailed(told.error, str(told), traceback.format_exc()[-4000:]) from error
+    return time.monotonic() - began
 
 
 def explain(error: Exception, cell_minutes: float = 0) -> NotebookFailed:

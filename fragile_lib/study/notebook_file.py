@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fragile_lib.study.files import shown
 from fragile_lib.tools.errors import bad_input, require
@@ -61,10 +61,10 @@ def code_cells(notebook: Notebook, parameters: bool = True) -> list[str]:
 
 def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
     """Return what the cell tagged `parameters` assigns; raise InputError where there is not exactly one."""
-    tagged = [cell for cell in notebook["cells"] if is_tagged(cell, "parameters")]
+    tagged = [source_of(cell) for cell in notebook["cells"] if is_tagged(cell, "parameters")]
     require(len(tagged) == 1, "notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
     try:
-        return assigned(source_of(tagged[0]))
+        return assigned(*tagged)
     except SyntaxError as error:
         raise bad_input("notebook", name, f"its parameters cell is not Python ({error}); correct it") from None
 
@@ -99,7 +99,6 @@ def refreshed(source: Notebook, executed: Notebook) -> Notebook:
 FOLDER = "figures"
 PNG = "image/png"  # the only kind of image that the notebooks show
 _LINK = re.compile(rf'<img src="\.\./({FOLDER}/[^"]+)">')
-AnyNotebook = TypeVar("AnyNotebook", bound=Mapping[str, Any])
 
 
 def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
@@ -108,7 +107,7 @@ def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
     return f"{notebook}-{hashlib.sha256(content).hexdigest()[:8]}.png", content
 
 
-def taken_out(notebook: AnyNotebook, name: str, home: Path) -> AnyNotebook:
+def taken_out(notebook: Notebook, name: str, home: Path) -> Notebook:
     """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures.
 
     The rows that an image is drawn from lie beside it, under the same name.
@@ -126,13 +125,12 @@ def taken_out(notebook: AnyNotebook, name: str, home: Path) -> AnyNotebook:
     return notebook
 
 
-def put_back(notebook: AnyNotebook, home: Path) -> AnyNotebook:
+def put_back(notebook: Notebook, home: Path) -> Notebook:
     """Return a notebook with its images and their rows inside again; OSError where a file is missing."""
     notebook = copy.deepcopy(notebook)
     for output in _outputs(notebook):
         data = output["data"]
-        link = _LINK.fullmatch("".join(data.get("text/html", "")))
-        if link:
+        if link := _LINK.fullmatch("".join(data.get("text/html", ""))):
             image = home / link[1]
             del data["text/html"]
             data[PNG] = base64.b64encode(image.read_bytes()).decode()
@@ -142,7 +140,6 @@ def put_back(notebook: AnyNotebook, home: Path) -> AnyNotebook:
     return notebook
 
 
-def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the outputs of a notebook that hold data."""
-    for cell in notebook["cells"]:
-        yield from (output for output in cell.get("outputs", []) if "data" in output)
+def _outputs(notebook: Notebook) -> list[dict[str, Any]]:
+    """The outputs of a notebook that hold data."""
+    return [output for cell in notebook["cells"] for output in cell.get("outputs", []) if "data" in output]

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,9 +22,9 @@ import yaml
 from fragile_lib.study.declaration import Declaration, check_values, declare
 from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
-from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, listed, require
+from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, listed, require, within
 from fragile_lib.tools.files import data_root, load_yaml
-from fragile_lib.tools.machine import begin
+from fragile_lib.tools.machine import WORK
 
 STANDARD = ("profile", "run_id", "output_dir", "grid_results")
 OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")
@@ -34,7 +34,10 @@ NAMED = "letters, digits, '.', '_' or '-', not starting with '.' or '-', not end
 MOST_RUNS = 10_000  # of one notebook in one profile
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
 DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
-MOST = {"threads": 1024, "cell_minutes": 100_000}
+LIMITS = {
+    name: Declaration(f"limits.{name}", "int", min=1, max=most)
+    for name, most in (("threads", 1024), ("cell_minutes", 100_000))
+}
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ class Spec:
         found: dict[str, Run] = {}
         absent = self.lacking(profile)
         for grid, axes in self.profiles.get(profile, {}).get("grids", {}).items():
-            there, where = grid not in absent, f"{self.source}, profile {profile}, grid {grid}"
-            for point in self._points(axes, where):
-                run = self._run(profile, self._checked(profile, point, where), axes.get("run_id", self.run_id), where)
-                if there and found.setdefault(run.run_id, run) != run:
-                    differing = [k for k, v in run.parameters.items() if found[run.run_id].parameters[k] != v]
-                    remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
-                    raise bad_input("run_id", run.run_id, f"{remedy} [{where}]")
+            with within(f"{self.source}, profile {profile}, grid {grid}"):
+                for point in self._points(axes):
+                    parameters = self._checked(profile, point)
+                    run = Run(_run_id(axes.get("run_id", self.run_id), parameters), self.notebook, profile, parameters)
+                    if grid not in absent and found.setdefault(run.run_id, run) != run:
+                        differing = [k for k, v in parameters.items() if found[run.run_id].parameters[k] != v]
+                        remedy = f"stands for two runs that differ in {', '.join(differing)}; add these to run_id"
+                        raise bad_input("run_id", run.run_id, remedy)
         return tuple(found.values())
 
     def lacking(self, profile: str) -> dict[str, str]:
@@ -85,82 +89,77 @@ class Spec:
 
     def page_parameters(self, profile: str) -> dict[str, Any] | None:
         """Return the parameters of the notebook's page in a profile, or None where it has no page."""
-        if self.page is None:
-            return None
-        return self._checked(profile, self.page, f"{self.source}, page in profile {profile}")
+        with within(f"{self.source}, page in profile {profile}"):
+            return None if self.page is None else self._checked(profile, self.page)
 
-    def _checked(self, profile: str, point: dict[str, Any], where: str) -> dict[str, Any]:
+    def _checked(self, profile: str, point: dict[str, Any]) -> dict[str, Any]:
         shared = self.profiles.get(profile, {}).get("set", {})
-        return check_values(self.declarations, {**self.base, **shared, **point}, where)
+        return check_values(self.declarations, {**self.base, **shared, **point})
 
-    def _points(self, axes: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    def _points(self, axes: dict[str, Any]) -> Iterable[dict[str, Any]]:
         """Yield the points of a grid: the product of its axes, on top of its own `set`."""
         fixed = axes.get("set", {})
         axes = {name: values for name, values in axes.items() if name not in ("set", "needs", "run_id")}
-        require(isinstance(fixed, dict), "set", fixed, f"give `name: value` pairs [{where}]")
+        require(isinstance(fixed, dict), "set", fixed, "give `name: value` pairs")
         for name, values in axes.items():
-            right = isinstance(values, list) and values
-            require(right, name, values, f"an axis is a list of at least one value [{where}]")
-            require(name not in fixed, name, values, f"is both an axis and in `set`; remove one [{where}]")
+            require(isinstance(values, list) and values, name, values, "an axis is a list of at least one value")
+            require(name not in fixed, name, values, "is both an axis and in `set`; remove one")
         count = math.prod(map(len, axes.values()))
-        require(count <= MOST_RUNS, "grid", count, f"is too many runs, {MOST_RUNS} at most; divide it [{where}]")
+        require(count <= MOST_RUNS, "grid", count, f"is too many runs, {MOST_RUNS} at most; divide it")
         for name in axes.keys() & self.declarations.keys():
-            values = [self.declarations[name].check(value, where) for value in axes[name]]
+            values = [self.declarations[name].check(value) for value in axes[name]]
             twice = [value for place, value in enumerate(values) if value in values[:place]]
-            require(not twice, name, twice, f"stands twice in its axis; remove one [{where}]")
+            require(not twice, name, twice, "stands twice in its axis; remove one")
         for combination in itertools.product(*axes.values()):
             yield {**fixed, **dict(zip(axes, combination, strict=True))}
 
-    def _run(self, profile: str, parameters: dict[str, Any], named: str, where: str) -> Run:
-        def wrong(name: str, remedy: str) -> NoReturn:
-            raise bad_input("run_id", name, f"{remedy} [{where}]") from None
 
-        try:
-            for _, name, form, _ in string.Formatter().parse(named):
-                if name is not None and name not in parameters:
-                    wrong(named, f"uses {name!r}, which is no parameter; {did_you_mean(name, parameters)}")
-                if re.search(r"[0-9]{3}|{", form or ""):  # as wide as memory
-                    wrong(named, f"has the format {form!r}; give at most two digits")
-            run_id = named.format(**parameters)
-        except InputError:
-            raise
-        except (ValueError, TypeError) as error:
-            wrong(named, f"is not a format text ({error}); correct it")
-        if not NAME.fullmatch(run_id):
-            wrong(run_id, f"must be {NAMED}, as it names a folder")
-        if run_id in RESERVED_IDS:
-            wrong(run_id, "is taken by a folder of the study; choose another")
-        return Run(run_id, self.notebook, profile, parameters)
+def _run_id(named: str, parameters: dict[str, Any]) -> str:
+    """Return a run's name by the text that names the runs; raise InputError where it can name no folder."""
+    try:
+        for _, name, form, _ in string.Formatter().parse(named):
+            if name is not None and name not in parameters:
+                remedy = f"uses {name!r}, which is no parameter; {did_you_mean(name, parameters)}"
+                raise bad_input("run_id", named, remedy)
+            wide = re.search(r"[0-9]{3}|{", form or "")  # as wide as memory
+            require(not wide, "run_id", named, f"has the format {form!r}; give at most two digits")
+        run_id = named.format(**parameters)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise bad_input("run_id", named, f"is not a format text ({error}); correct it") from None
+    require(NAME.fullmatch(run_id), "run_id", run_id, f"must be {NAMED}, as it names a folder")
+    require(run_id not in RESERVED_IDS, "run_id", run_id, "is taken by a folder of the study; choose another")
+    return run_id
 
 
-def load_spec(path: Path, source: str | None = None) -> Spec:
+def load_spec(path: Path) -> Spec:
     """Return one parameters file, checked with all its profiles; raise InputError at its first mistake."""
-    source = source or f"params/{path.name}"
+    source = f"params/{path.name}"
     content = load_yaml(path, source)
-
-    def check(right: bool, name: str, value: object, remedy: str) -> None:
-        require(right, name, value, f"{remedy} [{source}]")
-
-    for key, value in content.items():
-        check(key in TOP_KEYS, key, value, f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}")
-    notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
-    check(notebook == path.stem, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
-    sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
-    for key, value in {**sections, "page": page or {}}.items():
-        check(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
-    declarations = {name: declare(name, c, source) for name, c in sections["parameters"].items()}
-    for name in STANDARD:
-        check(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
-    for profile, grids in sections["profiles"].items():
-        _check_profile(profile, grids, check)
-    run_id = content.get("run_id", "")
-    named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
-    check(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
-    for name, value in sections["limits"].items():
-        check(name in DEFAULT_LIMITS, f"limits.{name}", value, did_you_mean(name, DEFAULT_LIMITS))
-        right = type(value) is int and 1 <= value <= MOST[name]
-        check(right, f"limits.{name}", value, f"give an int, at least 1 and at most {MOST[name]}")
-    base = check_values(declarations, sections["base"], f"{source}, base", complete=False)
+    with within(source):
+        for key, value in content.items():
+            remedy = f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}"
+            require(key in TOP_KEYS, key, value, remedy)
+        notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
+        right = notebook == path.stem
+        require(right, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
+        sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
+        for key, value in {**sections, "page": page or {}}.items():
+            require(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
+        declarations = {name: declare(name, entry) for name, entry in sections["parameters"].items()}
+        for name in STANDARD:
+            require(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
+        for profile, grids in sections["profiles"].items():
+            _check_profile(profile, grids)
+        run_id = content.get("run_id", "")
+        named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
+        require(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
+        for name, value in sections["limits"].items():
+            require(name in LIMITS, f"limits.{name}", value, did_you_mean(name, LIMITS))
+            LIMITS[name].check(value)
+    with within(f"{source}, base"):
+        base = check_values(declarations, sections["base"], complete=False)
     limits = {**DEFAULT_LIMITS, **sections["limits"]}
     spec = Spec(notebook, source, declarations, base, run_id, sections["profiles"], page, limits)
     for profile in spec.profiles or ["quick"]:
@@ -169,21 +168,22 @@ def load_spec(path: Path, source: str | None = None) -> Spec:
     return spec
 
 
-def _check_profile(profile: str, content: Any, check: Callable[[bool, str, object, str], None]) -> None:
+def _check_profile(profile: str, content: Any) -> None:
     name = f"profiles.{profile}"
     remedy = f"must be {NAMED}, and no number or word that YAML reads as another: it names a folder"
-    check(is_name(profile), "profile", profile, remedy)
-    check(isinstance(content, dict) and bool(content), name, content, "give `set:` and `grids:`")
+    require(is_name(profile), "profile", profile, remedy)
+    require(isinstance(content, dict) and content, name, content, "give `set:` and `grids:`")
     for key, value in content.items():
-        check(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
-        check(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
+        require(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
+        require(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
     for grid, axes in content.get("grids", {}).items():
-        check(isinstance(axes, dict) and bool(axes), f"{name}.grids.{grid}", axes, "give axes, like {depth: [1, 8]}")
+        place = f"{name}.grids.{grid}"
+        require(isinstance(axes, dict) and axes, place, axes, "give axes, like {depth: [1, 8]}")
         for key, remedy in (("needs", "give a path in the data root"), ("run_id", "give a text that names each run")):
-            check(isinstance(axes.get(key, ""), str), f"{name}.grids.{grid}.{key}", axes.get(key), remedy)
+            require(isinstance(axes.get(key, ""), str), f"{place}.{key}", axes.get(key), remedy)
         needs = Path(axes.get("needs", "here"))
         inside = needs.parts and not needs.is_absolute() and ".." not in needs.parts
-        check(inside, f"{name}.grids.{grid}.needs", str(needs), "give a path inside the data root, without ..")
+        require(inside, f"{place}.needs", str(needs), "give a path inside the data root, without ..")
 
 
 def is_name(text: str) -> bool:
@@ -201,14 +201,13 @@ def load_specs(params_dir: Path) -> dict[str, Spec]:
     require(paths, "params", params_dir.name, "holds no parameters file; add one like params/iris.yaml")
     specs = {path.stem: load_spec(path) for path in paths}
     owner: dict[tuple[str, str], str] = {}
-    for spec in specs.values():
-        for profile in spec.profiles:
+    for spec, profile in [(known, name) for known in specs.values() for name in known.profiles]:
+        with within(f"{spec.source}, profile {profile}"):
             for run in spec.runs(profile):
-                # Compared without case, because some file systems do.
-                other = owner.setdefault((profile, run.run_id.casefold()), f"{spec.notebook} {run.run_id}")
+                own = f"{spec.notebook} {run.run_id}"
+                other = owner.setdefault((profile, run.run_id.casefold()), own)  # as some file systems have no case
                 remedy = f"names the same folder as {other}; add to run_id what tells them apart"
-                where = f"[{spec.source}, profile {profile}]"
-                require(other == f"{spec.notebook} {run.run_id}", "run_id", run.run_id, f"{remedy} {where}")
+                require(other == own, "run_id", run.run_id, remedy)
     return specs
 
 
@@ -222,16 +221,14 @@ def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None)
     require(profile in profiles, "profile", profile, remedy)
     remedy = f"has no file of its name in params/; {did_you_mean(notebook or '', specs)}"
     require(not notebook or notebook in specs, "notebook", notebook, remedy)
-    own = listed(specs[notebook].profiles) if notebook else ""
-    known = {name: spec for name, spec in specs.items() if profile in spec.profiles or not spec.profiles}
-    chosen = {name: spec for name, spec in known.items() if not notebook or name == notebook}
-    require(chosen, "profile", profile, f"is not in params/{notebook}.yaml; choose one of {own}")
+    asked = {notebook: specs[notebook]} if notebook else specs
+    chosen = {name: spec for name, spec in asked.items() if profile in spec.profiles or not spec.profiles}
+    remedy = f"is not in params/{notebook}.yaml; choose one of {listed(specs[notebook].profiles) if notebook else ''}"
+    require(chosen, "profile", profile, remedy)
     absent = [path for spec in chosen.values() for path in spec.lacking(profile).values()]
     nothing = absent and not any(spec.runs(profile) for spec in chosen.values())
-    remedy = (
-        f"is not in the data root {data_root()}, and without it there is nothing to run; correct it or put it there"
-    )
-    require(not nothing, "needs", absent[0] if absent else "", remedy)
+    remedy = f"is not in the data root {data_root()}, and without it there is nothing to run"
+    require(not nothing, "needs", "".join(absent[:1]), f"{remedy}; correct it or put it there")
     return chosen
 
 
@@ -258,13 +255,14 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
     Raises InputError for a missing, mistyped or out-of-range value, and for an injected name that the notebook does
     not know (papermill itself only warns there and runs the defaults).
     """
-    begin()
-    spec, where = load_spec(study_root() / "params" / f"{notebook}.yaml"), f"notebooks/{notebook}.ipynb"
-    for name, value in _injected(namespace).items():
-        remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)} [{where}]"
-        require(name in (*spec.declarations, *STANDARD), name, value, remedy)
-    values = {name: namespace[name] for name in spec.declarations if name in namespace}
-    return Parameters(check_values(spec.declarations, values, where))
+    WORK.begin()
+    spec = load_spec(study_root() / "params" / f"{notebook}.yaml")
+    with within(f"notebooks/{notebook}.ipynb"):
+        for name, value in _injected(namespace).items():
+            remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)}"
+            require(name in (*spec.declarations, *STANDARD), name, value, remedy)
+        values = {name: namespace[name] for name in spec.declarations if name in namespace}
+        return Parameters(check_values(spec.declarations, values))
 
 
 def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:

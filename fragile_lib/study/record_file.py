@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fragile_lib.tools.errors import bad_input
-from fragile_lib.tools.files import json_digest, load_json, write_json
+from fragile_lib.tools.files import json_digest, json_text, load_json, write_whole
 
 SCHEMA, WITHOUT_DIGEST = 2, 1
 LETTERS = string.digits + string.ascii_letters
@@ -36,7 +36,7 @@ KINDS = {
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a record with its digest, whole or not at all; raise OSError on a full disk."""
-    write_json(path, {**content, "schema": SCHEMA, "digest": _digest(content)})
+    write_whole(path, json_text({**content, "schema": SCHEMA, "digest": _digest(content)}))
 
 
 def read_record(path: Path, run_id: str = "") -> dict[str, Any]:

@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.study.cells import execute_plainly
-from fragile_lib.study.execute import NotebookFailed, execute_notebook, explain
+from fragile_lib.study.execute import NotebookFailed, execute_notebook, execute_plainly, explain
 from fragile_lib.study.files import package_dir, profile_dir, study_root
 from fragile_lib.study.fingerprint import page_fingerprint, run_fingerprint
 from fragile_lib.study.notebook_file import (
@@ -38,7 +37,7 @@ from fragile_lib.study.record_file import read_record, write_record
 from fragile_lib.study.sources import KEPT, as_imported
 from fragile_lib.tools.errors import InputError, require
 from fragile_lib.tools.files import json_text, load_json, load_yaml, plain, remove, write_if_changed, write_whole
-from fragile_lib.tools.machine import age, timestamp
+from fragile_lib.tools.machine import PROCESS, timestamp
 
 NOTEBOOK = "run.ipynb"
 CHANGED = "its notebook, the library or its parameters were changed since it was planned; run the study again"
@@ -49,7 +48,7 @@ JOB_KEYS = {*IDENTITY, *DEFAULT_LIMITS}
 def execute(run_dir: Path, plainly: bool = False) -> float:
     """Execute the run that `run_dir` describes (`.job.json`, `params.yaml`); return its seconds, start to end.
 
-    `plainly`: without papermill (`cells.execute_plainly`).
+    `plainly`: without papermill (`execute_plainly`).
 
     Raises InputError where the folder describes no run, NotebookFailed where the notebook fails or has changed since
     the run was planned; both leave an older finished result as it was. OSError where not even the failure can be
@@ -65,7 +64,7 @@ def execute(run_dir: Path, plainly: bool = False) -> float:
     with attempt(run_dir, root, job) as partial:
         in_cells = execute_for_study(partial / NOTEBOOK, parameters, root, job, depends_on, partial, plainly=plainly)
         content = _finished_record(partial / "result.json", job)
-        content["seconds_total"] = round(age(), 3)
+        content["seconds_total"] = round(PROCESS.seconds(), 3)
         content["orchestration_seconds"] = round(content["seconds_total"] - in_cells, 3)
         write_record(partial / "result.json", content)
         for name in (NOTEBOOK, "result.json"):

@@ -105,6 +105,35 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None) -> d
     return said
 
 
+def run_cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
+    """Run what is not finished of a profile while there are seconds left, with little more than torch.
+
+    One run after the other, in the order of the grids, each in a process of its own and its record in place as it ends:
+    so a short time on a card yields whole records. A run that the seconds did not suffice for is ended, and begins anew
+    with the next call. Returns how many runs failed.
+
+    Raises:
+        InputError: seconds that are not above 0, an unknown profile or notebook, or bad parameters.
+    """
+    require(seconds > 0, "seconds", seconds, "give a number above 0")
+    ends, jobs = time.monotonic() + seconds, prepare(root, profile, notebook)[0]
+    pending, failed = [job for job in jobs if job.state != "finished"], 0
+    environment = {**os.environ, "FRAGILE_ROOT": str(root), "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
+    say(f"{len(jobs) - len(pending)} of {len(jobs)} finished already")
+    for job in pending:
+        if (left := ends - time.monotonic()) <= 0:
+            break
+        command = [sys.executable, "-m", "fragile_lib.study", "execute", "--plain", str(job.directory)]
+        try:
+            failed += subprocess.run(command, env=environment, timeout=left, stdin=subprocess.DEVNULL).returncode != 0
+        except subprocess.TimeoutExpired:
+            say(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
+            break
+    still_open = [job.run.run_id for job in jobs if job.state != "finished"]
+    say(f"open: {', '.join(still_open)}" if still_open else "all are finished")
+    return failed
+
+
 def reason_of(job: Job) -> str:
     """Return why a run is not finished."""
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 
@@ -39,6 +40,15 @@ def require(right: object, name: str, value: object, remedy: str) -> None:
     """Raise the `InputError` of `bad_input` unless `right` is true."""
     if not right:
         raise bad_input(name, value, remedy)
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Within: an `InputError` that is raised says at its end where the value stands."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} [{where}]") from None
 
 
 def closest(name: str, known: Iterable[str], before: str = "") -> str:

@@ -104,11 +104,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write `content` as JSON, whole or not at all."""
-    write_whole(path, json_text(content))
-
-
 def plain(value: Any, digits: int | None = None) -> Any:
     """Return `value` in JSON's own types: numpy, torch, paths, tuples, a table by its rows; NaN and infinity as None.
 

@@ -45,34 +45,27 @@ def peak_memory_mb() -> float:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
-_STARTED = time.monotonic()
-_begun = {"at": time.time(), "clock": _STARTED}
+class Clock:
+    """When something began: `at` in words, and the seconds since then, by a clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Note that it begins now."""
+        self.at, self._began = timestamp(), time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds since it began."""
+        return time.monotonic() - self._began
 
 
-def age() -> float:
-    """Return the seconds since this process imported this module, by a clock that nobody sets."""
-    return time.monotonic() - _STARTED
+def timestamp() -> str:
+    """Return this moment as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def begin() -> None:
-    """Note that the work of this process begins now and not when this module was imported."""
-    _begun.update(at=time.time(), clock=time.monotonic())
-
-
-def begun_at() -> float:
-    """Return when the work of this process began, in seconds since the epoch."""
-    return _begun["at"]
-
-
-def elapsed() -> float:
-    """Return the seconds since the work of this process began, by a clock that nobody sets."""
-    return time.monotonic() - _begun["clock"]
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """Return a moment as ISO 8601 in UTC, to the second."""
-    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+PROCESS, WORK = Clock(), Clock()  # since this module was imported; since what the process is for began
 
 
 def machine() -> str:

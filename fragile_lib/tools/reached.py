@@ -95,10 +95,8 @@ def _followed(place: Place, package: Path) -> Place:
         inner = f"{name}.{attribute}".lstrip(".")
         if attribute in module.bindings:
             name, attribute = module.bindings[attribute]
-        elif _file_of(inner, package):
-            name, attribute = inner, None
         else:
-            return name, None
+            name, attribute = inner if _file_of(inner, package) else name, None
     return name, attribute
 
 
@@ -109,7 +107,10 @@ def _references(node: ast.AST, module: Module, package: Path) -> frozenset[Place
 
 
 def _named(node: ast.AST, module: Module, package: Path) -> Iterator[Place]:
-    if isinstance(node, ast.Attribute) and (parts := _dotted(node)) and parts[0] in module.bindings:
+    parts = _dotted(node)
+    if len(parts) == 1 and parts[0] in module.definitions:
+        yield module.name, parts[0]
+    elif parts and parts[0] in module.bindings:
         name, attribute = module.bindings[parts[0]]
         for part in parts[1:]:
             inner = f"{name}.{attribute}".lstrip(".") if attribute else name
@@ -117,14 +118,9 @@ def _named(node: ast.AST, module: Module, package: Path) -> Iterator[Place]:
                 break
             name, attribute = inner, part
         yield name, attribute
-        return
-    if isinstance(node, ast.Name):
-        if node.id in module.definitions:
-            yield module.name, node.id
-        elif node.id in module.bindings:
-            yield module.bindings[node.id]
-    for child in ast.iter_child_nodes(node):
-        yield from _named(child, module, package)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _named(child, module, package)
 
 
 def _dotted(node: ast.AST) -> list[str]:

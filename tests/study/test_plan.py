@@ -1,12 +1,10 @@
 """Which runs are up to date; restoring, setting aside, publishing; pages. No kernel is started here."""
 
 import json
-import os
 
 import pytest
 
 from fragile_lib.study import run as pages
-from fragile_lib.study import study as engine
 from fragile_lib.study.execute import NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
@@ -69,17 +67,6 @@ def test_prose_and_outputs_make_nothing_outdated(toy):
     content["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["x"]}]
     toy.notebook.write_text(json.dumps(content))
     assert set(states(toy).values()) == {"finished"}
-
-
-def test_a_truncated_record_is_told_and_set_aside(toy):
-    toy.finish()
-    path = toy.run_dir("toy-d1") / "result.json"
-    path.write_text(path.read_text()[:40])
-    assert states(toy) == {"toy-d1": "unreadable", "toy-d2": "finished"}
-    jobs, told = prepare(toy.root, "quick")
-    assert len(told) == 1 and "runs/quick/toy-d1/result.json" in told[0] and "the run is repeated" in told[0]
-    assert not path.exists() and path.with_name("result.json.unreadable").exists()
-    assert [job.stamp.exists() for job in jobs] == [False, True]
 
 
 def published(toy):
@@ -154,17 +141,6 @@ def test_cells_of_a_card_are_published_beside_the_study_of_record(toy):
     assert (toy.root / "reports" / "records" / "card-d7" / "result.json").exists()
     collect_published(toy.root)
     assert sorted((toy.root / "reports" / "results.csv").read_text().splitlines()) == sorted(both.splitlines())
-
-
-def test_a_profile_is_run_by_one_study_at_a_time(toy):
-    with (
-        engine.lock(toy.root, "quick"),
-        pytest.raises(InputError, match=f"profile = 'quick': is being run by process {os.getpid()}"),
-        engine.lock(toy.root, "quick"),
-    ):
-        pass
-    with engine.lock(toy.root, "quick"):
-        pass
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.__main__ import main
-from fragile_lib.study.collect import COLUMNS, collect, results_csv
+from fragile_lib.study.collect import COLUMNS, results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record import record
@@ -173,7 +173,8 @@ def test_a_damaged_record_is_named_on_one_line_and_repeated_and_stops_nothing(to
     assert (toy.root / "runs/quick/results.csv").read_text().count("toy-d2") == 2
     for _ in range(2):  # an older file that was set aside is in the way of none
         damage(path, case, example_record)
-        _, told = prepare(toy.root, "quick")
+        jobs, told = prepare(toy.root, "quick")
+        assert [job.stamp.exists() for job in jobs] == [False, True]
         assert len(told) == 1 and "runs/quick/toy-d1/result.json" in told[0] and "the run is repeated" in told[0]
         assert re.search(said, told[0]) and not path.exists() and path.with_name("result.json.unreadable").exists()
     assert [job.state for job in make_plan(toy.root, "quick")] == ["missing", "finished"]
@@ -245,14 +246,3 @@ def test_results_table(tmp_path, example_record):
     assert [c["depth"] for c in cells] == ["1", "1", ""], "whole numbers with gaps stay whole"
     assert [c["spearman"] for c in cells] == ["0.5", "", "0.25"] and cells[2]["test_point"] == "7"
     assert results_csv([]) == ",".join(COLUMNS) + "\n"
-
-
-def test_an_unreadable_record_is_told_and_the_others_stand(tmp_path, example_record):
-    paths = [tmp_path / name / "result.json" for name in ("bad", "toy-d1")]
-    for path, text in zip(paths, ('{"schema": 1, "run_', json.dumps(example_record())), strict=True):
-        path.parent.mkdir()
-        path.write_text(text)
-    count, told = collect(paths, tmp_path / "results.csv")
-    assert count == 1 and len(told) == 1 and "bad/result.json" in told[0]
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
-    assert not list(tmp_path.glob(".*tmp"))

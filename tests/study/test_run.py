@@ -11,8 +11,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import psutil
 import pytest
+from toy import QUICK_GRID, wait_for
 
 from fragile_lib.study import execute as execute_module
 from fragile_lib.study import run as run_module
@@ -23,7 +23,6 @@ from fragile_lib.study.record_file import read_record, write_record
 
 PROJECT = Path(__file__).parents[2]
 WORKFLOW = PROJECT / "workflow"
-QUICK = "quick:\n    grids: {depths: {depth: [1, 2]}}"
 
 
 @pytest.fixture(autouse=True)
@@ -281,7 +280,7 @@ def test_a_study_process_does_not_import_torch():
 
 
 def test_a_grid_with_a_failure_and_its_repair(toy):
-    toy.edit(QUICK, "quick:\n    grids: {good: {depth: [1, 2]}, bad: {depth: [3], mode: [die]}}")
+    toy.edit(QUICK_GRID, "quick:\n    grids: {good: {depth: [1, 2]}, bad: {depth: [3], mode: [die]}}")
     first = toy.call("run", "--only-runs", "--jobs", "2")
     assert first.returncode == 1, first.stdout + first.stderr
     assert "[2 of 3] finished toy-d" in first.stdout and "failed: toy-d3: the kernel died in mid-run" in first.stdout
@@ -345,30 +344,6 @@ def test_the_grids_of_iris():
 # -- interrupts and kills: what is finished stays, nothing is left running, the same command does the rest -------------
 
 
-def wait_for(condition, seconds=90.0):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def family(process):
-    above = psutil.Process(process.pid)
-    return [above, *above.children(recursive=True)]
-
-
-def words(process):
-    """Return a process's command line; empty where it has just ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def gone(processes):
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
 @pytest.fixture
 def start(toy):
     """Return a call that starts a study and waits until its one held-up run computes."""
@@ -383,11 +358,11 @@ def start(toy):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
-        wait_for((toy.run_dir("toy-d1") / "result.json").exists)
+        wait_for((toy.run_dir("toy-d1") / "result.json").exists, "the first record")
+        wait_for(lambda: toy.processes("fragile_lib.study.sources"), "a kernel")
         # The notebook's copy is saved when its first cell is done.
-        wait_for(lambda: any("fragile_lib.study.sources" in words(p) for p in family(process)))
-        wait_for(lambda: list(toy.run_dir("toy-d2").glob(".partial-*/run.ipynb")))
-        return process, family(process)
+        wait_for(lambda: list(toy.run_dir("toy-d2").glob(".partial-*/run.ipynb")), "a run that computes")
+        return process
 
     yield call
     for process in started:
@@ -413,30 +388,30 @@ def test_a_process_whose_owner_is_gone_ends_even_where_its_child_ended_meanwhile
 
 
 def test_resuming_after_interrupts_and_kills(toy, start):
-    toy.edit(QUICK, "quick:\n    grids: {quick: {depth: [1]}, slow: {depth: [2], mode: [hold]}}")
+    toy.edit(QUICK_GRID, "quick:\n    grids: {quick: {depth: [1]}, slow: {depth: [2], mode: [hold]}}")
     # Ctrl-C. Before it, a second study on the same profile is refused.
-    process, processes = start()
+    process = start()
     before = (toy.run_dir("toy-d1") / "result.json").stat().st_mtime_ns
     refused = toy.call("run", "--only-runs")
     assert refused.returncode == 2 and f"is being run by process {process.pid}" in refused.stderr
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 130 and "interrupted; what finished is kept" in output
-    wait_for(lambda: gone(processes), 5)
+    wait_for(lambda: not toy.processes(), "all to end", 5)
     assert not (toy.run_dir("toy-d2") / "failure.json").exists(), "interrupted is not failed"
 
     # kill -9 of the study alone: everything that it started ends by itself.
-    process, processes = start()
+    process = start()
     os.kill(process.pid, signal.SIGKILL)
-    wait_for(lambda: gone(processes), 10)
+    wait_for(lambda: not toy.processes(), "all to end", 10)
 
     # kill -9 of Snakemake alone: the study ends, and names what is missing.
-    process, processes = start()
-    (snakemake,) = [p for p in processes if "--nolock" in words(p)]
-    os.kill(snakemake.pid, signal.SIGKILL)
+    process = start()
+    (snakemake,) = toy.processes("--nolock")
+    snakemake.kill()
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 1 and "failed: toy-d2: it ended without a result" in output
-    wait_for(lambda: gone(processes), 10)
+    wait_for(lambda: not toy.processes(), "all to end", 10)
 
     (toy.notebook.parent / "hold").unlink()
     again = toy.call("run", "--only-runs", "--jobs", "2")

@@ -12,11 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
+from toy import wait_for
 
 from fragile_lib.study.plan import make_plan
 
@@ -59,13 +58,6 @@ def missing() -> str:
 
 def program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
-def wait_for(condition, what, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.2)
 
 
 class Cluster:
@@ -122,16 +114,6 @@ def cluster(tmp_path_factory):
     found.stop()
 
 
-def left(root: Path) -> list[str]:
-    """Return the command lines of the living processes of a study."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            own = process.environ().get("FRAGILE_ROOT") == str(root) and process.pid != os.getpid()
-            found += [" ".join(process.cmdline())] if own and process.status() != psutil.STATUS_ZOMBIE else []
-    return found
-
-
 @pytest.mark.slow
 def test_a_grid_runs_on_slurm_and_survives_a_killed_daemon(toy, cluster):
     toy.edit("depth: [1, 2]}}\n  laptop", "depth: [1, 2, 3], mode: [hold]}}\n  laptop")
@@ -166,4 +148,4 @@ def test_a_grid_runs_on_slurm_and_survives_a_killed_daemon(toy, cluster):
     after = toy.call("run", "--only-runs")
     assert after.returncode == 0 and "[3 of 3] all runs are up to date" in after.stdout
     wait_for(lambda: not cluster.call("squeue", "-h"), "an empty queue", 60)
-    assert not left(toy.root)
+    assert not toy.processes()

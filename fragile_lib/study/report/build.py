@@ -68,7 +68,11 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         text = ENVIRONMENT.get_template(template).render({**shared, **context})
         (built / path).write_text(text, encoding="utf-8")
 
-    _write_results(study, built, out)
+    target = out / "results.csv"
+    if study.results_path is None:
+        (built / target.name).write_text(results_csv(study.records), encoding="utf-8")
+    elif not (target.exists() and target.samefile(study.results_path)):
+        shutil.copyfile(study.results_path, built / target.name)
     for name, page in pages.items():
         write(f"{name}.html", "notebook.html.j2", page=page, name=name)
     for run_id, page in of_runs.items():
@@ -85,7 +89,13 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     }
     if of_index["figures"]:  # under a name that does not change, for the project's own first page
         (built / FOLDER / LEAD).write_bytes(of_index["figures"][0][1].content)
-    links = {run_id: link for run_id in runs if (link := _run_link(study, runs[run_id], of_runs, out))}
+    links = {}  # where the run matrix leads: the page of a run, else its record on disk
+    for run_id in runs:
+        record = (study.source / run_id / "result.json").resolve()
+        if run_id in of_runs:
+            links[run_id] = f"run/{quote(run_id)}.html"
+        elif runs[run_id].record:
+            links[run_id] = quote(Path(os.path.relpath(record, out.resolve())).as_posix())
     of_rerun = {
         "example": next((run for run in study.runs if run.record), Run("RUN_ID", "iris")),
         "references": references(params_dir.parent / "references.bib"),
@@ -114,29 +124,12 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
     pages = {}
     for name, path in notebooks.items():
         try:
-            pages[name] = render_notebook(
-                path, name, root, partial(local, own=name), {run.run_id for run in study.runs}
-            )
+            known = {run.run_id for run in study.runs}
+            pages[name] = render_notebook(path, name, root, partial(local, own=name), known)
             study.problems += [f"{name}: shown as TeX, not as math: {tex}" for tex in pages[name].unconverted]
         except ValueError as error:
             study.problems.append(f"The page of {name} is missing: {error}")
     return pages
-
-
-def _run_link(study: Study, run: Run, pages: dict[str, Page], out: Path) -> str:
-    """Where the run matrix leads: the page of the run, else its record on disk."""
-    if run.run_id in pages:
-        return f"run/{quote(run.run_id)}.html"
-    record = (study.source / run.run_id / "result.json").resolve()
-    return quote(Path(os.path.relpath(record, out.resolve())).as_posix()) if run.record else ""
-
-
-def _write_results(study: Study, built: Path, out: Path) -> None:
-    target = out / "results.csv"
-    if study.results_path is None:
-        (built / target.name).write_text(results_csv(study.records), encoding="utf-8")
-    elif not (target.exists() and target.samefile(study.results_path)):
-        shutil.copyfile(study.results_path, built / target.name)
 
 
 def _publish(built: Path, out: Path) -> None:
@@ -146,12 +139,9 @@ def _publish(built: Path, out: Path) -> None:
     for path in files:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(built / path, out / path)
-    pages = [page for page in [*out.glob("*.html"), *out.glob("run/*.html")] if _is_ours(page)]
+    ours = f'name="generator" content="{GENERATOR}"'
+    pages = [*out.glob("*.html"), *out.glob("run/*.html")]
+    pages = [page for page in pages if ours in page.read_text(encoding="utf-8", errors="replace")[:2000]]
     for old in [*pages, *out.glob(f"{FOLDER}/*")]:
         if old.relative_to(out) not in files:
             old.unlink()
-
-
-def _is_ours(page: Path) -> bool:
-    with page.open(encoding="utf-8", errors="replace") as file:
-        return f'name="generator" content="{GENERATOR}"' in file.read(2000)

@@ -20,18 +20,17 @@ def point_sets(study: Study) -> list[dict]:
     Each has a name, `estimate`, `truth` and `error` by code (lists over removals), the removals' ids, and, where the
     record has images, `labels`, `pixels` and the places of the `pictured`, as in the record.
     """
-    best: dict[tuple, tuple] = {}
+    ranked = []
     for record in study.records:
-        chosen = [
-            p for p in record.get("points") or [] if p.get("train_choice") == "top_influence" and p.keys() >= NEEDED
-        ]
-        if chosen and (record["run"].get("weight_decay") or 0) > 0:
-            run, point = record["run"], chosen[0]
-            key = run.get("dataset"), run.get("architecture")
-            rank = "pixels" in point, run.get("n_train") or 0, -(run.get("depth") or 0)
-            if key not in best or rank > best[key][0]:
-                best[key] = rank, _set(record, point, study.settings.get("words", {}))
-    return [found for _, found in sorted(best.values(), key=lambda entry: entry[0], reverse=True)][:MOST]
+        chosen = [p for p in record.get("points") or [] if p.get("train_choice") == "top_influence"]
+        run, point = record["run"], next((p for p in chosen if p.keys() >= NEEDED), None)
+        if point and (run.get("weight_decay") or 0) > 0:
+            ranked.append(("pixels" in point, run.get("n_train") or 0, -(run.get("depth") or 0), record, point))
+    best: dict[tuple, dict] = {}
+    for *_, record, point in sorted(ranked, key=lambda entry: entry[:3], reverse=True):
+        key = record["run"].get("dataset"), record["run"].get("architecture")
+        best.setdefault(key, _set(record, point, study.settings.get("words", {})))
+    return list(best.values())[:MOST]
 
 
 def _set(record: dict, point: dict, words: dict) -> dict:

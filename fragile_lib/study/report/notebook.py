@@ -103,19 +103,13 @@ def _cell(cell: nbformat.NotebookNode, name: str, figures: list[Figure]) -> dict
         return {"claims": claims, "prose": Markup(markdown(cell.source, cell.get("attachments")))}
     if cell.cell_type != "code" or not (cell.source.strip() or cell.outputs):
         return None
-    outputs = [_output(output, cell, name, figures) for output in cell.outputs]
-    code = {"summary": _summary(cell.source, tags), "code": Markup(python(cell.source))}
-    return {"claims": claims, **code, "outputs": [output for output in outputs if output]}
-
-
-def _summary(source: str, tags: list[str]) -> str:
-    if "injected-parameters" in tags:
-        return "Parameters of this run"
-    if "parameters" in tags:
-        return "Parameters and their defaults"
-    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    first = (cell.source.strip().splitlines() or [""])[0].strip()
     summary = f"Code: {first.lstrip('# ') if first.startswith('#') else first}"
-    return summary if len(summary) <= 90 else summary[:88] + " …"
+    summary = summary if len(summary) <= 90 else summary[:88] + " …"
+    named = {"injected-parameters": "Parameters of this run", "parameters": "Parameters and their defaults"}
+    summary = next((named[tag] for tag in tags if tag in named), summary)
+    outputs = [found for output in cell.outputs if (found := _output(output, cell, name, figures))]
+    return {"claims": claims, "summary": summary, "code": Markup(python(cell.source)), "outputs": outputs}
 
 
 def _output(

@@ -5,7 +5,6 @@ A broken file is named on the report and does not stop it: the other runs are st
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -19,7 +18,7 @@ from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
 from fragile_lib.tools.errors import InputError, require
-from fragile_lib.tools.files import load_yaml
+from fragile_lib.tools.files import load_json, load_yaml
 
 DEVIATION = ("what", "paper", "here", "why")  # `notebook` may be left out
 METHOD = ("name", "kind", "title", "formula", "parameters", "applies")
@@ -112,16 +111,14 @@ def read_study(source: Path, params_dir: Path) -> Study:
 
 def _read_run(folder: Path) -> Run:
     record, problem, failure = None, "", None
-    if (folder / "result.json").exists():
-        try:
-            record = read_record(folder / "result.json")
-        except InputError as error:
-            problem = str(error).replace(str(folder.parent) + "/", "")
-    if (folder / "failure.json").exists():
-        try:
-            failure = dict(json.loads((folder / "failure.json").read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
-            failure = {"error": "Unknown", "message": f"failure.json cannot be read ({error})"}
+    try:
+        record = read_record(folder / "result.json") if (folder / "result.json").exists() else None
+    except InputError as error:
+        problem = str(error).replace(str(folder.parent) + "/", "")
+    try:
+        failure = dict(load_json(folder / "failure.json")) if (folder / "failure.json").exists() else None
+    except (ValueError, TypeError, OSError) as error:
+        failure = {"error": "Unknown", "message": f"failure.json cannot be read ({error})"}
     notebook = (record or failure or {}).get("notebook") or folder.name.split("-")[0]
     return Run(folder.name, str(notebook), record, failure, problem)
 

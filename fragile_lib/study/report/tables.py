@@ -111,11 +111,10 @@ def run_outcomes(record: dict) -> list[str]:
 
 def run_groups(study: Study) -> list[dict]:
     """The run matrix: for each notebook the settings that differ between its runs, and the runs."""
-    groups = []
+    groups, always = [], ("depth", "width", "weight_decay")
     for notebook in dict.fromkeys(run.notebook for run in study.runs):
         runs = [run for run in study.runs if run.notebook == notebook]
         blocks = pd.DataFrame([run.record["run"] for run in runs if run.record and run.record.get("run")])
-        always = ("depth", "width", "weight_decay")
         groups.append({
             "notebook": notebook,
             "columns": [c for c in blocks if c in always or blocks[c].astype(str).nunique() > 1],
