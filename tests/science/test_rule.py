@@ -1,0 +1,132 @@
+"""The rule of when to believe: what is judged, and that what is held out takes no part in anything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from fragile_lib.own.rule import (
+    PAIR_SIGNALS,
+    RUN_SIGNALS,
+    area_under,
+    held_out,
+    judge,
+    judged_pairs,
+    judged_runs,
+    rules,
+)
+from fragile_lib.tools.errors import InputError
+
+KEYS = {"seed": 0, "fit": "descent", "test_point": 4, "train_choice": "top_influence"}
+SIGNALS = {
+    "residual": 0.1, "status": "ok", "gradient_share": 1e-3, "eig_share": -10.0, "trace_share": 0.2,
+    "metasmoothness": 0.9, "control_spread": 0.3, "estimate_spread": 0.4, "signal": 10.0, "agreement": 0.7,
+    "damping_rank": 0.6, "damping_ratio": 0.01, "test_curvature": None, "left_out_gradient": 100.0,
+}  # fmt: skip
+
+
+def known(run_id="a", **changed):
+    facts = {"run_id": run_id, "dataset": "iris", "architecture": "mlp", "depth": 3, "estimator": "exact"}
+    return facts | KEYS | SIGNALS | changed
+
+
+def row(truth, corrected, reliability=0.9, run_id="a"):
+    told = {"run_id": run_id, "estimator": "exact", "ground_truth": truth, "spearman_corrected": corrected}
+    return KEYS | told | {"reliability": reliability, "reliability_single": 0.5}
+
+
+def cases(n_networks=6, each=20, seed=0):
+    """A signal that tells of all networks alike, one that turns round in each, and noise."""
+    rng = np.random.default_rng(seed)
+    good = rng.random(n_networks * each) < 0.5
+    network = np.repeat([f"n{i}" for i in range(n_networks)], each)
+    sign = np.where(np.repeat(np.arange(n_networks), each) % 2, 1, -1)
+    return pd.DataFrame(
+        {
+            "residual": good + 0.5 * rng.standard_normal(len(good)),
+            "signal": good * sign + 0.1 * rng.standard_normal(len(good)),
+            "damping_rank": rng.standard_normal(len(good)),
+            "metasmoothness": np.nan,
+            "good": good,
+            "network": network,
+            "dataset": np.where(np.repeat(np.arange(n_networks), each) < 3, "one", "other"),
+        }
+    )
+
+
+def test_a_run_is_judged_by_its_first_truth_that_could_tell():
+    rows = [
+        row("warm_descent", 0.95),
+        row("minimum", 0.5),
+        row("minimum", 0.9, 0.4, "b"),
+        row("other", 1.0, run_id="c"),
+    ]
+    rows += [row("warm_descent", 0.81, run_id="b"), row("warm_descent", None, run_id="d")]
+    found = judged_runs(pd.DataFrame([known(r) for r in "abcd"]), pd.DataFrame(rows)).set_index("run_id")
+    assert found["good"].to_dict() == {"a": False, "b": True}
+    assert found["ground_truth"].to_dict() == {"a": "minimum", "b": "warm_descent"}
+    assert found["network"].tolist() == ["iris mlp of depth 3"] * 2
+    one = found.loc["a"]
+    assert one["residual"] == -1 and one["left_out_gradient"] == 2 and one["damping_ratio"] == 2
+    assert one["eig_share"] == pytest.approx(np.arcsinh(-10)) and np.isnan(one["test_curvature"])
+    assert one["predicted_reliability"] == pytest.approx(0.64) and set(RUN_SIGNALS) <= set(found)
+
+
+def test_pairs_are_judged_where_the_truth_stands_clear():
+    pairs = {"index": [3, 7, 8, 9], "estimate": [1.0, -1.0, 0.2, 4.0], "more": [0.5, 1, 1, 1], "less": [2.0, 1, 1, 1]}
+    told = pd.DataFrame([known(pairs=pairs | {"trace": [10.0, 1, 1, 1]}), known("b", pairs=None)])
+    point = {"run_id": "a", **KEYS, "index": [9, 8, 7, 3], "estimate": {}}
+    point |= {"truth": {"warm_descent": [9.0, 0.2, 1.5, 1.9]}, "error": {"warm_descent": [0.1, 0.11, 0.1, 0.1]}}
+    found = judged_pairs(told, [point]).set_index("index")
+    assert found["good"].to_dict() == {3: True, 7: False, 9: False}  # 8 is not clear of its error
+    one = found.loc[3]
+    assert one["size"] == pytest.approx(np.log10(1 / 4)) and one["pair_signal"] == pytest.approx(np.log10(1 / 0.3))
+    assert one["pair_damping"] == pytest.approx(np.log10(0.25)) and one["trace"] == 1
+    assert set(PAIR_SIGNALS) <= set(found)
+    assert judged_pairs(told.drop(columns="pairs"), [point]).empty
+
+
+def test_what_is_held_out_takes_no_part_in_its_own_score():
+    table = cases()
+    whole = held_out(table, ["residual", "metasmoothness"], "network")
+    own = table["network"] == "n2"
+    turned = table.assign(good=np.where(own, ~table["good"], table["good"]))
+    turned.loc[own, "residual"] *= 1  # its own labels are turned round; its values stay
+    again = held_out(turned, ["residual", "metasmoothness"], "network")
+    np.testing.assert_array_equal(whole[own], again[own])
+    assert not np.allclose(whole[~own], again[~own])
+    alone = held_out(table[own | (table["network"] == "n1")], ["residual"], "network")
+    one_kind = table.assign(good=table["good"] & own)
+    assert np.isfinite(alone).all() and np.isnan(held_out(one_kind, ["residual"], "network")[own]).all()
+
+
+def test_a_signal_is_worth_what_it_tells_of_other_networks():
+    table = cases()
+    apart, turned = judge(table, ["residual"], "network"), judge(table, ["signal"], "network")
+    assert apart.area.mean == pytest.approx(roc_auc_score(table["good"], table["residual"]), abs=0.02)
+    assert apart.area.low < apart.area.mean < apart.area.high and apart.area.n == 6
+    assert turned.area.mean < 0.6 and apart.brier < 0.2 < turned.brier
+    by_set = judge(table, ["residual"], "dataset")
+    assert by_set.area.mean > 0.9
+
+
+def test_the_simplest_rule_near_the_best_is_named():
+    found = rules(cases(), ["residual", "signal", "damping_rank", "metasmoothness"], "network")
+    assert found.loc[found["simplest"], "rule"].tolist() == ["residual"]
+    assert set(found.loc[found["baseline"], "rule"]) == {"stability under damping"}
+    assert "metasmoothness" not in set(found["rule"])  # it was measured of no run
+    assert found["area"].is_monotonic_decreasing and {"all", "residual and signal"} <= set(found["rule"])
+
+
+def test_the_area_is_that_of_the_curve():
+    rng = np.random.default_rng(3)
+    good, scores = rng.random(50) < 0.3, rng.integers(0, 9, 50)  # with ties
+    assert area_under(good, scores) == pytest.approx(roc_auc_score(good, scores))
+    assert np.isnan(area_under(np.ones(4, bool), np.arange(4)))
+
+
+def test_without_both_kinds_there_is_no_rule():
+    with pytest.raises(InputError, match="good and runs that are not"):
+        judge(cases().assign(good=True), ["residual"], "network")
