@@ -23,14 +23,16 @@ from sklearn.metrics import brier_score_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fragile_lib.agreement import SEED, Interval, percentiles
+from fragile_lib.agreement import SEED, percentiles
 from fragile_lib.tools.errors import bad_input
 
 GOOD = 0.8  # corrected correlation of a run that is believed
 FACTOR = 2.0  # within which an estimate is believed
 TELLS = 0.5  # reliability of a truth from which a run is judged
 CLEAR = 2.0  # standard errors that a true change must be away from zero for its pair to be judged
+ENOUGH = 0.8  # reliability that a number of retrainings is asked for
 MARGIN = 0.02  # of the area under the curve: a simpler rule this near the best is as good
+SHOWN = 12  # rules of a table
 DRAWS = 1_000  # resamples of an interval; each ranks all cases anew
 # Which truth judges a run, the first that it has: a minimum where there is one, else the retraining.
 TRUTHS = ("minimum", "pbrf", "warm_descent", "warm_minibatch")
@@ -120,10 +122,10 @@ def _log(size: float) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """One rule on what was held out: area under the curve with its interval, the Brier score, and each case's score."""
+    """One rule on what was held out: area under the curve, the Brier score, and each case's score."""
 
     signals: tuple[str, ...]
-    area: Interval
+    area: float
     brier: float
     scores: np.ndarray
 
@@ -148,7 +150,7 @@ def _fitted(values: np.ndarray, good: np.ndarray) -> Pipeline:
 
 
 def judge(cases: pd.DataFrame, signals: Sequence[str], by: str) -> Judged:
-    """A rule on held-out groups; the interval of its area resamples whole networks.
+    """A rule on held-out groups.
 
     Raises:
         InputError: no cases, or none of one kind.
@@ -157,21 +159,22 @@ def judge(cases: pd.DataFrame, signals: Sequence[str], by: str) -> Judged:
         raise bad_input("cases", len(cases), "a rule needs runs that are good and runs that are not; run more of them")
     scores = held_out(cases, signals, by)
     kept = np.isfinite(scores)
-    good, networks = cases["good"].to_numpy(bool)[kept], cases["network"].to_numpy()[kept]
-    area = _area(good, scores[kept], networks)
+    good = cases["good"].to_numpy(bool)[kept]
     brier = float(brier_score_loss(good, scores[kept])) if kept.any() else float("nan")
-    return Judged(tuple(signals), area, brier, scores)
+    return Judged(tuple(signals), area_under(good, scores[kept]), brier, scores)
 
 
-def _area(good: np.ndarray, scores: np.ndarray, networks: np.ndarray) -> Interval:
+def area_interval(cases: pd.DataFrame, scores: np.ndarray) -> tuple[float, float]:
+    """95% interval of the area under the curve, whole networks resampled; nan for a single one."""
+    kept = np.isfinite(scores)
+    good, scores, networks = cases["good"].to_numpy(bool)[kept], scores[kept], cases["network"].to_numpy()[kept]
     parts = [np.flatnonzero(networks == name) for name in pd.unique(networks)]
-    rng, found = np.random.default_rng(SEED), []
-    for _ in range(DRAWS if len(parts) > 1 else 0):
-        rows = np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))])
-        if len(np.unique(good[rows])) == 2:
-            found.append(area_under(good[rows], scores[rows]))
-    low, high = percentiles(np.array(found)) if found else (np.nan, np.nan)
-    return Interval(area_under(good, scores), low, high, len(parts))
+    if len(parts) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(SEED)
+    drawn = (np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))]) for _ in range(DRAWS))
+    found = np.array([area_under(good[rows], scores[rows]) for rows in drawn])
+    return percentiles(found[np.isfinite(found)])
 
 
 def area_under(good: np.ndarray, scores: np.ndarray) -> float:
@@ -188,23 +191,88 @@ def area_under(good: np.ndarray, scores: np.ndarray) -> float:
 def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     """Each rule of one signal and of two, of all, and the baselines, on held-out groups: best area first.
 
-    `simplest`: the rule of fewest signals whose area is within `MARGIN` of the best.
+    `simplest`: the rule of fewest signals whose area is within `MARGIN` of the best. `shown`: the `SHOWN` best, the
+    simplest and the baselines, which have intervals.
     """
     names = [name for name in names if cases[name].notna().any()]
     tried = {f"{name}": (name,) for name in names} | {" and ".join(pair): pair for pair in combinations(names, 2)}
     tried |= {"all": tuple(names)} | {name: one for name, one in BASELINES.items() if set(one) <= set(names)}
     found = [(name, judge(cases, some, by)) for name, some in tried.items()]
-    table = pd.DataFrame(
-        {
-            "rule": [name for name, _ in found],
-            "signals": [len(one.signals) for _, one in found],
-            "area": [one.area.mean for _, one in found],
-            "low": [one.area.low for _, one in found],
-            "high": [one.area.high for _, one in found],
-            "brier": [one.brier for _, one in found],
-            "baseline": [name in BASELINES for name, _ in found],
-        }
-    )
+    columns = ["rule", "signals", "area", "brier", "baseline", "used", "scores"]
+    values = [(n, len(f.signals), f.area, f.brier, n in BASELINES, f.signals, f.scores) for n, f in found]
+    table = pd.DataFrame(values, columns=columns).sort_values("area", ascending=False, ignore_index=True)
     near = table[~table["baseline"] & table["area"].ge(table["area"].max() - MARGIN)]
-    simplest = near.sort_values(["signals", "area"], ascending=[True, False]).index[:1]
-    return table.assign(simplest=table.index.isin(simplest)).sort_values("area", ascending=False, ignore_index=True)
+    simplest = table.index.isin(near.sort_values(["signals", "area"], ascending=[True, False]).index[:1])
+    table = table.assign(simplest=simplest, shown=simplest | table["baseline"] | (table.index < SHOWN))
+    intervals = [area_interval(cases, row.scores) if row.shown else (np.nan, np.nan) for row in table.itertuples()]
+    return table.assign(low=[low for low, _ in intervals], high=[high for _, high in intervals])
+
+
+# -- what is shown of it -----------------------------------------------------------------------------------------------
+
+WORST = 6  # mistakes of a table
+
+
+def counted(runs: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """How many runs and pairs of each network could be judged, and the share of them that was good."""
+    parts = {
+        name: cases.groupby(["dataset", "network"])["good"].agg(["size", "mean"])
+        for name, cases in (("runs", runs), ("pairs", pairs))
+        if len(cases)
+    }
+    table = pd.concat(parts, axis=1)
+    table.columns = [f"{'judged' if what == 'size' else 'good share of'} {name}" for name, what in table.columns]
+    return table.reset_index()
+
+
+def splits(cases: pd.DataFrame) -> list[str]:
+    """By what cases can be held out: columns with several values, and both kinds of cases."""
+    if cases.empty or cases["good"].nunique() < 2:
+        return []
+    return [by for by in ("network", "dataset") if cases[by].nunique() > 1]
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The best rules, the simplest and the baselines."""
+    return table.loc[table["shown"], ["rule", "area", "low", "high", "brier", "simplest", "baseline"]]
+
+
+def scores(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What the best rule, the simplest and the baselines gave each held-out case."""
+    named = table[table["simplest"] | table["baseline"] | (table.index == 0)]
+    return dict(zip(named["rule"], named["scores"], strict=True))
+
+
+def mistakes(cases: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The cases that the simplest rule was surest of and wrong about: those it believed, then those it doubted."""
+    (simplest,) = table[table["simplest"]].itertuples()
+    judged = cases.assign(probability=simplest.scores).dropna(subset=["probability"])
+    believed = judged[~judged["good"]].nlargest(WORST, "probability")
+    doubted = judged[judged["good"]].nsmallest(WORST, "probability")
+    found = pd.concat({"believed, and bad": believed, "doubted, and good": doubted}, names=["the rule"])
+    told = ["run_id", "seed", "fit", "test_point", "index", "estimator", "spearman_corrected", "true", "estimate"]
+    told = [name for name in (*told, "probability", *simplest.used) if name in found]
+    return found[told].reset_index("the rule")
+
+
+def retrainings(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of each network: the reliability of one retraining, predicted by V / (V + c s^2) and measured; R for `ENOUGH`.
+
+    V is the variance of the estimates over the removals, s^2 that of the controls, both medians over the network's
+    runs; c is the median over the other networks of what the measured reliability of one asks for.
+    """
+    usable = runs[
+        runs["reliability_single"].between(0.01, 0.999) & runs["predicted_reliability"].between(1e-6, 1 - 1e-9)
+    ]
+    if usable["network"].nunique() < 2:
+        return pd.DataFrame()
+    noise = usable["predicted_reliability"].rdiv(1) - 1  # s^2 / V
+    asked = (usable["reliability_single"].rdiv(1) - 1) / noise  # c
+    rows = []
+    for name, part in usable.groupby("network"):
+        c = float(asked[usable["network"] != name].median())
+        ratio, measured = c * float(noise[part.index].median()), float(part["reliability_single"].median())
+        needed, really = (max(1, int(np.ceil(ENOUGH / (1 - ENOUGH) * x - 1e-9))) for x in (ratio, 1 / measured - 1))
+        told = {"network": name, "c": c, "predicted reliability of one": 1 / (1 + ratio), "measured": measured}
+        rows.append(told | {f"retrainings for {ENOUGH:g}, predicted": needed, "by the measured": really})
+    return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ are the figures of the report's first page.
 """
 
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
+from fragile_lib.plots.held_out import held_out_curves
 from fragile_lib.plots.photographs import influential_pictures, pictures
 from fragile_lib.plots.specifications import SCATTERS, SPECS, figure, headlines
 from fragile_lib.plots.tables import imagenet_cost_table, solver_table
@@ -25,6 +26,7 @@ __all__ = [
     "dataset_word",
     "figure",
     "headlines",
+    "held_out_curves",
     "imagenet_cost_table",
     "influential_pictures",
     "pictures",

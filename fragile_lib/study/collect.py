@@ -66,16 +66,17 @@ def read_results(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(place, low_memory=False)  # a column has one type, whatever part of the file is read
 
 
-def read_points(path: str | Path, run_ids: str) -> list[dict[str, Any]]:
+def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> list[dict[str, Any]]:
     """Return the compared points in the records beside a results table, each with its run's facts; "" gives none.
 
     Args:
         path: the results table, as in `read_results`; records lie in `records/` beside it or in folders of their own.
         run_ids: how the names of the wanted runs begin.
+        part: of the records; `signals` for what was known of the estimates before anything was left out.
     """
     if not str(path):
         return []
     place = (study_root() / "notebooks" / path).parent
     place = place / "records" if (place / "records").is_dir() else place
     records, _ = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
-    return [{"run_id": r["run_id"], **r["run"], **point} for r in records for point in r.get("points", [])]
+    return [{"run_id": r["run_id"], **r["run"], **one} for r in records for one in r.get(part, [])]

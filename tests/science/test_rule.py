@@ -10,12 +10,19 @@ from sklearn.metrics import roc_auc_score
 from fragile_lib.own.rule import (
     PAIR_SIGNALS,
     RUN_SIGNALS,
+    area_interval,
     area_under,
+    counted,
     held_out,
     judge,
     judged_pairs,
     judged_runs,
+    mistakes,
+    retrainings,
     rules,
+    scores,
+    shown,
+    splits,
 )
 from fragile_lib.tools.errors import InputError
 
@@ -105,19 +112,50 @@ def test_what_is_held_out_takes_no_part_in_its_own_score():
 def test_a_signal_is_worth_what_it_tells_of_other_networks():
     table = cases()
     apart, turned = judge(table, ["residual"], "network"), judge(table, ["signal"], "network")
-    assert apart.area.mean == pytest.approx(roc_auc_score(table["good"], table["residual"]), abs=0.02)
-    assert apart.area.low < apart.area.mean < apart.area.high and apart.area.n == 6
-    assert turned.area.mean < 0.6 and apart.brier < 0.2 < turned.brier
-    by_set = judge(table, ["residual"], "dataset")
-    assert by_set.area.mean > 0.9
+    assert apart.area == pytest.approx(roc_auc_score(table["good"], table["residual"]), abs=0.02)
+    assert turned.area < 0.6 and apart.brier < 0.2 < turned.brier
+    assert judge(table, ["residual"], "dataset").area > 0.9
+    low, high = area_interval(table, apart.scores)
+    assert low < apart.area < high and np.isnan(area_interval(table.assign(network="one"), apart.scores)).all()
 
 
 def test_the_simplest_rule_near_the_best_is_named():
-    found = rules(cases(), ["residual", "signal", "damping_rank", "metasmoothness"], "network")
+    table = cases()
+    found = rules(table, ["residual", "signal", "damping_rank", "metasmoothness"], "network")
     assert found.loc[found["simplest"], "rule"].tolist() == ["residual"]
     assert set(found.loc[found["baseline"], "rule"]) == {"stability under damping"}
     assert "metasmoothness" not in set(found["rule"])  # it was measured of no run
     assert found["area"].is_monotonic_decreasing and {"all", "residual and signal"} <= set(found["rule"])
+    assert shown(found)["low"].notna().all() and {"residual", "stability under damping"} <= set(scores(found))
+
+
+def test_the_worst_mistakes_are_told():
+    table = cases().assign(run_id="a", estimator="exact", **KEYS)
+    table.loc[7, ["residual", "good"]] = [9.0, False]
+    found = mistakes(table, rules(table, ["residual", "damping_rank"], "network"))
+    worst = found.iloc[0]
+    assert worst["the rule"] == "believed, and bad" and worst["residual"] == 9 and worst["probability"] > 0.9
+    assert set(found["the rule"]) == {"believed, and bad", "doubted, and good"}
+
+
+def test_retrainings_are_predicted_from_other_networks():
+    noise, c = {"n0": 4.0, "n1": 1.0, "n2": 9.0}, 0.25
+    rows = [
+        {"network": n, "predicted_reliability": 1 / (1 + x), "reliability_single": 1 / (1 + c * x)}
+        for n, x in noise.items()
+    ]
+    found = retrainings(pd.DataFrame(rows)).set_index("network")
+    np.testing.assert_allclose(found["c"], c)
+    np.testing.assert_allclose(found["predicted reliability of one"], found["measured"])
+    assert found["retrainings for 0.8, predicted"].to_dict() == {"n0": 4, "n1": 1, "n2": 9}
+    assert retrainings(pd.DataFrame(rows[:1])).empty
+
+
+def test_what_can_be_held_out():
+    assert splits(cases()) == ["network", "dataset"] and splits(cases().assign(good=True)) == []
+    assert splits(cases().assign(dataset="one")) == ["network"]
+    both = counted(cases(), cases().iloc[:0])
+    assert both["judged runs"].sum() == 120 and "judged pairs" not in both
 
 
 def test_the_area_is_that_of_the_curve():

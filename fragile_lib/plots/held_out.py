@@ -1,0 +1,70 @@
+"""A rule on networks that it never saw: what it finds against what it mistakes, and whether its probabilities hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fragile_lib.plots import base, words
+from fragile_lib.plots.base import Picture
+
+BINS = 5  # of equal numbers of cases, for the frequency of what came true
+FEWEST = 10  # cases of a curve
+
+
+def held_out_curves(cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what: str) -> Picture:
+    """ROC curves and calibration of rules on held-out cases.
+
+    Args:
+        cases: with `good`, `network` and `run_id`.
+        scores: of each rule, by its name, the probability (cases,) that it gave each case; nan where it gave none.
+        what: what is to be told apart, in a few words.
+    """
+    good, known = cases["good"].to_numpy(bool), {n: s for n, s in scores.items() if np.isfinite(s).sum() >= FEWEST}
+    if not known or not 0 < good.sum() < len(good):
+        return Picture(None, "No held-out cases of both kinds.")
+    with base.theme():
+        figure, ((left, right),) = base.new_figure(4.2, 1, 2)
+        for place, (name, score) in enumerate(known.items()):
+            kept = np.isfinite(score)
+            look = {"color": base.CYCLE[place % len(base.CYCLE)], "ls": base.DASHES[place % len(base.DASHES)]}
+            _curve(left, good[kept], score[kept], name, look)
+            _calibration(right, good[kept], score[kept], look | {"marker": base.MARKERS[place % len(base.MARKERS)]})
+        _frame(left, "mistaken for good", "good ones found")
+        _frame(right, "probability given", "share that was good")
+        base.legend_below(figure)
+    return _told(figure, cases, known, what)
+
+
+def _curve(ax: Axes, good: np.ndarray, score: np.ndarray, name: str, look: Mapping) -> None:
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of equal scores all or none
+    found, mistaken = np.cumsum(good[order])[last] / good.sum(), np.cumsum(~good[order])[last] / (~good).sum()
+    ax.plot([0, *mistaken], [0, *found], label=name, **look)
+
+
+def _calibration(ax: Axes, good: np.ndarray, score: np.ndarray, look: Mapping) -> None:
+    parts = np.array_split(np.argsort(score, kind="stable"), BINS)
+    ax.plot([score[part].mean() for part in parts], [good[part].mean() for part in parts], **look)
+
+
+def _frame(ax: Axes, x: str, y: str) -> None:
+    ax.plot([0, 1], [0, 1], color="0.6", ls=":", zorder=0)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+
+
+def _told(figure: Figure, cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what: str) -> Picture:
+    networks, good = cases["network"].nunique(), int(cases["good"].sum())
+    head = f"Rules on networks that they never saw: {what}"
+    setting = f"{words.counted(len(cases), 'case')} of {words.counted(networks, 'network')}, {good} of them good"
+    details = (
+        "Left: the share of good cases found against the share of others taken for good, as the bar is lowered",
+        f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
+    )
+    rows = pd.concat([cases[["run_id", "network", "good"]].assign(rule=n, score=s) for n, s in scores.items()])
+    caption = "\n".join(words.sentences(*line) for line in ([head], [setting], details))
+    return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
