@@ -141,7 +141,8 @@ def list_folder(folder: Path | str, name: str = "folder") -> Listing:
         )
         raise bad_input(name, str(folder), remedy)
     if odd:
-        warnings.warn(f"{name}: passed over as links to nowhere, circles or no files: {listed(odd, 10)}", stacklevel=2)
+        told = listed((os.path.relpath(path, root) for path in odd), 10)
+        warnings.warn(f"{name}: passed over as links to nowhere, circles or no files: {told}", stacklevel=2)
     labels = np.repeat(np.arange(len(folders)), counts).astype(np.int64)
     return Listing(root, tuple(entry.name for entry in folders), labels, np.array(names))
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from fragile_lib.data.sources import RawSet, Route, RouteFailed, by_npm, by_torchvision, raw_files
+from fragile_lib.data.sources import RawSet, Route, by_npm, by_torchvision, raw_files
 
 _TEN, _HUNDRED = datasets.CIFAR10, datasets.CIFAR100
 _PIXELS = 3 * 32 * 32  # bytes of an image: the pixels of the red, the green and the blue channel
@@ -65,20 +65,17 @@ def from_pictures(folder: Path, binary: Path) -> Path:
     (file "train_lables.json", so spelled) are one list for the five training files.
 
     Raises:
-        RouteFailed: a file is not of that form.
-        OSError: one is missing or cut off.
+        OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError: a file is missing, cut off or not of
+            that form.
     """
     binary.mkdir()
     for part, names in (("train", [f"data_batch_{k}" for k in range(1, 6)]), ("test", ["test_batch"])):
-        try:
-            labels, first = json.loads((folder / f"{part}_lables.json").read_bytes()), 0
-            for name in names:
-                images = _picture(folder / f"{name}.png")
-                here = np.frombuffer(bytes(labels[first : first + len(images)]), np.uint8)[:, None]
-                np.concatenate([here, images.reshape(-1, _PIXELS)], axis=1).tofile(binary / f"{name}.bin")
-                first += len(images)
-        except (ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            raise RouteFailed(f"{part} files are not what they should be: {type(error).__name__}: {error}") from error
+        labels, first = json.loads((folder / f"{part}_lables.json").read_bytes()), 0
+        for name in names:
+            images = _picture(folder / f"{name}.png")
+            here = np.frombuffer(bytes(labels[first : first + len(images)]), np.uint8)[:, None]
+            np.concatenate([here, images.reshape(-1, _PIXELS)], axis=1).tofile(binary / f"{name}.bin")
+            first += len(images)
     return binary
 
 

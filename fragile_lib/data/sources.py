@@ -16,7 +16,6 @@ import sys
 import tarfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,7 +133,9 @@ def _fetched(route: Route, wanted: RawSet, root: Path) -> dict[str, bytes]:
     with workspace(root) as work:
         try:
             folder = route.fetch(work)
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        except RouteFailed:
+            raise
+        except Exception as error:  # whatever a broken archive or file brings about
             raise RouteFailed(f"{type(error).__name__}: {error}") from error
         try:
             contents = checked(folder, wanted.md5)

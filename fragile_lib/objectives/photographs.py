@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,7 +112,8 @@ class Scoring:
                     values[batch.rows - shards[number][0]] = slopes
                     bar.update(len(rows))
                 now = perf_counter()
-                self.checkpoint.save(_name(number), values=values, **_told(notes), seconds=np.array(now - began))
+                told = np.array(json.dumps([notes.bad, notes.converted]))
+                self.checkpoint.save(_name(number), values=values, told=told, seconds=np.array(now - began))
                 notes.bad.clear()
                 notes.converted.clear()
                 began = now
@@ -128,8 +130,8 @@ class Scoring:
         for number in range(len(self.shards)):
             part = self.checkpoint.load(_name(number))
             values.append(part["values"])
-            notes.bad |= dict(zip(part["bad"].tolist(), part["why"].tolist(), strict=True))
-            notes.converted |= dict(zip(part["converted"].tolist(), part["mode"].tolist(), strict=True))
+            for kept, told in zip((notes.bad, notes.converted), json.loads(str(part["told"])), strict=True):
+                kept.update({int(row): why for row, why in told.items()})
             seconds += float(part["seconds"])
         return Slopes(np.concatenate(values), notes, len(self.photos) - len(notes.bad), seconds)
 
@@ -300,12 +302,3 @@ def read_job(folder: Path | str) -> Scoring:
 
 def _name(number: int) -> str:
     return f"scores-{number:06d}"
-
-
-def _told(notes: Notes) -> dict[str, np.ndarray]:
-    return {
-        "bad": np.array(list(notes.bad), dtype=np.int64),
-        "why": np.array(list(notes.bad.values()), dtype=str),
-        "converted": np.array(list(notes.converted), dtype=np.int64),
-        "mode": np.array(list(notes.converted.values()), dtype=str),
-    }

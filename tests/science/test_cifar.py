@@ -27,7 +27,7 @@ from fragile_lib.data.raw import (
     mnist_raw,
 )
 from fragile_lib.data.sets import IMAGE_SETS, balanced, image_subset, is_available, stratified
-from fragile_lib.data.sources import RouteFailed, data_root, raw_files
+from fragile_lib.data.sources import data_root, raw_files
 from fragile_lib.tools.errors import InputError
 
 BINARY, PICKLES = CIFAR10.other, CIFAR10.folder
@@ -172,23 +172,22 @@ def png(mode: str, width: int) -> bytes:
     [
         ("data_batch_2.png", png("L", 1024), "data_batch_2.png is L of width 1024"),
         ("test_batch.png", png("RGB", 1000), "test_batch.png is RGB of width 1000"),
-        ("train_lables.json", b"[1, 2, 3]", "train files .*ValueError"),
-        ("train_lables.json", b"[1, 2", "train files .*JSONDecodeError"),
-        ("test_lables.json", b"[1, 2, 3, 256]", "test files .*ValueError"),
-        ("test_lables.json", b'[1, 2, 3, "4"]', "test files .*TypeError"),
-        ("test_lables.json", b"7", "test files .*TypeError"),
-        ("test_lables.json", b"\xff", "test files .*UnicodeDecodeError"),
+        ("train_lables.json", b"[1, 2, 3]", "along dimension 0"),
+        ("train_lables.json", b"[1, 2", "Expecting"),
+        ("test_lables.json", b"[1, 2, 3, 256]", "range"),
+        ("test_lables.json", b'[1, 2, 3, "4"]', "integer"),
+        ("test_lables.json", b"7", "subscriptable"),
     ],
 )
-def test_files_of_another_form_are_a_failure_of_the_route(tmp_path, name, content, reason):
-    with pytest.raises(RouteFailed, match=reason):
+def test_files_of_another_form_are_an_error_of_the_route(tmp_path, name, content, reason):
+    with pytest.raises((ValueError, TypeError), match=reason):
         broken(tmp_path, name, content)
 
 
 @pytest.mark.parametrize("keep", [0, 20, 1_000])
 def test_a_picture_that_is_cut_off_is_an_error_that_raw_files_names(tmp_path, keep):
     whole = (pictures(tmp_path / "whole") / "test_batch.png").read_bytes()
-    with pytest.raises((OSError, RouteFailed)):
+    with pytest.raises((OSError, SyntaxError)):
         broken(tmp_path, "test_batch.png", whole[:keep])
 
 

@@ -304,9 +304,9 @@ def test_weights_are_checked_key_by_key(tmp_path):
     x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
     torch.testing.assert_close(again(x), network(x), rtol=0, atol=0)
     for wrong, words in (
-        ({k: v for k, v in state.items() if k != "fc.bias"}, "fc.bias is missing"),
-        ({**state, "extra": torch.ones(1)}, "extra is not the network's"),
-        ({**state, "fc.bias": torch.ones(5)}, r"fc.bias has the shape \(5,\)"),
+        ({k: v for k, v in state.items() if k != "fc.bias"}, 'Missing key.*"fc.bias"'),
+        ({**state, "extra": torch.ones(1)}, 'Unexpected key.*"extra"'),
+        ({**state, "fc.bias": torch.ones(5)}, "size mismatch for fc.bias"),
         ({**state, "fc.bias": torch.full((3,), torch.nan)}, "fc.bias is not finite"),
     ):
         with pytest.raises(InputError, match=words):
@@ -316,7 +316,7 @@ def test_weights_are_checked_key_by_key(tmp_path):
 def test_a_checkpoint_of_another_architecture_or_kind_is_refused(tmp_path, folder):
     listing = find_sets(folder)[0]
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    with pytest.raises(InputError, match="are not ResNet-50's: conv1.weight is missing"):
+    with pytest.raises(InputError, match='are not ResNet-50.s: Missing key.*"conv1.weight"'):
         photographs.pretrained(str(tmp_path / "linear.pt"), listing)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     (tmp_path / "text.pt").write_text("no weights")
