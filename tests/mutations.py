@@ -98,8 +98,8 @@ MUTATIONS = [
     ),
     *_of(
         "objectives/proximal.py",
-        ("tilt has the wrong sign", "return gradient - self.slope + self.damping", "return gradient + self.slope + self.damping", f"{PROXIMAL}::test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one"),
-        ("proximity is not damped", "objective.decay + damping", "objective.decay + 0 * damping", f"{PROXIMAL}::test_damped_gauss_newton_influence_predicts_the_response_with_slope_one"),
+        ("tilt has the wrong sign", "return gradient - self.tilt + self.damping", "return gradient + self.tilt + self.damping", f"{PROXIMAL}::test_damped_hessian_influence_predicts_the_tilted_response_with_slope_one"),
+        ("the start decays", "self.tilt = objective.decay * theta", "self.tilt = 0 * theta", f"{PROXIMAL}::test_damped_gauss_newton_influence_predicts_the_response_with_slope_one"),
     ),
     *_of(
         "agreement.py",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_lib.data.sets import image_subset, iris_splits, mnist_digits
+from fragile_lib.data import sets
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.network.dense import prepare
 
@@ -43,7 +43,7 @@ def test_all_ways_on_iris_agree(benchmark, monkeypatch, capsys, depth):
     iris = benchmark("iris")
     for name, value in {"SEEDS": 2, "STEPS": 20, "TRAINING": 200}.items():
         monkeypatch.setattr(iris, name, value)
-    train_data, test_data = iris_splits([0, 1])
+    train_data, test_data = sets.iris_splits([0, 1])
     iris.retraining(depth, train_data, 1e9)
     network = iris.trained(depth, *(type(data)(data.x[:1], data.y[:1]) for data in (train_data, test_data)))
     for part in (iris.estimates, iris.hessians):
@@ -60,7 +60,7 @@ def small_mnist(benchmark):
     """The benchmark on small MNIST, and a tiny network with few images for it."""
     module = benchmark("small_mnist")
     sizes = module.Sizes(images=20, points=3, training=3, examples=2, together=2, steps=2, batch=8)
-    return module, module.trained(*mnist_digits(20, 10), SmallCNN(2, 10, 28), sizes)
+    return module, module.trained(*sets.small_mnist("digits", 20, 10), SmallCNN(2, 10, 28), sizes)
 
 
 def test_all_ways_on_small_mnist_agree(small_mnist, capsys):
@@ -75,7 +75,9 @@ def test_all_ways_on_small_mnist_agree(small_mnist, capsys):
 def test_left_out_optima_are_counted(benchmark, capsys):
     module = benchmark("small_mnist")
     schedule = module.Schedule(100, 20, 1e-2)
-    network = prepare(SmallCNN(2), *mnist_digits(60, 20), 0.02, 0.01, schedule, 1, minimum_rounds=8, device="cpu")
+    network = prepare(
+        SmallCNN(2), *sets.small_mnist("digits", 60, 20), 0.02, 0.01, schedule, 1, minimum_rounds=8, device="cpu"
+    )
     module.left_out_optima(network, 10)
     newton, both = (int(n) for n in re.findall(r"(\d+) certified", capsys.readouterr().out))
     assert newton < both <= 10
@@ -100,7 +102,7 @@ def architectures(benchmark, monkeypatch):
 def tiny_case(module):
     """Its network is trained once for all tests."""
     sizes = module.SMALL
-    return module.placed(*image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
+    return module.placed(*sets.image_subset("mnist", "digits", sizes.images, sizes.tests), sizes, "cpu")
 
 
 def test_all_ways_on_architectures_agree(architectures, capsys):

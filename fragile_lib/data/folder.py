@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from fragile_lib.tools.errors import bad_input
+from fragile_lib.tools.checkpoint import digest_of
+from fragile_lib.tools.errors import bad_input, listed
 
 MARK = "standin.json"  # in a folder that `standin` made
 CLASSES = 1000  # of ImageNet
@@ -25,18 +25,16 @@ LAYOUT = "put the images of each class into a folder of its own, as torchvision.
 class Listing:
     """n photographs by class and by name, so in the same order on every machine; nothing is opened.
 
-    Names lie in one piece of bytes, with about 40 bytes an image for all that is kept: a list of 1.28 million paths
-    would take several times that, and once more in every process that loads images.
+    Names lie in one array, with about 40 bytes an image for all that is kept: a list of 1.28 million paths would take
+    several times that, and once more in every process that loads images.
 
-    folder: the root. classes: (c,) folder names, sorted. labels: (n,) int64. names: of all images, within their class
-    folders, one after another. ends: (n + 1,) where each begins.
+    folder: the root. classes: (c,) folder names, sorted. labels: (n,) int64. names: (n,) bytes, within class folders.
     """
 
     folder: Path
     classes: tuple[str, ...]
     labels: np.ndarray
-    names: bytes
-    ends: np.ndarray
+    names: np.ndarray
 
     def __len__(self) -> int:
         """n, the number of photographs."""
@@ -44,8 +42,7 @@ class Listing:
 
     def name(self, row: int) -> str:
         """Class folder and file name of one photograph."""
-        name = self.names[self.ends[row] : self.ends[row + 1]]
-        return f"{self.classes[self.labels[row]]}/{os.fsdecode(name)}"
+        return f"{self.classes[self.labels[row]]}/{os.fsdecode(self.names[row])}"
 
     def path(self, row: int) -> Path:
         """Where one photograph lies."""
@@ -54,10 +51,7 @@ class Listing:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the names and labels in their order; not of the images."""
-        found = hashlib.sha256(self.names)
-        for array in (self.ends, self.labels):
-            found.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-        return found.hexdigest()
+        return digest_of(self.names, self.labels)
 
     @property
     def is_standin(self) -> bool:
@@ -103,7 +97,9 @@ class Listing:
         places = {name: place for place, name in enumerate(classes)}
         strange = [name for name in self.classes if name not in places]
         if strange:
-            remedy = f"holds class folders that the training set lacks, such as {_some(strange)}; both need the same"
+            remedy = (
+                f"holds class folders that the training set lacks, such as {listed(strange, 3)}; both need the same"
+            )
             raise bad_input("test_folder", str(self.folder), remedy)
         new = np.array([places[name] for name in self.classes], dtype=np.int64)
         return replace(self, classes=tuple(classes), labels=new[self.labels])
@@ -140,13 +136,15 @@ def list_folder(folder: Path | str, name: str = "folder") -> Listing:
     counts, names = [len(inside) for inside in by_class], [one for inside in by_class for one in inside]
     empty = [entry.name for entry, count in zip(folders, counts, strict=True) if not count]
     if empty:
-        remedy = f"class folders without an image: {_some(empty)}; fill or remove them ({', '.join(IMG_EXTENSIONS)})"
+        remedy = (
+            f"class folders without an image: {listed(empty, 3)}; fill or remove them ({', '.join(IMG_EXTENSIONS)})"
+        )
         raise bad_input(name, str(folder), remedy)
     if odd:
-        warnings.warn(f"{name}: passed over as links to nowhere, circles or no files: {_some(odd, 10)}", stacklevel=2)
-    ends = np.concatenate([[0], np.cumsum([len(one) for one in names])])
+        told = listed((os.path.relpath(path, root) for path in odd), 10)
+        warnings.warn(f"{name}: passed over as links to nowhere, circles or no files: {told}", stacklevel=2)
     labels = np.repeat(np.arange(len(folders)), counts).astype(np.int64)
-    return Listing(root, tuple(entry.name for entry in folders), labels, b"".join(names), ends)
+    return Listing(root, tuple(entry.name for entry in folders), labels, np.array(names))
 
 
 def find_sets(folder: Path | str, test_folder: Path | str = "") -> tuple[Listing, Listing]:
@@ -194,7 +192,3 @@ def _images(folder: str, above: tuple[str, ...], odd: list[str], inside: str = "
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

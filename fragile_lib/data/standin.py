@@ -24,9 +24,10 @@ from sklearn.datasets import load_sample_images
 from fragile_lib.data.folder import MARK
 from fragile_lib.data.raw import cifar10_raw
 from fragile_lib.data.sets import stratified
-from fragile_lib.data.sources import RawSet, Route, pip_download, raw_files, rooted, workspace
+from fragile_lib.data.sources import RawSet, by_pip, raw_files, workspace
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import InputError, bad_input
+from fragile_lib.tools.files import data_root
 
 SOURCES = ("cifar10", "crops")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -46,19 +47,11 @@ PHOTOGRAPHS = RawSet(
     name="seven of ImageNet's photographs",
     folder="imagenet-photographs",
     md5={name: md5 for name, (_, md5) in SHOWN.items()},
-    routes=(
-        Route("package foolbox 3.3.4 by pip", lambda work: pip_download("foolbox", "3.3.4", work, 1.7e6) / "data"),
-    ),
+    routes=(by_pip("foolbox", "3.3.4", "foolbox/data", 1.7e6),),
 )
 
 
-def standin_folder(
-    source: str = "cifar10",
-    train_per_class: int = 20,
-    test_per_class: int = 10,
-    seed: int = 0,
-    root: Path | str | None = None,
-) -> Path:
+def standin_folder(source: str = "cifar10", train_per_class: int = 20, test_per_class: int = 10, seed: int = 0) -> Path:
     """The folder of a stand-in with train/ and val/ in it; made in the data root where it is not there or not whole.
 
     It is written beside its place and renamed. `standin.json` in it has the checksum of each file, and says that this
@@ -69,25 +62,21 @@ def standin_folder(
             flower: two classes), for which nothing is fetched.
         train_per_class, test_per_class: images drawn from CIFAR-10's training and test set, or crops.
         seed: of the draw.
-        root: the data root; default `tools.files.data_root()`.
 
     Raises:
         InputError: an unknown source, a count below 1 or beyond CIFAR-10's; CIFAR-10 cannot be had; or the root cannot
             be written to. ImageNet's seven photographs are left out with a warning where they cannot be had.
     """
     check_name("standin", source, SOURCES)
-    for name, value, most in (("train_per_class", train_per_class, 5000), ("test_per_class", test_per_class, 1000)):
-        check_count(name, value)
-        if value > most:
-            raise bad_input(name, value, f"give at most {most}, which CIFAR-10 has of a class")
-    root = rooted(root)
-    place = place_of(source, train_per_class, test_per_class, seed, root)
+    check_count("train_per_class", train_per_class, most=5000)  # as many as CIFAR-10 has of a class
+    check_count("test_per_class", test_per_class, most=1000)
+    root, place = data_root(), place_of(source, train_per_class, test_per_class, seed)
     if is_whole(place):
         return place
     draw = _cifar_images if source == "cifar10" else _crops
     try:
         with workspace(root) as work:
-            draw(work / "whole", train_per_class, test_per_class, seed, root)
+            draw(work / "whole", train_per_class, test_per_class, seed)
             about = {"what": "stand-in, not ImageNet", "source": source, "seed": seed, "sha256": _sums(work / "whole")}
             (work / "whole" / MARK).write_text(json.dumps(about, indent=1) + "\n")
             if place.exists():  # not whole
@@ -100,11 +89,9 @@ def standin_folder(
     return place
 
 
-def place_of(
-    source: str, train_per_class: int, test_per_class: int, seed: int = 0, root: Path | str | None = None
-) -> Path:
+def place_of(source: str, train_per_class: int, test_per_class: int, seed: int = 0) -> Path:
     """Where a stand-in lies or would lie."""
-    return rooted(root) / "imagenet-standin" / f"{source}-{train_per_class}-{test_per_class}-s{seed}"
+    return data_root() / "imagenet-standin" / f"{source}-{train_per_class}-{test_per_class}-s{seed}"
 
 
 def is_whole(folder: Path) -> bool:
@@ -121,8 +108,8 @@ def _sums(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256(images[name].read_bytes()).hexdigest() for name in sorted(images)}
 
 
-def _cifar_images(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
-    raw = cifar10_raw(root)
+def _cifar_images(folder: Path, train: int, test: int, seed: int) -> None:
+    raw = cifar10_raw()
     for part, pixels, labels, count in (
         ("train", raw.train_images, raw.train_labels, train),
         ("val", raw.test_images, raw.test_labels, test),
@@ -131,7 +118,7 @@ def _cifar_images(folder: Path, train: int, test: int, seed: int, root: Path) ->
             image = Image.fromarray(pixels[row].transpose(1, 2, 0)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             _save(image, folder / part / CLASSES[labels[row]] / f"cifar-{row:05d}.jpg")
     try:
-        own = raw_files(PHOTOGRAPHS, root)
+        own = raw_files(PHOTOGRAPHS)
     except InputError as error:
         warnings.warn(f"the stand-in has none of ImageNet's own photographs: {error}", stacklevel=3)
         own = {}
@@ -139,7 +126,7 @@ def _cifar_images(folder: Path, train: int, test: int, seed: int, root: Path) ->
         (folder / "val" / SHOWN[name][0] / f"{PREFIX}{name}").write_bytes(content)
 
 
-def _crops(folder: Path, train: int, test: int, seed: int, root: Path) -> None:
+def _crops(folder: Path, train: int, test: int, seed: int) -> None:
     rng, samples = np.random.default_rng([seed, 17]), load_sample_images()
     for name, pixels in zip(("temple", "flower"), samples.images, strict=True):
         for part, count in (("train", train), ("val", test)):
@@ -160,11 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", default="cifar10", choices=SOURCES, help="which photographs")
     parser.add_argument("--train", type=int, default=20, help="training images of each class")
     parser.add_argument("--test", type=int, default=10, help="test images of each class")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--root", default=None, help="data root; default FRAGILE_DATA or a cache folder")
     given = parser.parse_args(arguments)
     try:
-        print(standin_folder(given.source, given.train, given.test, given.seed, given.root))
+        print(standin_folder(given.source, given.train, given.test))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

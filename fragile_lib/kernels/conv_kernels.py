@@ -500,46 +500,6 @@ def gradients(net, packed, x, y, dataset, weights, cotangent, first, stop, out, 
 
 
 @compiled
-def batch_gradients(net, packed, pixels, y, rows, weights, first, stop, out):
-    """`gradients` on the blocks first .. stop of a batch: images `rows` of pixels (n, d), y (n,), weights (E, n)."""
-    lanes, blocks = net.lanes, stop - first
-    x = buffer(blocks * pixels.shape[1] * lanes, packed).reshape(1, blocks, pixels.shape[1] * lanes)
-    labels, factors = np.zeros((1, blocks * lanes), np.int64), np.zeros((len(packed), blocks * lanes), packed.dtype)
-    for b in range(blocks):
-        some = rows[(first + b) * lanes : (first + b + 1) * lanes]
-        for d in range(pixels.shape[1]):
-            for lane in range(len(some)):
-                x[0, b, d * lanes + lane] = pixels[some[lane], d]
-        for lane in range(len(some)):
-            labels[0, b * lanes + lane] = y[some[lane]]
-            for e in range(len(packed)):
-                factors[e, b * lanes + lane] = weights[e, some[lane]]
-    dataset, none = np.zeros(len(packed), np.int64), np.zeros((0, 0), packed.dtype)
-    gradients(net, packed, x, labels, dataset, factors, none, net.first, blocks, out, np.zeros(0))
-
-
-@compiled
-def tangents(net, packed, moved, x, y, dataset, first, stop, out):
-    """out (E, K, blocks * lanes) = derivative of each loss along each direction; moved (E, K, Q)."""
-    units, tangent = buffer(net.units, packed), buffer(net.units, packed)
-    top = net.plan[-1]
-    odds = buffer(top[N_OUT] * net.lanes, packed)
-    for e in range(len(packed)):
-        for b in range(first, stop):
-            image = x[dataset[e], b]
-            forward(net, image, packed[e], units)
-            softmax(net, units, odds)
-            for k in range(moved.shape[1]):
-                tangent_forward(net, image, packed[e], moved[e, k], units, tangent)
-                for lane in range(net.lanes):
-                    i = b * net.lanes + lane
-                    slope = -tangent[top[INTO] + y[dataset[e], i] * net.lanes + lane]
-                    for c in range(top[N_OUT]):
-                        slope += odds[c * net.lanes + lane] * tangent[top[INTO] + c * net.lanes + lane]
-                    out[e, k, i] = slope
-
-
-@compiled
 def products(net, packed, moved, x, y, dataset, weights, gauss_newton, first, stop, out):
     """out (E, K, gradients / lanes) += Hessian or Gauss-Newton matrix of sum_i w_i loss_i times each direction."""
     units, deltas, bend = buffer(net.units, packed), buffer(net.units, packed), buffer(net.units, packed)

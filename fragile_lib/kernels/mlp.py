@@ -489,23 +489,6 @@ def matrices(theta, weights, x, y, dataset, sizes, activation, gauss_newton, out
 
 
 @njit(cache=True, nogil=True)
-def directional(theta, v, x, y, dataset, sizes, activation, out):
-    """out (E, K, n) = derivative of each loss_i along v (E, K, P): forward mode, no per-example gradients."""
-    units, slopes, scratch, tangent, _, _, bits = _buffers(sizes, x.shape[2])
-    classes = sizes[-1]
-    top = units.shape[0] - classes
-    for e in range(theta.shape[0]):
-        d = dataset[e]
-        _forward(theta[e], x[d], sizes, activation, units, slopes, bits)
-        _softmax(units, scratch, top, classes, bits)
-        for s in range(x.shape[2]):
-            scratch[top + y[d, s], s] -= 1.0
-        for k in range(v.shape[1]):
-            _tangent_forward(theta[e], v[e, k], sizes, units, slopes, tangent)
-            out[e, k] = (scratch[top:] * tangent[top:]).sum(axis=0)
-
-
-@njit(cache=True, nogil=True)
 def example_gradients(theta, x, y, dataset, sizes, activation, out):
     """out (E, n, P) = gradient of each loss_i."""
     n = x.shape[2]
@@ -563,6 +546,5 @@ def compile_all() -> None:
     descend(theta, theta.copy(), weights, *network, np.zeros(43), 0.1, 0.9, 1)
     products(theta, v, weights, *network, False, np.empty((1, 1, 43)))
     matrices(theta, weights, *network, False, np.empty((1, 43, 43)))
-    directional(theta, v, *network, np.empty((1, 1, 2)))
     example_gradients(theta, *network, np.empty((1, 2, 43)))
     lissa(theta[0], v[0], x[0], y[0], np.zeros(1, np.int64), sizes, RELU, np.zeros(43), 0.1, 1.0, np.empty((1, 43)))

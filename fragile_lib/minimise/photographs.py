@@ -38,11 +38,11 @@ def train_streamed(
     began, module = perf_counter(), deepcopy(module).to(loading.device).train()
     optimiser = make_optimiser(module, schedule, weight_decay)
     batches, notes = [rows[places] for places in schedule.rows(len(rows))], Notes()
-    steps = stream(photos, batches, notes, loading.on_bad, loading.workers, loading.device)
+    steps = stream(photos, batches, notes, loading)
     for step, batch in enumerate(progress(steps, total=len(batches), desc="training")):
         _one(module, optimiser, batch, schedule, step)
     whole = rows[: len(rows) - len(rows) % schedule.batch].reshape(-1, schedule.batch)  # batches that count alike
-    inputs = (b.x for b in stream(photos, list(whole), notes, loading.on_bad, loading.workers, loading.device))
+    inputs = (b.x for b in stream(photos, list(whole), notes, loading))
     update_bn(inputs, module)
     return Trained(module.eval(), optimiser, schedule.steps * schedule.batch, perf_counter() - began)
 
@@ -135,9 +135,9 @@ class PhotoTrainer:
         group: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Losses of some removals (g, m) and of the control (m,), from one pass over the images."""
-        began, branches, images, how = perf_counter(), {}, 0, self.objective.loading
+        began, branches, images = perf_counter(), {}, 0
         module, optimiser = copied(self.start.module, self.start.optimiser, schedule, self.weight_decay)
-        steps: Iterator[Batch] = stream(self.objective.photos, batches, Notes(), how.on_bad, how.workers, how.device)
+        steps: Iterator[Batch] = stream(self.objective.photos, batches, Notes(), self.objective.loading)
         for step, batch in enumerate(progress(steps, total=len(batches), desc=f"leave-one-out, {len(group)} networks")):
             for place in group[first[group] == step]:
                 branches[place] = copied(module, optimiser, schedule, self.weight_decay)

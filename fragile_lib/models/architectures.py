@@ -23,10 +23,13 @@ from fragile_lib.models.layers import SmallImageResNet, SmallImageVGG, lenet, sm
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
+# Layers with weights on the longest path; VGG's number counts the three linear layers of its original form, where the
+# form here has one.
 DEPTHS = {"small_cnn": 7, "lenet": 5, "vgg13": 13, "vgg14": 14, "resnet18": 18, "resnet50": 50}
 ARCHITECTURES = tuple(DEPTHS)
 NORMS = ("batch", "group", "none")
 STEMS = ("small", "strided")
+# (channels, size, n_classes) of each data set.
 INPUTS = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
 
 # The smallest images for which no valid convolution runs out of pixels and no layer halves a map of a single pixel.
@@ -125,28 +128,6 @@ def not_in_place(network: nn.Module) -> nn.Module:
         if hasattr(part, "inplace"):
             part.inplace = False
     return network
-
-
-def depth_of(architecture: str) -> int:
-    """Layers with weights on the longest path: 7 for the small CNN, 5 for LeNet, and the number in the other names.
-
-    VGG's number counts the three linear layers of its original form; with the single one here it is two fewer.
-
-    Raises:
-        InputError: an unknown architecture.
-    """
-    check_name("architecture", architecture, ARCHITECTURES)
-    return DEPTHS[architecture]
-
-
-def input_of(dataset: str) -> tuple[int, int, int]:
-    """(channels, size, n_classes) of `mnist`, `cifar10` or `cifar100`.
-
-    Raises:
-        InputError: another data set.
-    """
-    check_name("dataset", dataset, tuple(INPUTS))
-    return INPUTS[dataset]
 
 
 def check_batch(norm: str, batch: int) -> None:

@@ -77,25 +77,18 @@ def read_state(weights: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], weights: str) -> nn.Module:
-    """Put a state into the network, which is then in evaluation mode.
+    """Put a state into the network, which is then in evaluation mode; older ones may lack counters of batches.
 
     Raises:
         InputError: keys that are missing or left over, other shapes, or numbers that are not finite: each is named.
     """
-    wanted = network.state_dict()
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older checkpoints lack them
-    faults = [f"{name} is missing" for name in wanted if name not in state and name not in counters]
-    faults += [f"{name} is not the network's" for name in state if name not in wanted]
-    faults += [
-        f"{name} has the shape {tuple(value.shape)} and not {tuple(wanted[name].shape)}"
-        for name, value in state.items()
-        if name in wanted and value.shape != wanted[name].shape
-    ]
-    faults += [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    faults = [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        faults += [line.strip() for line in str(error).splitlines()[1:]]
     if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise bad_input("weights", weights, f"are not ResNet-50's: {'; '.join(faults[:3])}{more}")
-    network.load_state_dict({**{name: wanted[name] for name in counters}, **state})
+        raise bad_input("weights", weights, f"are not ResNet-50's: {' '.join(faults)[:500]}")
     return network.eval()
 
 

@@ -15,8 +15,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.architectures import check_batch, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.base import Network
-from fragile_lib.objectives.base import resolve_device
-from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.objectives.base import Objective, resolve_device
 
 POWER_STEPS = 8
 MANY, SOME = 20_000, 5_000  # of more images than MANY the curvature's size is measured on SOME
@@ -84,11 +83,11 @@ def as_it_is(
 ) -> Network:
     """A module of images (n, C, H, W) in evaluation mode, with the plain cross entropy; no way of training it on."""
     device = resolve_device(device)
-    objective = StreamedObjective(ModuleModel(module.to(device), n_classes), train_data, weight_decay, device, chunk)
+    objective = Objective(ModuleModel(module.to(device), n_classes), train_data, weight_decay, chunk=chunk)
     return of_objectives(objective, objective.on(test_data), damping)
 
 
-def of_objectives(train: StreamedObjective, test: StreamedObjective, damping: float) -> Network:
+def of_objectives(train: Objective, test: Objective, damping: float) -> Network:
     """The network that an objective's model holds, its certificate ||grad J|| there."""
     theta, weights = train.model.theta, train.uniform(1)
     certificate = {"status": "not_certified", "grad_norm": float(train.gradient(theta[None], weights).norm())}

@@ -32,9 +32,8 @@ from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.weights import NONE, OUTPUTS, TORCHVISION, load_state, make_network, read_state
 from fragile_lib.network.base import Network
 from fragile_lib.network.modules import as_it_is
-from fragile_lib.objectives.base import resolve_device
+from fragile_lib.objectives.base import Objective, resolve_device
 from fragile_lib.objectives.photographs import PhotoObjective, Scoring
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import data_root
@@ -122,9 +121,8 @@ def prepare(
     """
     check_count("curvature_images", curvature_images, most=len(train))
     rows = np.sort(np.random.default_rng([seed, 19]).choice(len(train), curvature_images, replace=False))
-    how = loading.on_bad, loading.workers, loading.device
-    data, _ = in_memory(train, rows, Notes(), *how)
-    some, _ = in_memory(test, test_rows, Notes(), *how)
+    data, _ = in_memory(train, rows, Notes(), loading)
+    some, _ = in_memory(test, test_rows, Notes(), loading)
     module, place = trained.module, workplace(checkpoint)
     network = as_it_is(module, module.fc.out_features, data, some, weight_decay, damping, chunk, loading.device)
     how = chunk, shard, processes, bool(str(checkpoint))
@@ -171,7 +169,7 @@ def random_points(photos: PhotoSet, count: int, seed: int, prefer: str = "", on_
     if prefer:
         first = [photos.listing.name(row).rpartition("/")[2].startswith(prefer) for row in order]
         order = order[np.argsort(~np.array(first), kind="stable")]
-    batches = stream(photos, batches_of(order, 1), Notes(), on_bad)
+    batches = stream(photos, batches_of(order, 1), Notes(), Loading(on_bad=on_bad))
     found = list(islice((int(batch.rows[0]) for batch in batches if len(batch.rows)), count))
     if len(found) == count:
         return np.array(found)
@@ -183,7 +181,7 @@ def accuracies(module: nn.Module, photos: PhotoSet, batch: int, loading: Loading
     """Shares of the photographs whose label has the largest logit, and one of the five largest; and the mean loss."""
     module, notes = module.to(loading.device).eval(), Notes()
     totals, batches = np.zeros(4), batches_of(np.arange(len(photos)), batch)
-    for one in stream(photos, batches, notes, loading.on_bad, loading.workers, loading.device):
+    for one in stream(photos, batches, notes, loading):
         if not len(one.rows):
             continue
         logits = module(one.x).double()
@@ -239,7 +237,7 @@ def memory_at_two_sizes(objective: PhotoObjective, part: int = 4) -> pd.DataFram
         InputError: fewer photographs than `part`.
     """
     n, whole = len(objective.photos), objective.scoring
-    one = replace(whole, directions=whole.directions[:1], vectors=1, _made={})
+    one = replace(whole, directions=whole.directions[:1])
     if n < part:
         raise bad_input("folder", str(objective.photos.listing.folder), f"needs {part} images or more to compare sizes")
     one.on_rows(np.arange(min(n, one.batch)), objective.loading)
@@ -273,7 +271,7 @@ def rates_at_full_size(
     model = ModuleModel(module, module.fc.out_features)
     theta = model.theta.detach()
     v = torch.randn(1, n_directions, len(theta), generator=torch.Generator().manual_seed(1)).to(theta)
-    objective = StreamedObjective(model, Data(x[None], y[None]), 0.0, device, images)
+    objective = Objective(model, Data(x[None], y[None]), device=device, chunk=images)
     schedule = Schedule.named("nesterov", steps=1, batch=images, learning_rate=1e-6)
     step = (module, make_optimiser(module, schedule, weight_decay), x, y, np.arange(images), schedule, 0, ())
     rates = {

@@ -3,7 +3,10 @@
     J(theta; w) = sum_i w_i loss(z_i, theta) + (weight_decay / 2) ||theta_reg||^2,     w_i = 1/n by default
 
 `Objective`, on torch, serves any network, loss and device; the other modules of this folder have the same interface.
-`fused.make_objective` chooses, and `losses` says what a loss is.
+`fused.make_objective` chooses, and `losses` says what a loss is. Small networks go as one stack; a large one, to which
+`chunk` is given, goes alone and in chunks of examples, and what is batched are the vectors K that multiply its
+curvature: a convolution with K tangents of its weights is one with K times the channels, and with K tangents of its
+input one with K times the images, so that neither becomes a grouped convolution.
 
 Letters: E stack size, P parameters, n examples, K vectors, S data sets. Every method takes theta (E, P) and, where a
 stack member's data set is not the one of its own position, `dataset` (E,), the index of each member's data set.
@@ -11,7 +14,8 @@ stack member's data set is not the one of its own position, `dataset` (E,), the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import partial
 from typing import Protocol
 
@@ -22,7 +26,7 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from fragile_lib.data.sets import Data
 from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, as_loss, over_vectors
-from fragile_lib.tools.checks import check_number
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input, require
 
 SMALL = 2**22  # numbers: per-example gradients that are held at once rather than passed over for each direction
@@ -57,10 +61,13 @@ class Objective:
         weight_decay: of J; at least 0.
         device: where data are kept, for a model without parameters of its own.
         loss: one of `losses`, or a function (outputs, targets) -> (n,).
+        chunk: examples whose activations are held at once, of one network after the other; losses are then in float64
+            from the outputs on. By default all of them, of the whole stack.
+        vectors: tangents that such a network carries forward at once. No answer depends on these two.
 
     Raises:
         InputError: a weight decay that is no finite number of at least 0; data of other shapes or lengths, or none;
-            labels that the loss has no meaning for.
+            labels that the loss has no meaning for; a chunk or a number of vectors below 1.
     """
 
     def __init__(
@@ -70,13 +77,18 @@ class Objective:
         weight_decay: float = 0.0,
         device: str = "cpu",
         loss: Loss | Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
+        chunk: int | None = None,
+        vectors: int = 8,
     ) -> None:
         check_number("weight_decay", weight_decay)
+        check_count("chunk", chunk, optional=True)
+        check_count("vectors", vectors)
+        self.chunk, self.vectors = chunk, vectors
         self.model, self.weight_decay, self.loss = model, float(weight_decay), as_loss(loss)
         like = getattr(model, "theta", data.x)
         require(like.is_floating_point(), "data.x.dtype", data.x.dtype, "give features of a floating type (x.double())")
         self.device = torch.device(device) if like is data.x else like.device
-        self.data = self._taken(data, like.dtype)
+        self._hold(self._taken(data, like.dtype))
         self.decay = (weight_decay * model.is_weight).to(self.device, like.dtype)
         self.plain = False  # whether an operation was met that torch.func cannot transform
 
@@ -94,6 +106,10 @@ class Objective:
         y = self.loss.checked(y, getattr(self.model, "n_classes", None))
         return Data(*(part.to(self.device, dtype if part.is_floating_point() else part.dtype) for part in (x, y)))
 
+    def _hold(self, data: Data) -> None:
+        """Take these data, already in the right form, for what is asked from now on."""
+        self.data = data
+
     @property
     def n(self) -> int:
         """The number of examples of each data set."""
@@ -102,7 +118,7 @@ class Objective:
     @property
     def options(self) -> dict[str, object]:
         """Arguments of the constructor that `like` hands on."""
-        return {"loss": self.loss}
+        return {"loss": self.loss} | ({"chunk": self.chunk, "vectors": self.vectors} if self.chunk else {})
 
     def like(self, data: Data, **changed: object) -> Objective:
         """The same J on other data, but for arguments that are changed."""
@@ -115,7 +131,10 @@ class Objective:
 
     def part(self, rows: np.ndarray) -> Objective:
         """The losses of some examples (B,) of each data set, without the L2 term."""
-        return self.on(Data(self.data.x[:, rows], self.data.y[:, rows]))
+        some = copy(self)
+        some._hold(self.examples(rows))
+        some.weight_decay, some.decay = 0.0, self.decay.new_zeros(1).expand_as(self.decay)
+        return some
 
     def smoothed(self, sharpness: float) -> Objective:
         """J of the same network with softplus of this sharpness in the place of ReLU, on the same data."""
@@ -134,16 +153,41 @@ class Objective:
             dataset = torch.arange(size) if sets == size else torch.zeros(size, dtype=torch.long)
         return dataset.to(self.device)
 
+    def examples(self, rows: slice | np.ndarray | Tensor) -> Data:
+        """Some examples of each data set, x and y (S, B, ...); all that is asked of the data, wherever it lies."""
+        return Data(self.data.x[:, rows], self.data.y[:, rows])
+
+    def _chunks(self, theta: Tensor, dataset: Tensor | None, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """(.., x, y) of each stack member for one chunk of examples after the other.
+
+        Before them what belongs to these examples of stacks (E, n, ...), in J's floating type.
+        """
+        places, step = self.members(theta, dataset), self.chunk or self.n
+        for start in range(0, self.n, step):
+            rows = slice(start, start + step)
+            some = self.examples(rows)
+            one = len(some.y) == 1  # seen by all, without a copy
+            seen = (part.expand(len(places), *part.shape[1:]) if one else part[places] for part in (some.x, some.y))
+            yield *(stack[:, rows].to(self.decay.dtype) for stack in stacks), *seen
+
     # -- per example -------------------------------------------------------------------------------------------------
+
+    def _outputs(self, theta: Tensor, dataset: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs (E, B, classes) and labels (E, B) of one chunk after the other."""
+        for x, y in self._chunks(theta, dataset):
+            yield self._each(self._stacked(vmap(self.model)), self.model, theta, x), y
 
     def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """Outputs (E, n, classes) of the network."""
-        return self._each(vmap(self.model), self.model, theta, self.data.x[self.members(theta, dataset)])
+        return torch.cat([out for out, _ in self._outputs(theta, dataset)], 1)
 
     def losses(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """loss(z_i, theta_e): (E, n), in nats for cross entropy."""
-        out, y = self.logits(theta, dataset), self.data.y[self.members(theta, dataset)]
-        return self.loss.values(out.flatten(0, 1), y.flatten(0, 1)).view(len(theta), self.n)
+        found = []
+        for out, y in self._outputs(theta, dataset):
+            z = (out.double() if self.chunk else out).flatten(0, 1)
+            found.append(self.loss.values(z, y.flatten(0, 1)).view(y.shape[:2]))
+        return torch.cat(found, 1)
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:
         """grad loss(z_i, theta_e): (E, n, P), without L2 term."""
@@ -152,14 +196,13 @@ class Objective:
             return self._values(t, x[None], y[None])[0]
 
         def at_once(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            each = theta[:, None].expand(-1, self.n, -1)
+            each = theta[:, None].expand(-1, x.shape[1], -1)
             return slope(lambda t: vmap(vmap(alone))(t, x, y).sum(), each)
 
         def one_by_one(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return torch.stack([slope(partial(alone, x=one, y=label), t) for one, label in zip(x, y, strict=True)])
 
-        d = self.members(theta, dataset)
-        return self._each(at_once, one_by_one, theta, self.data.x[d], self.data.y[d])
+        return torch.cat([self._each(at_once, one_by_one, theta, *some) for some in self._chunks(theta, dataset)], 1)
 
     def logit_gradients(self, theta: Tensor, dataset: int = 0) -> Tensor:
         """(n, classes) the derivative of each loss in its outputs at theta (P,); softmax minus label: cross entropy."""
@@ -168,7 +211,7 @@ class Objective:
 
     def jacobians(self, theta: Tensor, rows: Tensor, dataset: int = 0) -> tuple[Tensor, Tensor]:
         """(outputs (k, ..., C), their derivatives (k, C, P), all outputs of an example in a row) at theta (P,)."""
-        x = self.data.x[dataset][rows]
+        x = self.examples(rows).x[dataset]
 
         def outputs(t: Tensor, one: Tensor) -> Tensor:
             return self.model(t, one[None])[0]
@@ -188,15 +231,15 @@ class Objective:
 
         By one forward-mode pass for each v, without per-example gradients; where these are few numbers, by them.
         """
-        if self.n * theta.numel() <= SMALL:
+        if not self.chunk and self.n * theta.numel() <= SMALL:
             return v @ self.example_gradients(theta, dataset).mT
-        d = self.members(theta, dataset)
 
         def one(t: Tensor, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return jvp(lambda s: self._values(s, x, y), (t,), (u,))[1]
 
-        at_once = vmap(vmap(one, in_dims=(None, 0, None, None)))
-        return self._each(at_once, self._slopes_along, theta, v, self.data.x[d], self.data.y[d])
+        at_once = self._stacked(vmap(vmap(one, in_dims=(None, 0, None, None))))
+        found = [self._each(at_once, self._slopes_along, theta, v, *some) for some in self._chunks(theta, dataset)]
+        return torch.cat(found, 2)
 
     # -- under weights -----------------------------------------------------------------------------------------------
 
@@ -211,12 +254,12 @@ class Objective:
         found = self._gradient(theta, weights, dataset)
         if cotangent is None:
             return found
-        x = self.data.x[self.members(theta, dataset)]
 
-        def paired(t: Tensor, x: Tensor) -> Tensor:
-            return (cotangent * self.model(t, x)).sum()
+        def paired(t: Tensor, c: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return (c * self.model(t, x)).sum()
 
-        return found + self._slope_of(paired, theta, x)
+        of_each = cotangent.expand(len(theta), *cotangent.shape)
+        return found + sum(self._slope_of(paired, theta, *some) for some in self._chunks(theta, dataset, of_each))
 
     def value_and_gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
@@ -230,9 +273,7 @@ class Objective:
 
     def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
         """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
-        d = self.members(theta, dataset)
-        x, y = self.data.x[:, rows][d], self.data.y[:, rows][d]
-        return (self._slope_of(self._weighted, theta, weights[:, rows], x, y) + self.decay * theta).to(theta.dtype)
+        return self.part(rows).gradient(theta, weights[:, rows], dataset) + self.decay * theta
 
     def products(
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
@@ -242,9 +283,10 @@ class Objective:
         GGN = sum_i w_i J_i^T Lambda_i J_i + L2, J_i the Jacobian of the outputs and Lambda_i the Hessian of the loss in
         them (Schraudolph 2002). The Hessian product is Pearlmutter's (1994).
         """
-        d = self.members(theta, dataset)
-        stacks = theta, v, weights, self.data.x[d], self.data.y[d]
-        return self._each(vmap(self._forward(gauss_newton)), self._reverse(gauss_newton), *stacks) + self.decay * v
+        at_once, alone, found = self._stacked(vmap(self._forward(gauss_newton))), self._reverse(gauss_newton), 0
+        for some in self._chunks(theta, dataset, weights):
+            found = found + self._each(at_once, alone, theta, v, *some)
+        return found + self.decay * v
 
     def matrices(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
@@ -278,10 +320,8 @@ class Objective:
 
         At one network theta (P,), for the examples `rows` (B,) of a data set, without L2 term.
         """
-        x, y = self.data.x[dataset, rows], self.data.y[dataset, rows]
-        mean = theta.new_full((len(rows),), 1 / len(rows))
-        forward, stacks = self._forward(gauss_newton), (part[None] for part in (theta, v, mean, x, y))
-        return self._each(lambda *s: forward(*(p[0] for p in s))[None], self._reverse(gauss_newton), *stacks)[0]
+        some = self.part(rows)
+        return some.products(theta[None], v[None], some.uniform(1), torch.tensor([dataset]), gauss_newton)[0]
 
     def stochastic_recursion(
         self,
@@ -313,9 +353,8 @@ class Objective:
         return h / scale
 
     def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
-        d = self.members(theta, dataset)
-        found = self._slope_of(self._weighted, theta, weights, self.data.x[d], self.data.y[d])
-        return found + self.decay * theta
+        some = self._chunks(theta, dataset, weights)
+        return sum(self._slope_of(self._weighted, theta, *parts) for parts in some) + self.decay * theta
 
     def _slope_of(self, value: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
         """The gradient (E, P) in theta of a value of one network, for stacks theta (E, P) and the like."""
@@ -323,13 +362,17 @@ class Objective:
         def at_once(theta: Tensor, *others: Tensor) -> Tensor:
             return slope(lambda t: vmap(value)(t, *others).sum(), theta)
 
-        return self._each(at_once, lambda theta, *one: slope(lambda t: value(t, *one), theta), *stacks)
+        return self._each(self._stacked(at_once), lambda theta, *one: slope(lambda t: value(t, *one), theta), *stacks)
 
     # -- of one network ----------------------------------------------------------------------------------------------
 
-    def _each(self, at_once: Callable[..., Tensor], alone: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
+    def _stacked(self, at_once: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
+        """A way for whole stacks, unless networks go one by one: those that have a chunk."""
+        return None if self.chunk else at_once
+
+    def _each(self, at_once: Callable[..., Tensor] | None, alone: Callable[..., Tensor], *stacks: Tensor) -> Tensor:
         """`at_once` of stacks (E, ...) by torch.func, or, where it cannot transform the network, `alone` of each."""
-        if not self.plain:
+        if at_once and not self.plain:
             try:
                 return at_once(*stacks)
             except RuntimeError as error:  # NotImplementedError is one of them
@@ -390,7 +433,7 @@ class Objective:
         return self._tangents(lambda t: self._values(t, x, y), theta, v)
 
     def _tangents(self, function: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor) -> Tensor:
-        """The derivative of function(theta) along each row of v: (K, ...).
+        """The derivative of function(theta) along each row of v, some `vectors` at once: (K, ...).
 
         By forward mode; else by reverse mode twice: c -> (d function / d theta)^T c is linear, and its transpose is it.
         """
@@ -406,7 +449,7 @@ class Objective:
                 back = torch.autograd.grad(out, theta, c, create_graph=True)[0]
             return pulled_back(back, c, v)
 
-        return self._each(forward, reverse, theta[None], v[None])[0]
+        return torch.cat([self._each(forward, reverse, theta[None], u[None])[0] for u in v.split(self.vectors)])
 
 
 def resolve_device(device: str) -> str:

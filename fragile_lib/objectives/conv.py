@@ -7,7 +7,7 @@ depend on how many threads there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,20 +21,17 @@ from fragile_lib.kernels.parallel import in_threads, split
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, check_plain
-from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
 
 PARTS, BLOCKS = 8, 8  # sums over blocks are made in so many parts at most, of so many blocks at least, about
 VECTORS = 256  # directions of a product held at once
+HELD = 256  # images whose gradients or Jacobians are: 50 MB for 2,616 parameters and 10 classes in float64
 PANELS = 8  # of columns, in which a symmetric matrix product is made
 
 
 class ConvObjective(Objective):
     """`Objective` for a `SmallCNN` on a CPU, in the floating type of data.x (S, n, 1, side, side).
-
-    `chunk`: images whose gradients or Jacobians are held at once by `directional` and the dense Gauss-Newton matrix:
-    256 take 50 MB for 2,616 parameters and 10 classes in float64.
 
     Raises:
         InputError: what `Objective` raises, another model or loss, images of another shape, a type that is not float64
@@ -47,28 +44,27 @@ class ConvObjective(Objective):
         data: Data,
         weight_decay: float = 0.0,
         device: str = "cpu",
-        chunk: int = 256,
         loss: Loss = CROSS_ENTROPY,
     ) -> None:
-        _check(model, data, device, chunk)
+        _check(model, data, device)
         check_plain(loss, data.y)
+        self._kind = np.dtype(np.float64 if data.x.dtype == torch.float64 else np.float32)
+        self._layout, self._lanes = layout(model, self._kind), LANES[self._kind]
         super().__init__(model, data, weight_decay, device, loss)
-        self.chunk, self.dtype = chunk, data.x.dtype
-        self._pixels = np.ascontiguousarray(data.x.flatten(2).numpy())
-        self._layout = layout(model, self._pixels.dtype)
-        self._lanes = LANES[self._pixels.dtype]
-        self._x = _blocked(self._pixels, self._lanes)
-        self._blocks, self._held = self._x.shape[1], max(1, chunk // self._lanes) * self._lanes  # whole blocks
-        self._y = _filled(data.y.numpy().astype(np.int64), self._lanes)
 
-    def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((len(theta), self._blocks * self._lanes, self.model.n_classes), self._pixels.dtype)
-        places = self.members(theta, dataset).numpy()
-        self._each_part(conv_kernels.logits, self._packed(theta), self._x, places, out=lambda part: (out,))
-        return torch.from_numpy(out[:, : self.n])
+    def _hold(self, data: Data) -> None:
+        super()._hold(data)
+        self._x = _blocked(np.ascontiguousarray(data.x.flatten(2).numpy()), self._lanes)
+        self._y, self._blocks = _filled(data.y.numpy(), self._lanes), self._x.shape[1]
+
+    def _outputs(self, theta: Tensor, dataset: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        out = np.empty((len(theta), self._blocks * self._lanes, self.model.n_classes), self._kind)
+        places = self.members(theta, dataset)
+        self._each_part(conv_kernels.logits, self._packed(theta), self._x, places.numpy(), out=lambda part: (out,))
+        yield torch.from_numpy(out[:, : self.n]), self.data.y[places]
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        out = np.empty((len(theta), self.n, 1, theta.shape[1]), self._pixels.dtype)
+        out = np.empty((len(theta), self.n, 1, theta.shape[1]), self._kind)
         for e, place in enumerate(self.members(theta, dataset).tolist()):
             self._rows(theta[e], place, None, 0, self._blocks, out[e])
         return torch.from_numpy(out[:, :, 0])
@@ -76,15 +72,16 @@ class ConvObjective(Objective):
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:
         """v_k . grad loss(z_i, theta_e): (E, K, n) for v (E, K, P).
 
-        One direction by forward mode; more of them as a product with the gradients of a chunk of images at a time,
-        since a gradient costs less than two directions.
+        As a product with the gradients of `HELD` images at a time, since a gradient costs less than two directions by
+        forward mode.
         """
-        if v.shape[1] > 1:
-            return self._directional_by_rows(theta, v, self.members(theta, dataset))
-        out = np.empty((*v.shape[:2], self._blocks * self._lanes), self._pixels.dtype)
-        fixed = self._packed(theta), self._packed(v), self._x, self._y, self.members(theta, dataset).numpy()
-        self._each_part(conv_kernels.tangents, *fixed, out=lambda part: (out,))
-        return torch.from_numpy(out[..., : self.n])
+        found = torch.empty(*v.shape[:2], self._blocks * self._lanes, dtype=self.data.x.dtype)
+        places = self.members(theta, dataset).tolist()
+        for first, stop, span, rows in self._chunks_of_rows(1):
+            for e, place in enumerate(places):
+                self._rows(theta[e], place, None, first, stop, rows.numpy())
+                found[e, :, span] = v[e] @ rows[:, 0].T
+        return found[..., : self.n]
 
     def gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
@@ -103,19 +100,6 @@ class ConvObjective(Objective):
         sums, gradient = self._both(theta, weights, dataset, cotangent, len(theta))
         wide = theta.double()
         return sums + 0.5 * (wide * wide) @ self.decay.double(), gradient
-
-    def batch_gradient(self, theta: Tensor, weights: Tensor, rows: np.ndarray, dataset: Tensor | None = None) -> Tensor:
-        """grad of sum over the batch `rows` (B,) of w_i loss_i, plus L2: (E, P) for weights (E, n)."""
-        places, packed, w = self.members(theta, dataset).numpy(), self._packed(theta), self._array(weights)
-        rows, blocks = np.ascontiguousarray(rows, dtype=np.int64), -(-len(rows) // self._lanes)
-        found = np.empty(theta.shape, self._pixels.dtype)
-        kinds = np.unique(places)
-        for place in kinds:
-            here = places == place if len(kinds) > 1 else slice(None)  # a slice copies nothing
-            fixed = packed[here], self._pixels[place], self._y[place], rows, w[here]
-            shape = packed[here].shape[:1]
-            found[here] = self._sum_of_parts(conv_kernels.batch_gradients, shape, *fixed, blocks=blocks)
-        return torch.from_numpy(found) + self.decay * theta
 
     def products(  # noqa: D102
         self, theta: Tensor, v: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
@@ -139,26 +123,15 @@ class ConvObjective(Objective):
         found = [one(theta[e], w[e], place) for e, place in enumerate(places)]
         return torch.stack(found) + torch.diag(self.decay)
 
-    def batch_products(  # noqa: D102
-        self, theta: Tensor, v: Tensor, rows: np.ndarray, dataset: int = 0, gauss_newton: bool = False
-    ) -> Tensor:
-        x, net = _blocked(self._pixels[dataset : dataset + 1, rows], self._lanes), self._layout.net
-        y = _filled(self._y[dataset : dataset + 1, rows], self._lanes)
-        w = _filled(np.full((1, len(rows)), 1 / len(rows), x.dtype), self._lanes)
-        out = np.zeros((1, len(v), net.gradients // net.lanes), x.dtype)
-        fixed = self._packed(theta[None]), self._packed(v[None]), x, y, np.zeros(1, np.int64), w, gauss_newton
-        in_threads(conv_kernels.products, [(net, *fixed, 0, x.shape[1], out)])
-        return torch.from_numpy(out[0, :, self._layout.unpack].T.copy())
-
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _array(self, tensor: Tensor) -> np.ndarray:
-        return np.ascontiguousarray(tensor.detach().numpy(), dtype=self._pixels.dtype)
+        return np.ascontiguousarray(tensor.detach().numpy(), dtype=self._kind)
 
     def _cotangent(self, cotangent: Tensor | None) -> np.ndarray:
         """Constants c (n, classes) by blocks, as the kernels take them; (0, 0) for none."""
         if cotangent is None:
-            return np.zeros((0, 0), self._pixels.dtype)
+            return np.zeros((0, 0), self._kind)
         if cotangent.shape != (self.n, self.model.n_classes):
             remedy = f"give one number for each example and class, ({self.n}, {self.model.n_classes})"
             raise bad_input("cotangent.shape", tuple(cotangent.shape), remedy)
@@ -177,18 +150,16 @@ class ConvObjective(Objective):
         found = self._sum_of_parts(conv_kernels.gradients, theta.shape[:1], *fixed, beside=(sums,))
         return torch.from_numpy(sums.sum(0)), found + self.decay * theta
 
-    def _each_part(self, kernel: Callable, *fixed: object, out: Callable[[int], tuple], blocks: int = 0) -> None:
+    def _each_part(self, kernel: Callable, *fixed: object, out: Callable[[int], tuple]) -> None:
         """Run a kernel on each part of the blocks; out says what a part writes into."""
-        parts = [(part, *ends) for part, ends in enumerate(_parts(0, blocks or self._blocks))]
+        parts = [(part, *ends) for part, ends in enumerate(_parts(0, self._blocks))]
         in_threads(lambda part, first, stop: kernel(self._layout.net, *fixed, first, stop, *out(part)), parts)
 
-    def _sum_of_parts(
-        self, kernel: Callable, shape: tuple[int, ...], *fixed: object, blocks: int = 0, beside: tuple = ()
-    ) -> Tensor:
+    def _sum_of_parts(self, kernel: Callable, shape: tuple[int, ...], *fixed: object, beside: tuple = ()) -> Tensor:
         """(*shape, P) the sum over parts of what a kernel adds up; what it writes besides, for each part."""
-        count = len(_parts(0, blocks or self._blocks))
-        out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._pixels.dtype)
-        self._each_part(kernel, *fixed, out=lambda part: (out[part], *(b[part] for b in beside)), blocks=blocks)
+        count = len(_parts(0, self._blocks))
+        out = np.zeros((count, *shape, self._layout.net.gradients // self._lanes), self._kind)
+        self._each_part(kernel, *fixed, out=lambda part: (out[part], *(b[part] for b in beside)))
         return torch.from_numpy(out.sum(0)[..., self._layout.unpack])
 
     def _rows(self, theta: Tensor, place: int, w: np.ndarray | None, first: int, stop: int, out: np.ndarray) -> None:
@@ -203,31 +174,22 @@ class ConvObjective(Objective):
 
         in_threads(part, _parts(first, stop))
 
-    def _chunks(self) -> list[tuple[int, int]]:
-        step = self._held // self._lanes
-        return [(first, min(first + step, self._blocks)) for first in range(0, self._blocks, step)]
-
-    def _directional_by_rows(self, theta: Tensor, v: Tensor, places: Tensor) -> Tensor:
-        found = torch.empty(*v.shape[:2], self._blocks * self._lanes, dtype=self.dtype)
-        held = torch.empty(self._held, 1, theta.shape[1], dtype=self.dtype)
-        for first, stop in self._chunks():
+    def _chunks_of_rows(self, count: int) -> Iterator[tuple[int, int, slice, Tensor]]:
+        """First and last block of `HELD` images after the other, their span, and room for `count` rows (P,) of each."""
+        held, step = torch.empty(HELD, count, self.model.n_params, dtype=self.data.x.dtype), HELD // self._lanes
+        for first in range(0, self._blocks, step):
+            stop = min(first + step, self._blocks)
             span = slice(first * self._lanes, stop * self._lanes)
-            rows = held[: span.stop - span.start]
-            for e, place in enumerate(places.tolist()):
-                self._rows(theta[e], place, None, first, stop, rows.numpy())
-                found[e, :, span] = v[e] @ rows[:, 0].T
-        return found[..., : self.n]
+            yield first, stop, span, held[: span.stop - span.start]
 
     def _dense_gauss_newton(self, theta: Tensor, w: np.ndarray, place: int) -> Tensor:
         """sum_i w_i J_i^T Lambda_i J_i as sum over chunks of A^T sign(w) A, in panels of the lower half."""
-        total = torch.zeros(len(theta), len(theta), dtype=self.dtype)
+        total = torch.zeros(len(theta), len(theta), dtype=self.data.x.dtype)
         edges = np.linspace(0, len(theta), PANELS + 1).astype(int).tolist()
-        held = torch.empty(self._held, self.model.n_classes - 1, len(theta), dtype=self.dtype)
-        for first, stop in progress(self._chunks(), desc="dense Gauss-Newton matrix"):
-            span = slice(first * self._lanes, stop * self._lanes)
+        chunks = self._chunks_of_rows(self.model.n_classes - 1)
+        for first, stop, span, rows in progress(chunks, desc="dense Gauss-Newton matrix"):
             if not w[span].any():
                 continue
-            rows = held[: span.stop - span.start]
             self._rows(theta, place, w, first, stop, rows.numpy())
             signed = rows * torch.from_numpy(np.sign(w[span]))[:, None, None] if (w[span] < 0).any() else rows
             left, right = signed.flatten(0, 1), rows.flatten(0, 1)
@@ -237,7 +199,7 @@ class ConvObjective(Objective):
 
     def _dense_hessian(self, theta: Tensor, w: np.ndarray, place: int) -> Tensor:
         net, columns = self._layout.net, self._layout.columns
-        out = np.zeros((len(theta), net.gradients // net.lanes), self._pixels.dtype)
+        out = np.zeros((len(theta), net.gradients // net.lanes), self._kind)
         fixed = self._packed(theta), columns
         groups = [np.arange(g, len(theta), 2 * PARTS) for g in range(min(2 * PARTS, len(theta)))]
         for first, stop in progress(split(0, self._blocks, 20), desc="dense Hessian"):
@@ -281,7 +243,7 @@ def _blocked(pixels: np.ndarray, lanes: int) -> np.ndarray:
     return out.reshape(sets, blocks, size * lanes)
 
 
-def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
+def _check(model: SmallCNN, data: Data, device: str) -> None:
     if not isinstance(model, SmallCNN):
         raise bad_input("model", model, "give a SmallCNN; `Objective` takes any model")
     if str(device) != "cpu":
@@ -290,7 +252,6 @@ def _check(model: SmallCNN, data: Data, device: str, chunk: int) -> None:
         raise bad_input("data.x.dtype", data.x.dtype, "give float64 or float32")
     if data.x.dim() != 5 or data.x.shape[2:] != (1, model.side, model.side):
         raise bad_input("data.x.shape", tuple(data.x.shape), f"give (S, n, 1, {model.side}, {model.side})")
-    check_count("chunk", chunk)
 
 
 def compile_all() -> None:
@@ -301,8 +262,6 @@ def compile_all() -> None:
         theta, weights = objective.model.init(0).to(kind)[None], torch.ones(1, 1, dtype=kind)
         objective.logits(theta)
         objective.value_and_gradient(theta, weights)
-        objective.batch_gradient(theta, weights, np.zeros(1, np.int64))
         objective.example_gradients(theta)
-        objective.directional(theta, theta[None])
         objective.products(theta, theta[None], weights)
         objective.matrices(theta, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -32,10 +32,13 @@ class FusedObjective(Objective):
     ) -> None:
         check_plain(loss, data.y)
         super().__init__(model, data, weight_decay, device, loss)
-        self._x = np.ascontiguousarray(self.data.x.numpy().transpose(0, 2, 1))
-        self._y = np.ascontiguousarray(self.data.y.numpy())
         self._sizes = np.array(model.sizes)
         self._activation = {"relu": mlp.RELU, "tanh": mlp.TANH, "softplus": model.sharpness}[model.activation]
+
+    def _hold(self, data: Data) -> None:
+        super()._hold(data)
+        self._x = np.ascontiguousarray(data.x.numpy().transpose(0, 2, 1))
+        self._y = np.ascontiguousarray(data.y.numpy())
 
     def _made(
         self, kernel: Callable, shape: tuple, dataset: Tensor | None, *stacks: Tensor, more: tuple = ()
@@ -48,15 +51,15 @@ class FusedObjective(Objective):
     def _network(self, theta: Tensor, dataset: Tensor | None) -> tuple:
         return self._x, self._y, self.members(theta, dataset).numpy(), self._sizes, self._activation
 
-    def logits(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        shape = len(theta), self.model.n_classes, self.n
-        return self._made(mlp.logits, shape, dataset, theta).transpose(1, 2)
+    def _outputs(self, theta: Tensor, dataset: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        out = self._made(mlp.logits, (len(theta), self.model.n_classes, self.n), dataset, theta)
+        yield out.transpose(1, 2), self.data.y[self.members(theta, dataset)]
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         return self._made(mlp.example_gradients, (len(theta), self.n, self.model.n_params), dataset, theta)
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        return self._made(mlp.directional, (*v.shape[:2], self.n), dataset, theta, v)
+        return v @ self.example_gradients(theta, dataset).mT
 
     def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
         return self._made(mlp.gradients, theta.shape, dataset, theta, weights) + self.decay * theta

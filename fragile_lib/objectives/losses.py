@@ -69,10 +69,6 @@ class Loss:
             raise bad_input("loss", type(self).__name__, remedy)
         return (vectors * spectrum.clamp(min=0).sqrt()[:, None]).view(*z.shape, -1)
 
-    def factors(self, z: Tensor, y: Tensor) -> Tensor:
-        """The same with as few columns as the kind has, (n, C, r) for outputs (n, ..., C) laid out in a row."""
-        return self.roots(z, y).flatten(1, -2)
-
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropy(Loss):
@@ -129,45 +125,32 @@ class CrossEntropy(Loss):
     def values(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
         # cross entropy in two steps: as one, its first use under vmap imports for a third of a second
         log_p = z.log_softmax(-1)
-        if self._of_classes(z, y):
+        if z.ndim == 2 and is_plain(self, y):
             return -log_p.gather(1, y[:, None])[:, 0]
         return -(self._targets(z, y) * log_p).flatten(1).sum(1)
 
     def gradients(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        p = z.softmax(-1)
-        if self._of_classes(z, y):
-            return p - one_hot(y, p.shape[1])
         t = self._targets(z, y)
-        return t.sum(-1, keepdim=True) * p - t
+        return t.sum(-1, keepdim=True) * z.softmax(-1) - t
 
     def curved(self, z: Tensor, y: Tensor, weights: Tensor, v: Tensor) -> Tensor:  # noqa: D102
         p, scale = z.softmax(-1), weights.view(-1, *[1] * (z.ndim - 1))
-        if not self._of_classes(z, y):
-            scale = scale * self._targets(z, y).sum(-1, keepdim=True)
+        scale = scale * self._targets(z, y).sum(-1, keepdim=True)
         return scale * p * (v - (p * v).sum(-1, keepdim=True))
 
     def roots(self, z: Tensor, y: Tensor, draws: Tensor | None = None) -> Tensor:
-        """As in `Loss`: one column for each class and place, or for each label drawn from p.
+        """As in `Loss`: C - 1 columns, T times as many for sequences, or one for each label drawn from p.
 
-        Exact, (diag(p) - p p^T) diag(p)^-1/2; for draws, (p - y) over the root of their number, which holds in the
-        mean.
+        Exact, after Tanabe and Sagae (1992): with q_c the probability beyond class c, column c is
+        sqrt(p_c q_c / q_{c-1}) times (0, ..., 1, -p_k / q_c for k > c). For draws, (p - y) over the root of their
+        number, which holds in the mean.
         """
         p = z.softmax(-1)
-        if draws is None:
-            root = (torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p[..., None]) * p.sqrt()[..., None, :]
-            return _apart(self._sized(root, z, y))
-        edges = p.double().cumsum(-1)[..., :-1].contiguous()
-        labels = torch.searchsorted(edges, draws.contiguous(), right=True)
-        drawn = one_hot(labels, p.shape[-1]).mT
-        return self._sized((p[..., None] - drawn) / draws.shape[-1] ** 0.5, z, y)
-
-    def factors(self, z: Tensor, y: Tensor) -> Tensor:
-        """(n, C, C - 1), T times as many for sequences, after Tanabe and Sagae (1992).
-
-        With q_c the probability beyond class c, column c is sqrt(p_c q_c / q_{c-1}) times
-        (0, ..., 1, -p_k / q_c for k > c).
-        """
-        p = z.softmax(-1)
+        size = self._targets(z, y).sum(-1).sqrt()[..., None, None]
+        if draws is not None:
+            edges = p.double().cumsum(-1)[..., :-1].contiguous()
+            drawn = one_hot(torch.searchsorted(edges, draws.contiguous(), right=True), p.shape[-1]).mT
+            return (p[..., None] - drawn) / draws.shape[-1] ** 0.5 * size
         beyond = p.flip(-1).cumsum(-1).flip(-1)  # q_{c-1} at place c
         tiny = torch.finfo(p.dtype).tiny
         here, after = beyond[..., :-1].clamp(min=tiny), beyond[..., 1:].clamp(min=tiny)
@@ -175,15 +158,7 @@ class CrossEntropy(Loss):
         below = -p[..., :, None] / after[..., None, :]
         classes = p.shape[-1]
         ones = torch.eye(classes, classes - 1, dtype=p.dtype, device=p.device)
-        root = (below.tril(-1)[..., :, : classes - 1] + ones) * scale[..., None, :]
-        return _apart(self._sized(root, z, y)).flatten(1, -2)
-
-    def _of_classes(self, z: Tensor, y: Tensor) -> bool:
-        return z.ndim == 2 and is_plain(self, y)
-
-    def _sized(self, root: Tensor, z: Tensor, y: Tensor) -> Tensor:
-        """A root of diag(p) - p p^T as one of the loss's curvature."""
-        return root if self._of_classes(z, y) else root * self._targets(z, y).sum(-1).sqrt()[..., None, None]
+        return _apart((below.tril(-1)[..., :, : classes - 1] + ones) * scale[..., None, :] * size)
 
     def _targets(self, z: Tensor, y: Tensor) -> Tensor:
         """t in the shape of z."""
@@ -286,9 +261,8 @@ class OwnLoss(Loss):
         found = self.function(z, y)
         if not isinstance(found, Tensor) or found.shape != z.shape[:1]:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise bad_input(
-                "loss(outputs, targets)", shape, f"give one loss for each of the {len(z)} examples, no mean"
-            )
+            remedy = f"give one loss for each of the {len(z)} examples, no mean"
+            raise bad_input("loss(outputs, targets)", shape, remedy)
         return found
 
 
@@ -305,11 +279,8 @@ def is_plain(loss: object, y: Tensor) -> bool:
 def check_plain(loss: object, y: Tensor) -> None:
     """Raise InputError where `is_plain` is not so."""
     if not is_plain(loss, y):
-        raise bad_input(
-            "loss",
-            loss,
-            "kernels and captured steps know the plain cross entropy alone; `Objective` and the loop take any",
-        )
+        remedy = "kernels and captured steps know the plain cross entropy alone; `Objective` and the loop take any"
+        raise bad_input("loss", loss, remedy)
 
 
 def as_loss(loss: Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
@@ -20,7 +22,7 @@ from fragile_lib.data.photographs import Batch, Loading, Notes, PhotoSet, batche
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.weights import load_state, make_network
-from fragile_lib.objectives.streamed import StreamedObjective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.checkpoint import Checkpoint, digest_of
 from fragile_lib.tools.checks import check_count
 from fragile_lib.tools.errors import bad_input
@@ -48,7 +50,7 @@ class Scoring:
     same, bit for bit, on one kind of machine with one number of threads.
 
     network: in evaluation mode, of which theta (P,) are the parameters. directions: (K, P). batch: images in one
-    forward pass. shard: images in one file, made a multiple of `batch`. vectors: directions multiplied at once.
+    forward pass. shard: images in one file, made a multiple of `batch`.
     """
 
     folder: Path
@@ -57,33 +59,28 @@ class Scoring:
     photos: PhotoSet
     batch: int = 50
     shard: int = 1000
-    vectors: int = 8
-    _made: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("batch", "shard", "vectors"):
+        for name in ("batch", "shard"):
             check_count(name, getattr(self, name))
         n_params = sum(p.numel() for p in self.network.parameters())
         if self.directions.ndim != 2 or self.directions.shape[1] != n_params or not len(self.directions):
             raise bad_input("directions", tuple(self.directions.shape), f"give vectors (K, {n_params}), K at least 1")
 
-    @property
+    @cached_property
     def checkpoint(self) -> Checkpoint:
         """The folder's checkpoint, with the facts that the scores follow from; refused where it is another's."""
-        if "checkpoint" not in self._made:
-            state = self.network.state_dict()
-            facts = {
-                "images": self.photos.listing.digest,
-                "image_size": self.photos.size,
-                "weights": digest_of(*(state[name] for name in sorted(state))),
-                "directions": digest_of(self.directions),
-                "batch": self.batch,
-                "shard": self.shard,
-                "vectors": self.vectors,
-                "dtype": str(self.photos.dtype),
-            }
-            self._made["checkpoint"] = Checkpoint(self.folder, facts)
-        return self._made["checkpoint"]
+        state = self.network.state_dict()
+        facts = {
+            "images": self.photos.listing.digest,
+            "image_size": self.photos.size,
+            "weights": digest_of(*(state[name] for name in sorted(state))),
+            "directions": digest_of(self.directions),
+            "batch": self.batch,
+            "shard": self.shard,
+            "dtype": str(self.photos.dtype),
+        }
+        return Checkpoint(self.folder, facts)
 
     @property
     def shards(self) -> list[np.ndarray]:
@@ -115,7 +112,8 @@ class Scoring:
                     values[batch.rows - shards[number][0]] = slopes
                     bar.update(len(rows))
                 now = perf_counter()
-                self.checkpoint.save(_name(number), values=values, **_told(notes), seconds=np.array(now - began))
+                told = np.array(json.dumps([notes.bad, notes.converted]))
+                self.checkpoint.save(_name(number), values=values, told=told, seconds=np.array(now - began))
                 notes.bad.clear()
                 notes.converted.clear()
                 began = now
@@ -132,8 +130,8 @@ class Scoring:
         for number in range(len(self.shards)):
             part = self.checkpoint.load(_name(number))
             values.append(part["values"])
-            notes.bad |= dict(zip(part["bad"].tolist(), part["why"].tolist(), strict=True))
-            notes.converted |= dict(zip(part["converted"].tolist(), part["mode"].tolist(), strict=True))
+            for kept, told in zip((notes.bad, notes.converted), json.loads(str(part["told"])), strict=True):
+                kept.update({int(row): why for row, why in told.items()})
             seconds += float(part["seconds"])
         return Slopes(np.concatenate(values), notes, len(self.photos) - len(notes.bad), seconds)
 
@@ -145,7 +143,7 @@ class Scoring:
         """Write into the folder what other processes need to take part: network, directions, and where images lie."""
         state = {f"state.{name}": value.cpu().numpy() for name, value in self.network.state_dict().items()}
         where = {"listed": np.array(str(self.photos.listing.folder)), "dtype": np.array(str(self.photos.dtype))}
-        numbers = {name: np.array(getattr(self, name)) for name in ("batch", "shard", "vectors")}
+        numbers = {name: np.array(getattr(self, name)) for name in ("batch", "shard")}
         width = np.array(getattr(self.network, "width_multiplier", 1.0))
         directions = self.directions.cpu().numpy()
         size = np.array(self.photos.size)
@@ -157,8 +155,8 @@ class Scoring:
         network = self.network.to(loading.device)
         blank = Data(theta.new_zeros(1, 1, 3, self.photos.size, self.photos.size), torch.zeros(1, 1, dtype=torch.int64))
         outputs = len(list(network.parameters())[-1])
-        window = StreamedObjective(ModuleModel(network, outputs), blank, 0.0, loading.device, self.batch, self.vectors)
-        for batch in stream(self.photos, batches, notes, loading.on_bad, loading.workers, loading.device):
+        window = Objective(ModuleModel(network, outputs), blank, chunk=self.batch)
+        for batch in stream(self.photos, batches, notes, loading):
             if not len(batch.rows):
                 yield batch, np.empty((0, len(v)))
                 continue
@@ -295,7 +293,7 @@ def read_job(folder: Path | str) -> Scoring:
     size, width = int(job["size"]), float(job["width"])
     network = make_network(len(state["fc.weight"]), size, width).to(dtype)
     network = load_state(network, state, str(folder))
-    numbers = {name: int(job[name]) for name in ("batch", "shard", "vectors")}
+    numbers = {name: int(job[name]) for name in ("batch", "shard")}
     directions = torch.from_numpy(job["directions"])
     found = Scoring(checkpoint.folder, network, directions, PhotoSet(listing, size, dtype), **numbers)
     found.checkpoint  # noqa: B018 - refuses what does not fit the manifest
@@ -304,12 +302,3 @@ def read_job(folder: Path | str) -> Scoring:
 
 def _name(number: int) -> str:
     return f"scores-{number:06d}"
-
-
-def _told(notes: Notes) -> dict[str, np.ndarray]:
-    return {
-        "bad": np.array(list(notes.bad), dtype=np.int64),
-        "why": np.array(list(notes.bad.values()), dtype=str),
-        "converted": np.array(list(notes.converted), dtype=np.int64),
-        "mode": np.array(list(notes.converted.values()), dtype=str),
-    }

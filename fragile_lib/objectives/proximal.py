@@ -23,8 +23,11 @@ from fragile_lib.objectives.base import Objective
 from fragile_lib.tools.checks import check_number
 
 
-class _Around:
-    """What both have in common, in the form that `near_optimum.chord` and `quasi_newton.left_out_minimum` take.
+class Around:
+    """J(theta; w) + sum_i <c_i, z_i(theta)> - t . (theta - theta_s) + damping/2 ||theta - theta_s||^2 near theta_s.
+
+    In the form that `near_optimum.chord` and `quasi_newton.left_out_minimum` take. Those below say what c, constants of
+    the outputs (n, classes), and the tilt t (P,) are.
 
     Args:
         objective: J, whose losses, data and decay are taken.
@@ -36,7 +39,8 @@ class _Around:
         InputError: a damping that is negative or not finite.
     """
 
-    _constant: Tensor | None = None  # of the logits (n, classes)
+    tilt: Tensor
+    constant: Tensor | None = None
 
     def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
         check_number("damping", damping)
@@ -46,49 +50,37 @@ class _Around:
 
     def gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None) -> Tensor:
         """The gradient at theta_e for weights w_e: (E, P); on the own data set, whatever `dataset` says."""
-        found = self.objective.gradient(theta, weights, self._place.expand(len(theta)), self._constant)
+        found = self.objective.gradient(theta, weights, self._place.expand(len(theta)), self.constant)
         return self._near(found, theta)
 
     def value_and_gradient(
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The value (E,), of the proximal objective but for a constant, and the gradient (E, P), as `gradient`."""
-        places = self._place.expand(len(theta))
-        value, found = self.objective.value_and_gradient(theta, weights, places, self._constant)
-        return value + self._added(theta, theta - self.start).to(value), self._near(found, theta)
-
-    def _added(self, theta: Tensor, moved: Tensor) -> Tensor:
-        """(E,) what is added to the objective's value; `_near`: the gradient with that."""
-        raise NotImplementedError
+        """The value (E,), but for a constant, and the gradient (E, P), as `gradient`."""
+        places, moved = self._place.expand(len(theta)), theta - self.start
+        value, found = self.objective.value_and_gradient(theta, weights, places, self.constant)
+        added = 0.5 * self.damping * (moved * moved).sum(1) - moved @ self.tilt
+        return value + added.to(value), self._near(found, theta)
 
     def _near(self, gradient: Tensor, theta: Tensor) -> Tensor:
-        raise NotImplementedError
+        return gradient - self.tilt + self.damping * (theta - self.start)
 
 
-class ProximalObjective(_Around):
-    """Q around one network: `objective`, theta_s, damping, `dataset` as in `_Around`, weights 1/n + d.
+class ProximalObjective(Around):
+    """Q around one network, with weights 1/n + d; arguments as in `Around`.
 
     grad Q = sum_i w_i grad loss_i - sum_i J_i^T r_i / n + (decay + damping)(theta - theta_s), r_i the derivative of
-    loss_i in its logits at theta_s: the second sum turns the part 1/n of each loss into its Bregman divergence.
-
-    Raises:
-        InputError: a damping that is negative or not finite.
+    loss_i in its logits at theta_s: the second sum turns the part 1/n of each loss into its Bregman divergence. The
+    tilt decay theta_s turns J's L2 term into one of theta - theta_s.
     """
 
     def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
         super().__init__(objective, theta, damping, dataset)
-        self.proximity = objective.decay + damping
-        self._constant = -objective.logit_gradients(theta, dataset) / objective.n
-
-    def _added(self, theta: Tensor, moved: Tensor) -> Tensor:
-        return 0.5 * (moved * moved) @ self.proximity - 0.5 * (theta * theta) @ self.objective.decay
-
-    def _near(self, gradient: Tensor, theta: Tensor) -> Tensor:
-        """The proximity in the place of the decay."""
-        return gradient - self.objective.decay * theta + self.proximity * (theta - self.start)
+        self.tilt = objective.decay * theta
+        self.constant = -objective.logit_gradients(theta, dataset) / objective.n
 
 
-class TiltedObjective(_Around):
+class TiltedObjective(Around):
     """J made stationary at theta_s by a linear term, with the damping as a proximal term:
 
         T(theta; w) = J(theta; w) - grad J(theta_s; 1/n) . (theta - theta_s) + damping/2 ||theta - theta_s||^2.
@@ -96,19 +88,9 @@ class TiltedObjective(_Around):
     Its Hessian at theta_s is the damped Hessian of J, so that -(H + damping)^-1 sum_i d_i grad loss_i is the response
     of its minimum to first order, whether or not training had ended; at an optimum without damping T is J. What an
     estimate lacks against T is due to its linearisation alone. T has a minimum near theta_s only where H + damping is
-    positive. Arguments as in `_Around`.
-
-    Raises:
-        InputError: a damping that is negative or not finite.
+    positive. Arguments as in `Around`.
     """
 
     def __init__(self, objective: Objective, theta: Tensor, damping: float, dataset: int = 0) -> None:
         super().__init__(objective, theta, damping, dataset)
-        self.slope = objective.gradient(theta[None], objective.uniform(1), self._place)[0]
-
-    def _added(self, theta: Tensor, moved: Tensor) -> Tensor:
-        return 0.5 * self.damping * (moved * moved).sum(1) - moved @ self.slope
-
-    def _near(self, gradient: Tensor, theta: Tensor) -> Tensor:
-        """The linear and the proximal term added."""
-        return gradient - self.slope + self.damping * (theta - self.start)
+        self.tilt = objective.gradient(theta[None], objective.uniform(1), self._place)[0]

@@ -12,26 +12,26 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import bad_input
 
 Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 
 
-class DatasetObjective(StreamedObjective):
+class DatasetObjective(Objective):
     """J on a Dataset, whose examples are fetched by their indices, a chunk at a time, and not kept.
 
     Example i is `dataset[i]` whatever the order in which a loader would draw it. Solvers that need all examples at once
     (K-FAC, Gram) ask for `data`, which is then fetched as a whole, and kept.
 
     Args:
-        model, weight_decay, chunk, loss: as in `StreamedObjective`.
+        model, weight_decay, chunk, loss: as in `Objective`.
         dataset: of pairs (x, y), as `collate` puts them together.
         collate: a list of examples -> (x (B, ...), y (B, ...)).
 
     Raises:
-        InputError: what `StreamedObjective` raises, for the first example here and for others when they are fetched; a
+        InputError: what `Objective` raises, for the first example here and for others when they are fetched; a
             dataset that does not give pairs.
     """
 
@@ -61,18 +61,17 @@ class DatasetObjective(StreamedObjective):
     def members(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         return torch.zeros(len(theta), dtype=torch.long, device=self.device)
 
-    def examples(self, rows: slice | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def examples(self, rows: slice | np.ndarray | Tensor) -> Data:  # noqa: D102
         places = np.arange(self.n)[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
-        some = self._taken(self._fetched(places.tolist()), self.decay.dtype)
-        return some.x[0], some.y[0]
+        return self._taken(self._fetched(places.tolist()), self.decay.dtype)
 
-    def part(self, rows: np.ndarray) -> StreamedObjective:  # noqa: D102
-        return self.on(Data(*(part[None] for part in self.examples(np.asarray(rows)))))
+    def part(self, rows: np.ndarray) -> Objective:  # noqa: D102
+        return self.on(self.examples(np.asarray(rows)))
 
-    def like(self, data: Data, **changed: object) -> StreamedObjective:
+    def like(self, data: Data, **changed: object) -> Objective:
         """The same J on data in memory."""
         same = {"model": self.model, "weight_decay": self.weight_decay, "device": str(self.device)}
-        return StreamedObjective(data=data, **{**same, **self.options, **changed})
+        return Objective(data=data, **{**same, **self.options, **changed})
 
     def _fetched(self, rows: Sequence[int]) -> Data:
         found = self.collate([self.dataset[i] for i in rows])
@@ -84,7 +83,7 @@ class DatasetObjective(StreamedObjective):
 
 def objective_of(
     model: ModuleModel, examples: Examples, weight_decay: float, chunk: int, loss: Loss, streamed: bool = True
-) -> StreamedObjective:
+) -> Objective:
     """J on a user's examples; `streamed`: those of a Dataset or DataLoader are not kept in memory.
 
     Raises:
@@ -92,7 +91,7 @@ def objective_of(
     """
     if _are_tensors(examples):
         x, y = examples
-        return StreamedObjective(model, Data(x[None], y[None]), weight_decay, str(model.theta.device), chunk, loss=loss)
+        return Objective(model, Data(x[None], y[None]), weight_decay, loss=loss, chunk=chunk)
     found = DatasetObjective(model, *_indexed(examples), weight_decay, chunk, loss)
     return found if streamed else found.like(found.data)
 

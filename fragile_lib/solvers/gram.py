@@ -73,7 +73,7 @@ def factors_of(objective: Objective, theta: Tensor, rows: Tensor, dataset: int =
     """  # noqa: D205
     out, jacobians = objective.jacobians(theta, rows, dataset)
     y = objective.data.y[dataset][rows]
-    factor, slope = objective.loss.factors(out, y), objective.loss.gradients(out, y).flatten(1)
+    factor, slope = objective.loss.roots(out, y).flatten(1, -2), objective.loss.gradients(out, y).flatten(1)
     if not bool(torch.isfinite(factor).all()):
         return factor.mT @ jacobians, torch.full_like(factor[:, 0], torch.nan)
     c = torch.linalg.lstsq(factor, slope[..., None]).solution[..., 0]

@@ -34,7 +34,6 @@ from fragile_lib.models.module import ModuleModel
 from fragile_lib.network import Network
 from fragile_lib.network.modules import as_it_is, prepare
 from fragile_lib.objectives.base import Objective
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.measure import Peak
 
 DECAY, DAMPING, RATE = 1e-3, 1e-2, 1e-3  # those of the study
@@ -96,11 +95,11 @@ class Case:
         module = build(architecture, self.train.x.shape[2], self.train.x.shape[-1], 10, width, stem=stem)
         return module.to(device=self.device, memory_format=torch.channels_last)
 
-    def frozen(self, architecture: str, width: float, count: int) -> StreamedObjective:
+    def frozen(self, architecture: str, width: float, count: int) -> Objective:
         """J of a network as it starts on the first images, batch statistics frozen on them."""
         x, y = self.batch(count)
         model = ModuleModel(frozen_statistics(self.module(architecture, width), x, count), 10)
-        return StreamedObjective(model, Data(x[None], y[None]), DECAY, str(self.device))
+        return Objective(model, Data(x[None], y[None]), DECAY, chunk=50)
 
     @cached_property
     def network(self) -> Network:
@@ -249,9 +248,7 @@ def stacks(case: Case) -> None:
         compare(f"{what} of {schedule.batch}, and a control", ways)
 
 
-def untrained(
-    case: Case, architecture: str, width: float, schedule: Schedule
-) -> tuple[ModuleTrainer, StreamedObjective]:
+def untrained(case: Case, architecture: str, width: float, schedule: Schedule) -> tuple[ModuleTrainer, Objective]:
     """(a trainer, its test images) of a network as it starts, batch statistics frozen; the optimiser has no memory."""
     objective = case.frozen(architecture, width, case.sizes.batch)
     module = objective.model.bare()
@@ -296,9 +293,9 @@ def half_precision(case: Case) -> None:
     in_both("full width", wide, theta, gradient_of(wide.model.module(theta), *case.batch(1))[None])
 
 
-def in_both(name: str, objective: StreamedObjective, theta: Tensor, v: Tensor) -> dict:
+def in_both(name: str, objective: Objective, theta: Tensor, v: Tensor) -> dict:
     """Forward mode along v (K, P) in float32 and in bfloat16."""
-    rounded = StreamedObjective(InBfloat16(objective.model), objective.data, DECAY, str(objective.device))
+    rounded = Objective(InBfloat16(objective.model), objective.data, DECAY, str(objective.device), chunk=50)
     ways = {"float32": objective, "bfloat16": rounded}
     run = {n: Way(lambda o=o: o.directional(theta[None], v[None])[0], limit=HALF) for n, o in ways.items()}
     return compare(f"scores of {objective.n} images along {len(v)}, ResNet-18, {name}", run)

@@ -21,7 +21,7 @@ import small_mnist
 import torch
 from threadpoolctl import threadpool_limits
 
-from fragile_lib.data.sets import image_subset, koh_liang_mnist
+from fragile_lib.data import sets
 from fragile_lib.kernels import mlp
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives import conv
@@ -37,7 +37,7 @@ def on_iris(small: bool) -> None:
 def on_small_mnist(small: bool) -> None:
     """Time the part on small MNIST."""
     conv.compile_all()
-    images = koh_liang_mnist()
+    images = sets.small_mnist("koh_liang", 5_500, 10_000)
     small_mnist.report(small_mnist.trained(*images, SmallCNN(), small_mnist.SMALL if small else small_mnist.Sizes()))
     if not small:
         networks = Path(__file__).parents[2] / "reports" / "networks"
@@ -47,7 +47,7 @@ def on_small_mnist(small: bool) -> None:
 def on_architectures(small: bool) -> None:
     """Time the part on the networks of the study over architectures."""
     sizes = architectures.SMALL if small else architectures.Sizes()
-    images = image_subset(sizes.dataset, sizes.source, sizes.images, sizes.tests)
+    images = sets.image_subset(sizes.dataset, sizes.source, sizes.images, sizes.tests)
     architectures.report(architectures.placed(*images, sizes, resolve_device("auto")))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.fused import FusedObjective
 from fragile_lib.objectives.losses import SquaredError
 from fragile_lib.solvers import Solver
+
+in_chunks = partial(Objective, chunk=50)  # as large networks are held
 
 
 class Linear:

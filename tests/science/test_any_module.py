@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import in_chunks
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
 
@@ -22,7 +23,6 @@ from fragile_lib.models.module import ModuleModel
 from fragile_lib.network import Network
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY, BinaryLogit, CrossEntropy, Huber, Loss, OwnLoss, SquaredError
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.solvers import (
     ArnoldiSolver,
     BlockCGSolver,
@@ -282,7 +282,7 @@ def case(name: str):
 
 
 @kinds
-@pytest.mark.parametrize("kind", [Objective, StreamedObjective])
+@pytest.mark.parametrize("kind", [Objective, in_chunks])
 def test_influence_is_the_dense_one_by_plain_autograd(name, kind):
     module, outputs, loss, by_torch, train, test = case(name)
     want = expected_changes(ByHand(module) if name == "weight norm" else module, by_torch, train, test)
@@ -298,7 +298,7 @@ def test_directions_gauss_newton_and_values_are_the_same_in_chunks_and_by_rows(n
     module, outputs, loss, by_torch, train, test = case(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nets = [network(kind, module, outputs, loss, train, test) for kind in (Objective, StreamedObjective)]
+        nets = [network(kind, module, outputs, loss, train, test) for kind in (Objective, in_chunks)]
         (whole, streamed), theta = (net.train for net in nets), nets[0].theta[None]
         v, weights = draw(1, 4, theta.shape[1]), whole.uniform(1)
         rows = whole.example_gradients(theta)
@@ -337,10 +337,10 @@ def test_networks_of_single_precision_go_the_whole_way(given, name, estimator):
     if estimator == "ekfac" and name == "token ids":
         pytest.skip("embeddings have no Kronecker factors")
     options = {"lissa_partition": {"batch": 5}, "nystroem": {"rank": 5}}.get(estimator, {})
-    want = estimated(network(StreamedObjective, module, outputs, loss, train, test), estimator, **options).changes
+    want = estimated(network(in_chunks, module, outputs, loss, train, test), estimator, **options).changes
     module = made(KINDS[name][0]).float()
     train, test = ((x.to(given) if x.is_floating_point() else x, y) for x, y in (train, test))
-    net = network(StreamedObjective, module, outputs, loss, train, test)
+    net = network(in_chunks, module, outputs, loss, train, test)
     found = estimated(net, estimator, **options)
     assert net.train.uniform(1).dtype == net.train.decay.dtype == net.theta.dtype == torch.float32
     np.testing.assert_allclose(found.changes, want, rtol=1e-2, atol=1e-3 * np.abs(want).max())
@@ -475,7 +475,7 @@ class InPlace(nn.Module):
         return self.out(self.first(x.sub_(0.1)))
 
 
-@pytest.mark.parametrize("kind", [Objective, StreamedObjective])
+@pytest.mark.parametrize("kind", [Objective, in_chunks])
 @pytest.mark.parametrize("estimator", ["exact_ggn", "kfac", "ekfac", "gram_ggn", "identity"])
 def test_no_layer_in_place_reaches_the_data(kind, estimator):
     train, test = features(N), features(M)

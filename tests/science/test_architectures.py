@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 
 from fragile_lib.models.architectures import (
     ARCHITECTURES,
+    DEPTHS,
+    INPUTS,
     NORMS,
     build,
     check_batch,
-    depth_of,
     frozen_statistics,
-    input_of,
 )
 from fragile_lib.models.layers import groups_of
 from fragile_lib.models.module import ModuleModel
@@ -133,7 +133,7 @@ def test_vgg14_has_one_more_convolution_in_its_last_block():
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_logits_have_their_shape_in_either_memory_format(name, norm):
-    for channels, size, classes in (input_of("mnist"), input_of("cifar100")):
+    for channels, size, classes in (INPUTS["mnist"], INPUTS["cifar100"]):
         for stem in ("small", "strided") if "resnet" in name else ("small",):
             module = build(name, channels, size, classes, 0.125, norm, stem)
             assert module.training and not any(getattr(part, "inplace", False) for part in module.modules())
@@ -228,13 +228,11 @@ def test_the_seed_alone_sets_the_start_and_the_global_generator_stays(name):
     assert not torch.equal(stored(first), stored(make(seed=8)))
 
 
-def test_depths_and_inputs():
-    assert [depth_of(name) for name in ARCHITECTURES] == [7, 5, 13, 14, 18, 50]
-    assert [input_of(name) for name in ("mnist", "cifar10", "cifar100")] == [(1, 28, 10), (3, 32, 10), (3, 32, 100)]
+def test_depths_are_of_layers_with_weights():
     for name in ("small_cnn", "lenet", "resnet18", "resnet50", "vgg13", "vgg14"):
         layers = [p for p in build(name, 3, 32, 10, 0.125, "none").named_modules() if "downsample" not in p[0]]
         found = sum(isinstance(part, nn.Conv2d | nn.Linear) for _, part in layers)
-        assert found == depth_of(name) - (2 if "vgg" in name else 0)
+        assert found == DEPTHS[name] - (2 if "vgg" in name else 0)
 
 
 # -- as functions of their parameters ------------------------------------------------------------------------------
@@ -392,10 +390,3 @@ def test_bad_input_of_frozen_statistics_is_named():
     ):
         with pytest.raises(InputError, match=words):
             frozen_statistics(network, given, batch)
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="architecture = 'mlp'"):
-        depth_of("mlp")
-    with pytest.raises(InputError, match="dataset = 'imagenet': choose one of mnist, cifar10, cifar100"):
-        input_of("imagenet")

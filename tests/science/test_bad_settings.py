@@ -7,7 +7,7 @@ import torch
 from helpers import iris_subset, leave_one_out
 from planted import linear_problem, mlp_problem, planted
 
-from fragile_lib.data.sets import iris_splits, mnist_digits
+from fragile_lib.data.sets import iris_splits, small_mnist
 from fragile_lib.minimise.descent import descend
 from fragile_lib.minimise.near_optimum import approach
 from fragile_lib.minimise.quasi_newton import minimum
@@ -87,7 +87,7 @@ CALLS = {
         {"dim": (0, 31), "chunk": (0,), "damping": (-1.0, NAN)},
     ),
     "Iris": (partial(iris_splits, seeds=[0]), {"test_fraction": (0.0, 1.0, -0.2, 1.5, 0.01), "seeds": ([],)}),
-    "digits": (partial(mnist_digits, 100, 100), {"seed": (-1, 2**32, 0.5, None, True)}),
+    "digits": (partial(small_mnist, "digits", 100, 100), {"seed": (-1, 2**32, 0.5, None, True)}),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import in_chunks
 from test_modules import CLASSES, N, examined, images, planned, small_frozen, small_module
 from torch import nn
 
@@ -23,7 +24,6 @@ from fragile_lib.minimise.stack import advance
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.modules import prepare
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.tools.errors import InputError
 
 OPTIMISERS = ("adam", "sgd", "nesterov", "rmsprop")
@@ -49,7 +49,7 @@ def trained(optimiser="adam", make=small_module, kind=torch.float64):
 
 def examined_in(kind):
     model, data = ModuleModel(small_frozen().to(kind), CLASSES), examined(4).data
-    return StreamedObjective(model, data)
+    return in_chunks(model, data)
 
 
 @pytest.mark.parametrize("way", ["stack", "single"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fragile_lib.choices import Chosen, Points, Removals, Truth, choose, choose_points
-from fragile_lib.data.sets import mnist_digits
+from fragile_lib.data.sets import small_mnist
 from fragile_lib.estimates import estimate
 from fragile_lib.minimise.kept import Made, keep, load, settings
 from fragile_lib.minimise.near_optimum import Optimum
@@ -28,7 +28,7 @@ DAMPING, DECAY = 0.02, 0.02
 
 @pytest.fixture(scope="module")
 def prepared() -> Network:
-    train, test = mnist_digits(200, 60, seed=0)
+    train, test = small_mnist("digits", 200, 60, seed=0)
     return prepare(SmallCNN(channels=4), train, test, 0.001, DAMPING, Schedule(300, 50, 1e-2), rounds=2, checkpoints=3)
 
 
@@ -54,7 +54,7 @@ def test_it_says_how_far_it_was_driven_and_what_that_cost(prepared: Network) -> 
 
 
 def at_a_minimum(networks: Path | str = "", seed: int = 0) -> Network:
-    train, test = mnist_digits(60, 40, seed=0)
+    train, test = small_mnist("digits", 60, 40, seed=0)
     schedule = Schedule(100, 20, 1e-2, seed=seed)
     return prepare(SmallCNN(2), train, test, DECAY, DAMPING, schedule, 1, minimum_rounds=8, networks=networks)
 
@@ -191,7 +191,7 @@ def test_a_broken_file_and_a_folder_that_cannot_be_written_to_are_named(folder: 
     with pytest.raises(InputError, match="networks.*cannot be written to"):
         at_a_minimum(file / "below")
     with pytest.raises(InputError, match="networks.*cannot be written to"):
-        keep(file / "below", settings(SmallCNN(2), mnist_digits(60, 40)[0], DECAY, Schedule(1)), at_nothing())
+        keep(file / "below", settings(SmallCNN(2), small_mnist("digits", 60, 40)[0], DECAY, Schedule(1)), at_nothing())
 
 
 def at_nothing() -> Made:
@@ -206,7 +206,7 @@ def test_no_part_of_a_network_is_left_where_writing_fails(tmp_path: Path, monkey
     with pytest.warns(UserWarning, match="not kept"):
         assert at_a_minimum(tmp_path).certified  # the network is not lost to the run
     with pytest.raises(InputError, match="No space left"):
-        keep(tmp_path, settings(SmallCNN(2), mnist_digits(60, 40)[0], DECAY, Schedule(1)), at_nothing())
+        keep(tmp_path, settings(SmallCNN(2), small_mnist("digits", 60, 40)[0], DECAY, Schedule(1)), at_nothing())
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import in_chunks
 from torch import nn
 
 from fragile_lib.choices import Chosen, Estimate, Points, Removals, choose, choose_points, choose_the_groups
@@ -22,7 +23,6 @@ from fragile_lib.network import modules as network_modules
 from fragile_lib.network.modules import prepare
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.own import network_of
 from fragile_lib.rows import as_estimate, compare
 from fragile_lib.solvers.lissa import DivergedWarning, lissa_partition
@@ -42,7 +42,7 @@ def planned(steps, batch, rate=0.01, optimiser="adam", seed=0):
 def examined(n=3, seed=9):
     """The losses of some test images."""
     x, y = images(n, seed)
-    return StreamedObjective(ModuleModel(small_frozen(), CLASSES), Data(x[None], y[None]))
+    return in_chunks(ModuleModel(small_frozen(), CLASSES), Data(x[None], y[None]))
 
 
 def small_frozen():
@@ -69,7 +69,7 @@ def both():
     model = ModuleModel(frozen_statistics(small_module(), x, N), CLASSES)
     data = Data(x[None], y[None])
     vectors = torch.randn(5, len(model.theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return StreamedObjective(model, data, 0.01, chunk=7, vectors=2), Objective(model, data, 0.01), model.theta, vectors
+    return in_chunks(model, data, 0.01, chunk=7, vectors=2), Objective(model, data, 0.01), model.theta, vectors
 
 
 def test_chunks_and_groups_of_vectors_change_no_derivative(both):
@@ -93,16 +93,10 @@ def test_what_it_is_on_other_data_has_no_decay(both):
     torch.testing.assert_close(some.losses(theta[None]), streamed.losses(theta[None])[:, [2, 5]])
 
 
-def test_stacks_are_refused(both):
-    streamed, _, theta, v = both
-    with pytest.raises(InputError, match="one network"):
-        streamed.products(theta.expand(2, -1), v[None], streamed.uniform(1))
-    with pytest.raises(InputError, match="chunk = 0"):
-        StreamedObjective(streamed.model, streamed.data, chunk=0)
-    with pytest.raises(InputError, match="not stacked"):
-        StreamedObjective(
-            streamed.model, Data(streamed.data.x.expand(2, -1, -1, -1, -1), streamed.data.y.expand(2, -1))
-        )
+def test_chunks_and_vectors_are_counts(both):
+    for name in ("chunk", "vectors"):
+        with pytest.raises(InputError, match=f"{name} = 0"):
+            in_chunks(both[0].model, both[0].data, **{name: 0})
 
 
 # -- the stochastic recursion ----------------------------------------------------------------------------------------
@@ -204,7 +198,7 @@ def test_training_descends_j_itself():
     x, y = images(12)
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, CLASSES)).double()
     model = ModuleModel(module, CLASSES)
-    j = StreamedObjective(model, Data(x[None], y[None]), 0.3)
+    j = in_chunks(model, Data(x[None], y[None]), 0.3)
     stepped = ModuleModel(train(module, x, y, planned(1, 12, 0.1, "sgd"), 0.3).module, CLASSES).theta
     expected = model.theta - 0.1 * j.gradient(model.theta[None], j.uniform(1))[0]
     torch.testing.assert_close(stepped, expected)

@@ -40,10 +40,10 @@ def test_links_in_circles_and_what_is_no_file_are_named_and_passed_over_at_once(
     (bee / "inner" / "up").symlink_to(tmp_path)
     (bee / "linked.png").symlink_to(ant / "0.png")
     (tmp_path / "cow").symlink_to("cow")
-    odd = [tmp_path / "cow", ant / "device.png", ant / "fifo.png", ant / "itself", ant / "nowhere.png"]
+    odd = "cow, ant/device.png, ant/fifo.png, ant/itself, ant/nowhere.png, bee/inner/up"
     with pytest.warns(UserWarning) as told:
         listing = list_folder(tmp_path)
-    assert str(told[0].message).endswith(": " + ", ".join(map(str, [*odd, bee / "inner" / "up"])))
+    assert str(told[0].message).endswith(f": {odd}")
     assert [listing.name(row) for row in range(len(listing))] == ["ant/0.png", "bee/inner/1.png", "bee/linked.png"]
     assert listing.classes == ("ant", "bee")
 

@@ -9,7 +9,7 @@ from helpers import iris_subset
 from torch import nn
 
 from fragile_lib.choices import Chosen, Removals, choose_points
-from fragile_lib.data.sets import Data, mnist_digits
+from fragile_lib.data.sets import Data, small_mnist
 from fragile_lib.estimates import ESTIMATORS, estimate
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.minimise.stack import StackTrainer
@@ -68,7 +68,7 @@ def perceptrons() -> list[Network]:
 
 
 def small_cnn() -> list[Network]:
-    train, test = mnist_digits(60, 40, seed=0)
+    train, test = small_mnist("digits", 60, 40, seed=0)
     return [dense.prepare(SmallCNN(2), train, test, 0.02, 0.02, Schedule(100, 20, 1e-2), 1, minimum_rounds=8)]
 
 

