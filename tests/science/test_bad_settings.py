@@ -77,9 +77,9 @@ CALLS = {
     "MINRES": (partial(MinresSolver, **ON_PLANTED), ITERATIVE),
     "Arnoldi": (
         partial(ArnoldiSolver, rank=3, **ON_PLANTED),
-        {"rank": RANK, "tolerance": (1.0, -1e-3), "max_restarts": (0,)},
+        {"rank": RANK, "tolerance": (1.0, -1e-3), "max_restarts": (0,), "damping": (0.0,)},
     ),
-    "Nystroem": (partial(NystroemSolver, rank=3, **ON_PLANTED), {"rank": RANK}),
+    "Nystroem": (partial(NystroemSolver, rank=3, **ON_PLANTED), {"rank": RANK, "damping": (0.0,)}),
     "K-FAC": (partial(KfacSolver, module=MODULE, **ON_NETWORK), KRONECKER),
     "EK-FAC": (partial(EkfacSolver, module=MODULE, **ON_NETWORK), KRONECKER),
     "TRAK": (
