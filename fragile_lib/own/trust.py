@@ -1,17 +1,99 @@
-"""What to believe of the scores of a network, and why: certificate, residual, reliability, agreement."""
+"""What to believe of the scores of a network, and why: before anything is left out, and after."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from fragile_lib.choices import Estimate
+from fragile_lib.choices import Estimate, Points, choose
 from fragile_lib.network import Network
+from fragile_lib.own.signals import PAIRED, signals
 
 SOME = 100  # training examples whose gradients tell what a removal changes
 RELIABLE = 0.5  # below this a truth is too noisy to judge by
 SOLVED = 0.1  # relative residual
+
+
+@dataclass(frozen=True)
+class Light:
+    """From where on a signal is green, and from where on red; what red means, and what to do about it."""
+
+    green: float
+    red: float
+    means: str
+    remedy: str
+
+    def of(self, value: float) -> str:
+        """`green`, `amber` or `red`; `unknown` for what was not measured."""
+        if not np.isfinite(value):
+            return "unknown"
+        sign = 1 if self.green < self.red else -1
+        return "green" if sign * value <= sign * self.green else "red" if sign * value >= sign * self.red else "amber"
+
+
+# Bounds follow from what each number means; they are not fitted. `rule` judges the signals beside truths.
+LIGHTS = {
+    "residual": Light(
+        0.1, 1, "the solver has not solved its equation", "more iterations, a direct solver, or more damping"
+    ),
+    "gradient_share": Light(
+        1e-3, 0.1, "training has not ended, so that the network is no minimum", "train on, or ask what going on does"
+    ),
+    "eig_share": Light(
+        -0.1,
+        -1,
+        "the damped curvature has a direction downwards",
+        "the Gauss-Newton matrix, or a damping above -lambda_min",
+    ),
+    "trace_share": Light(
+        0.1, 0.5, "few examples hold the curvature", "rescaled influence or the Newton step for these"
+    ),
+    "agreement": Light(
+        0.9, 0.5, "estimators disagree on the order", "believe the one of least residual and least move left"
+    ),
+    "damping_rank": Light(0.95, 0.8, "the order depends on the damping", "less damping, with a solver that bears it"),
+    "test_curvature": Light(
+        0.2, 1, "the test loss bends along the move", "the loss at the end of the estimated move itself"
+    ),
+    "left_out_gradient": Light(
+        0.5, 1, "the move does not lead to the optimum without the example", "less damping, or an exact solver"
+    ),
+    "signal": Light(
+        3, 1, "single effects drown in the noise of one retraining", "groups, or the mean of several retrainings"
+    ),
+}
+
+
+def trust(network: Network, points: Points, estimates: Mapping[str, Estimate], count: int = 20) -> pd.DataFrame:
+    """What can be told of estimates before anything is left out: a light for each signal of each estimator.
+
+    Of the `count` examples of largest |score| by the first estimator, at the first test point. It costs each estimator
+    twice more, at other dampings, and a solve for a few removals.
+
+    Args:
+        network: what was examined.
+        points: the examined test points.
+        estimates: by solvers (`estimates.by_name.SOLVERS`), of all training examples.
+        count: see above.
+
+    Raises:
+        InputError: an estimate without a solver, or a count beyond the examples.
+    """
+    first, scores = Points(points.index[:1], [PAIRED["test_choice"]]), next(iter(estimates.values())).changes
+    chosen = choose(scores[:, :1], {PAIRED["train_choice"]: count})
+    told = signals([network], [first], [chosen], [dict(estimates)], [{}], list(estimates))
+    found = []
+    for row in told:
+        for name, light in LIGHTS.items():
+            colour = light.of(float(row[name]))
+            why = (light.means, light.remedy) if colour in ("red", "amber") else ("", "")
+            found.append((row["estimator"], name, row[name], colour, *why))
+    table = pd.DataFrame(found, columns=["estimator", "signal", "value", "light", "why", "remedy"])
+    return table[table["light"] != "unknown"].reset_index(drop=True)
 
 
 def beliefs(network: Network, estimate: Estimate, rows: pd.DataFrame) -> pd.DataFrame:
