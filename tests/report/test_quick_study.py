@@ -22,7 +22,7 @@ PRIMARY = {"test_choice": "max_loss", "train_choice": "top_influence"}
 # Each file of parameters: what the study here has otherwise. Two threads wait for each other where tests run besides.
 SMALLER = {
     "iris": {
-        "set: {seeds: [0, 1, 2], repeats: 1}": "set: {seeds: [0, 1], repeats: 1}",
+        "set: {seeds: [0, 1, 2], repeats: 1": "set: {seeds: [0, 1], repeats: 1",
         "{depth: [1, 5], weight_decay: [0.005, 0.0]}":
             "{depth: [1, 5], weight_decay: [0.005]}\n      open: {depth: [5], weight_decay: [0.0]}",
     },

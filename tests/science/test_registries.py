@@ -46,7 +46,7 @@ HOW = {
     "scratch_batches": {"seeds": [0, 1]},
     "scratch_fit": {"fit": Ramp},
 }
-REFUSED = {"module": {"lissa_single", "minimum", "scratch_descent"}}  # what takes a stack of copies of the network
+REFUSED = {"module": {"scratch_descent"}}  # whose start is known to its trainer alone
 ANEW = ("scratch_descent", "scratch_starts", "scratch_batches")  # whose seeds are their repetitions
 LEFT_OUT = 5
 
@@ -107,12 +107,10 @@ def test_all_go_through_the_same_calls(make) -> None:
     assert len(rows) == 2 * sum(len(by) * len(of) for by, of in zip(estimates, truths, strict=True))
 
 
-def test_what_takes_copies_of_the_network_is_refused_of_a_large_one() -> None:
+def test_training_anew_by_descent_is_refused_of_a_network_whose_start_is_not_known() -> None:
     networks, points, chosen = asked(module())
-    with pytest.raises(InputError, match="networks are not stacked"):
-        estimate(networks, points, ["lissa_single"], chosen, SMALL)
-    with pytest.raises(InputError, match="networks are not stacked"):
-        leave_out(networks, points, chosen, ["minimum"])
+    with pytest.raises(InputError, match="its starts are not known"):
+        leave_out(networks, points, chosen, ["scratch_descent"], options=HOW)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
