@@ -237,6 +237,21 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table["shown"], ["rule", "area", "low", "high", "brier", "simplest", "baseline"]]
 
 
+def answer(table: pd.DataFrame, by: str, goal: float) -> str:
+    """What the best rule, the simplest and the baselines reach on held-out groups, in one sentence, beside a goal."""
+
+    def told(row: object) -> str:
+        return f"{row.rule} {row.area:.2f} ({row.low:.2f} to {row.high:.2f})"
+
+    best, simplest = table.iloc[0], table[table["simplest"]].iloc[0]
+    others = "; ".join(told(row) for row in table[table["baseline"]].itertuples()) or "none was measured"
+    said = "is reached" if best.low >= goal else "is not" if best.area < goal else "is reached but for the interval"
+    return (
+        f"One {by} held out at a time, the area is {told(best)} for the best rule, {told(simplest)} for the simplest; "
+        f"the goal of {goal:g} {said}. What others go by: {others}."
+    )
+
+
 def scores(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """What the best rule, the simplest and the baselines gave each held-out case."""
     named = table[table["simplest"] | table["baseline"] | (table.index == 0)]

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from fragile_lib.own.rule import (
     PAIR_SIGNALS,
     RUN_SIGNALS,
+    answer,
     area_interval,
     area_under,
     counted,
@@ -127,6 +128,16 @@ def test_the_simplest_rule_near_the_best_is_named():
     assert "metasmoothness" not in set(found["rule"])  # it was measured of no run
     assert found["area"].is_monotonic_decreasing and {"all", "residual and signal"} <= set(found["rule"])
     assert shown(found)["low"].notna().all() and {"residual", "stability under damping"} <= set(scores(found))
+
+
+def test_the_answer_is_one_sentence_with_the_goal():
+    table = cases()
+    found = rules(table, ["residual", "damping_rank"], "network")
+    area = roc_auc_score(table["good"], table["residual"])
+    text = answer(found, "network", 0.5)
+    assert f"residual {found.area.max():.2f}" in text and "the goal of 0.5 is reached." in text
+    assert "What others go by: stability under damping" in text and abs(found.area.max() - area) < 0.05
+    assert "the goal of 0.999 is not." in answer(found, "network", 0.999)
 
 
 def test_the_worst_mistakes_are_told():
