@@ -70,9 +70,8 @@ def judged_pairs(known: pd.DataFrame, points: Iterable[dict]) -> pd.DataFrame:
         known: as in `judged_runs`, with `pairs`.
         points: compared points of the records, with `run_id`.
     """
-    by = {
-        (p["run_id"], p["seed"], p["fit"], p["test_point"], i): (p, k) for p in points for k, i in enumerate(p["index"])
-    }
+    keys = ("run_id", "seed", "fit", "test_point")
+    by = {(*map(p.get, keys), i): (p, k) for p in points for k, i in enumerate(p.get("index", ()))}
     found = []
     for row in known[known["pairs"].notna()].to_dict("records") if "pairs" in known else ():
         pairs = row.pop("pairs")

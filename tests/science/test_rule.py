@@ -87,7 +87,7 @@ def test_pairs_are_judged_where_the_truth_stands_clear():
     told = pd.DataFrame([known(pairs=pairs | {"trace": [10.0, 1, 1, 1]}), known("b", pairs=None)])
     point = {"run_id": "a", **KEYS, "index": [9, 8, 7, 3], "estimate": {}}
     point |= {"truth": {"warm_descent": [9.0, 0.2, 1.5, 1.9]}, "error": {"warm_descent": [0.1, 0.11, 0.1, 0.1]}}
-    found = judged_pairs(told, [point]).set_index("index")
+    found = judged_pairs(told, [{"run_id": "old"}, point]).set_index("index")  # an older record tells less
     assert found["good"].to_dict() == {3: True, 7: False, 9: False}  # 8 is not clear of its error
     one = found.loc[3]
     assert one["size"] == pytest.approx(np.log10(1 / 4)) and one["pair_signal"] == pytest.approx(np.log10(1 / 0.3))
