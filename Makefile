@@ -66,7 +66,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 check-records: $(READY) ## run a selection of committed runs again and compare every number (about 25 minutes)
 	$(RUN) tests/check_records.py
 
-test-faults: $(READY) ## kill, fill up, interrupt and edit grids, and compare with an undisturbed one (ten minutes)
+test-faults: $(READY) ## kill, fill up, interrupt and edit grids, and compare with an undisturbed one (two minutes on idle cores)
 	$(RUN) tests/faults.py
 
 mutations: $(READY) ## break the science in forty ways; each must be caught by its test (some minutes)
