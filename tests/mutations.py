@@ -34,6 +34,7 @@ def _of(file: str, *rows: tuple[str, str, str, str]) -> list[Mutation]:
 
 
 INFLUENCE, CHOICES = f"{SCIENCE}/test_influence.py", f"{SCIENCE}/test_choices.py"
+SOLVERS, ALL = f"{SCIENCE}/test_solvers.py", f"{SCIENCE}/test_solvers_all.py"
 ROWS, RESCALED = f"{SCIENCE}/test_rows.py", f"{SCIENCE}/test_rescaled.py"
 TRUTHS, STACK, MODULES = f"{SCIENCE}/test_truths.py", f"{SCIENCE}/test_stack.py", f"{SCIENCE}/test_modules.py"
 CAPTURED = f"{SCIENCE}/test_captured.py"
@@ -72,6 +73,18 @@ MUTATIONS = [
         ("second order has the first order's sign", "(first - solve(torch.stack(curved)))", "(first + solve(torch.stack(curved)))", f"{RESCALED}::test_second_order_is_the_formula"),
     ),
     *_of(
+        "solvers/base.py",
+        ("what is no solution is ok", "residual.max() >= unsolved", "residual.max() > 10 * unsolved", f"{SOLVERS}::test_the_residual_is_relative_and_what_is_no_solution_is_not_called_ok"),
+        ("residuals are absolute", "error.norm(dim=1) / v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)", "error.norm(dim=1)", f"{SOLVERS}::test_the_residual_is_relative_and_what_is_no_solution_is_not_called_ok"),
+        ("products of solvers are not damped", "self.curvature(v) + self.damping * v", "self.curvature(v)", f"{ALL}::test_decay_on_some_parameters_and_damping_on_all_enter_in_either_precision"),
+    ),
+    *_of(
+        "solvers/dense.py",
+        ("the exact solver is not damped", "x = self.shifted(v, self.damping)", "x = self.shifted(v, 0.0)", f"{ALL}::test_decay_on_some_parameters_and_damping_on_all_enter_in_either_precision"),
+        ("the exact solver's residual is not damped", "relative(x @ self.matrix + self.damping * x - v, v)", "relative(x @ self.matrix - v, v)", f"{ALL}::test_every_solver_states_the_residual_of_the_full_curvature_of_its_data_set"),
+        ("indefinite without its damping", "self.spectrum[0] + self.damping <= 0", "self.spectrum[0] <= 0", f"{ALL}::test_indefinite_means_an_eigenvalue_at_or_below_minus_the_damping"),
+    ),
+    *_of(
         "objectives/base.py",
         ("biases decay too", "self.decay = (weight_decay * model.is_weight)", "self.decay = (weight_decay * torch.ones_like(model.is_weight))", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
         ("test losses have an L2 term", "return self.like(data, weight_decay=0.0, **changed)", "return self.like(data, **changed)", f"{INFLUENCE}::test_the_estimate_is_the_first_order_formula_of_linear_regression"),
@@ -107,6 +120,7 @@ MUTATIONS = [
         ("ratio of norms is a mean", "ratio = float(np.median(ratios))", "ratio = float(np.mean(ratios))", AGREE),
         ("slope is that of the estimate on the truth", "(e @ t) / (e @ e)", "(e @ t) / (t @ t)", AGREE),
         ("Spearman without ranks", "spearman = _pearson(stats.rankdata(estimate), stats.rankdata(truth))", "spearman = _pearson(estimate, truth)", AGREE),
+        ("rows and not seeds are resampled", "groupby([*by, \"_seed\"]", "groupby([*by, \"_seed\", table.index]", AGREE),
         ("reliability is not extended", "np.divide(factor * r, denominator,", "np.divide(r, denominator,", AGREE),
     ),
     *_of(
