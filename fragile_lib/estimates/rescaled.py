@@ -103,7 +103,7 @@ def second_order(network: Network, points: Points, removals: Removals) -> Estima
         return network.gauss_newton.shifted(v, network.damping)
 
     def own_product(group: tuple[int, ...], v: Tensor) -> Tensor:
-        some, weights = _own(network, group)
+        some, weights = own_losses(network, group)
         return some.products(network.theta[None], v[None, None], weights)[0, 0]
 
     changes = removals.changes().to(network.theta)
@@ -160,7 +160,7 @@ def _dense_step(
     network: Network, matrix: Tensor, gradients: Tensor, group: tuple[int, ...], gauss_newton: bool
 ) -> tuple[np.ndarray, bool]:
     """The same with the removal's own Hessian, or its Gauss-Newton part, from the dense damped matrix (P, P)."""
-    (some, weights), n = _own(network, group), network.train.n
+    (some, weights), n = own_losses(network, group), network.train.n
     left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n
     pull = some.gradient(network.theta[None], weights)[0]
     factor, info = torch.linalg.cholesky_ex(left)
@@ -168,7 +168,7 @@ def _dense_step(
     return (gradients @ step[:, 0] / n).double().cpu().numpy(), int(info) == 0
 
 
-def _own(network: Network, group: tuple[int, ...]) -> tuple[Objective, Tensor]:
+def own_losses(network: Network, group: tuple[int, ...]) -> tuple[Objective, Tensor]:
     """The losses of a removal's members, without L2, and weights (1, size) of one for each."""
     some = network.members(group)
     return some, torch.ones(1, some.n, dtype=network.theta.dtype, device=network.theta.device)

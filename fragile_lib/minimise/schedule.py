@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fragile_lib.tools.checks import check_count, check_name, check_number
+from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input
 
 OPTIMISERS = ("adam", "sgd", "rmsprop")
@@ -51,7 +51,8 @@ class Schedule:
         starts = [start for start, _ in self.drops]
         if not all(0 <= start <= 1 and isfinite(by) and by > 0 for start, by in self.drops) or starts != sorted(starts):
             raise bad_input("drops", self.drops, "give (fraction of the steps, positive factor) in rising order")
-        check_name("optimiser", self.optimiser, OPTIMISERS)
+        if self.optimiser not in OPTIMISERS:  # `named` knows more
+            raise bad_input("optimiser", self.optimiser, f"choose one of {', '.join((*OPTIMISERS, *NAMED))}")
         for name, value in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas)):
             check_number(name, value, below=1)
         if self.nesterov and not (self.optimiser == "sgd" and self.momentum > 0):

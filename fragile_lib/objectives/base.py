@@ -353,6 +353,10 @@ class Objective:
         return h / scale
 
     def _gradient(self, theta: Tensor, weights: Tensor, dataset: Tensor | None) -> Tensor:
+        if self.chunk and not bool(weights.all()):  # of a large network examples of weight zero cost nothing
+            used = [(t[None], w[None], w.nonzero()[:, 0].cpu().numpy()) for t, w in zip(theta, weights, strict=True)]
+            found = torch.cat([self.part(rows)._gradient(t, w[:, rows], None) for t, w, rows in used])
+            return found + self.decay * theta
         some = self._chunks(theta, dataset, weights)
         return sum(self._slope_of(self._weighted, theta, *parts) for parts in some) + self.decay * theta
 

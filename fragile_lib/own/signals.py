@@ -19,9 +19,9 @@ from torch import Tensor
 from fragile_lib.agreement import compare
 from fragile_lib.choices import NAN, Chosen, Estimate, Points, Removals, Truth
 from fragile_lib.estimates.by_name import SOLVERS, by_solver
+from fragile_lib.estimates.rescaled import own_losses
 from fragile_lib.minimise.descent import descend
 from fragile_lib.network import Network
-from fragile_lib.objectives.base import Objective
 from fragile_lib.solvers.gram import factors_of
 from fragile_lib.tools.checks import check_name
 from fragile_lib.truths.retrained import orders
@@ -261,9 +261,8 @@ def _going_on(network: Network, further: Mapping[str, object]) -> Callable[[Tens
 
 def _pull(network: Network, group: tuple[int, ...]) -> Tensor:
     """sum_i d_i grad loss_i (1, P), without L2."""
-    members: Objective = network.members(group)
-    weights = torch.full((1, members.n), -1 / network.train.n, dtype=torch.float64)
-    return members.gradient(network.theta[None], weights.to(network.theta))
+    members, ones = own_losses(network, group)
+    return members.gradient(network.theta[None], -ones / network.train.n)
 
 
 def _start_norm(network: Network) -> float:

@@ -230,8 +230,7 @@ def _own_influence(network: Network, solver: Solver, rows: np.ndarray) -> np.nda
     """g_i^T (C + damping)^-1 g_i / n for some training examples."""
     if not len(rows):
         return np.zeros(0)
-    some, theta = network.train.part(rows), network.theta
-    gradients = some.gradient(theta.expand(some.n, -1), torch.eye(some.n).to(theta))
+    gradients = network.train.part(rows).example_gradients(network.theta[None])[0]
     return (solver(gradients).x * gradients).sum(1).double().cpu().numpy() / network.train.n
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fragile_lib.choices import Estimate, Points, choose
 from fragile_lib.network import Network
@@ -38,7 +37,7 @@ class Light:
 # Bounds follow from what each number means; they are not fitted. `rule` judges the signals beside truths.
 LIGHTS = {
     "residual": Light(
-        0.1, 1, "the solver has not solved its equation", "more iterations, a direct solver, or more damping"
+        SOLVED, 1, "the solver has not solved its equation", "more iterations, a direct solver, or more damping"
     ),
     "gradient_share": Light(
         1e-3, 0.1, "training has not ended, so that the network is no minimum", "train on, or ask what going on does"
@@ -141,7 +140,6 @@ def _agreed(reliability: float, low: float) -> str:
 
 def _added(network: Network) -> float:
     """The median of ||grad loss_i|| / n over some training examples."""
-    n, theta = network.train.n, network.theta
+    n = network.train.n
     some = network.train.part(np.random.default_rng(0).permutation(n)[:SOME])
-    gradients = some.gradient(theta.expand(some.n, -1), torch.eye(some.n).to(theta))
-    return float(gradients.norm(dim=1).median()) / n
+    return float(some.example_gradients(network.theta[None])[0].norm(dim=1).median()) / n

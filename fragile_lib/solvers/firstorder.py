@@ -112,8 +112,8 @@ def trak(
     check_number("damping", damping)
     if not is_plain(train.loss, train.data.y):
         raise bad_input("loss", type(train.loss).__name__, "TRAK is of the plain cross entropy")
-    if damping == 0:
-        check_count("dim", dim, optional=True, most=train.n)
+    if dim is not None and dim > train.n and damping == 0:
+        raise bad_input("dim", dim, f"give at most the number of training examples, {train.n}, or a damping above 0")
     points = torch.as_tensor(points, device=train.device)
     x, y = train.data.x[0], train.data.y[0]
     x_test, y_test = test.data.x[0][points], test.data.y[0][points]

@@ -19,7 +19,9 @@ from fragile_lib.tools.files import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-DIGITS = 4  # significant, of a row's numbers: finer than any interval by far, and records stay small
+DIGITS = (
+    4  # significant, of rows, points and what else is recorded: finer than any interval by far, and records stay small
+)
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "numba", "papermill")
 DECIDING = ("fragile_lib", "notebooks", "params", "pyproject.toml")
 GROUPS = ("test_choice", "train_choice", "fit", "estimator", "ground_truth")
@@ -75,7 +77,7 @@ def record(
             "started": machine.WORK.at,
             "finished": machine.timestamp(),
             "fingerprint": os.environ.get("FRAGILE_FINGERPRINT", ""),
-            **plain(extra, digits=6),
+            **plain(extra, digits=DIGITS),
         }
         write_record(Path(output_dir) / "result.json", content)
     return _summary(rows)

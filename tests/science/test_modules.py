@@ -86,6 +86,23 @@ def test_chunks_and_groups_of_vectors_change_no_derivative(both):
         close(streamed.products(*arguments), whole.products(*arguments), rtol=1e-9, atol=1e-10)
 
 
+def test_examples_of_weight_zero_cost_a_large_network_nothing(both, monkeypatch):
+    streamed, whole, theta, _ = both
+    weights = torch.zeros(3, N, dtype=torch.float64)
+    weights[0, [2, 9]], weights[1, 4] = torch.tensor([0.5, 2.0], dtype=torch.float64), 1.0
+    seen, plain = [], ModuleModel.__call__
+
+    def counted(self, t, x):
+        seen.append(len(x))
+        return plain(self, t, x)
+
+    monkeypatch.setattr(ModuleModel, "__call__", counted)
+    found = streamed.gradient(theta.expand(3, -1), weights)
+    assert sum(seen) == 3
+    monkeypatch.undo()
+    torch.testing.assert_close(found, whole.gradient(theta.expand(3, -1), weights))
+
+
 def test_what_it_is_on_other_data_has_no_decay(both):
     streamed, _, theta, _ = both
     some = streamed.on(Data(streamed.data.x[:, [2, 5]], streamed.data.y[:, [2, 5]]))
