@@ -254,10 +254,13 @@ def counted(runs: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def splits(cases: pd.DataFrame) -> list[str]:
-    """By what cases can be held out: columns with several values, and both kinds of cases."""
-    if cases.empty or cases["good"].nunique() < 2:
-        return []
-    return [by for by in ("network", "dataset") if cases[by].nunique() > 1]
+    """By what cases can be held out: columns of which rules fitted on other groups meet cases of both kinds."""
+
+    def judged(by: str) -> pd.Series:
+        groups = {name: cases["good"][cases[by] != name].nunique() == 2 for name in cases[by].unique()}
+        return cases["good"][cases[by].map(groups).astype(bool)]
+
+    return [by for by in ("network", "dataset") if len(cases) and judged(by).nunique() == 2]
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -274,11 +277,13 @@ def answer(table: pd.DataFrame, by: str, goal: float) -> str:
     (chosen,) = table[table["rule"] == CHOSEN].itertuples()
     best, (simplest,) = next(table[table["rule"] != CHOSEN].itertuples()), table[table["simplest"]].itertuples()
     others = "; ".join(told(row) for row in table[table["baseline"]].itertuples()) or "none was measured"
-    said = (
-        "is reached" if chosen.low >= goal else "is reached but for the interval" if chosen.area >= goal else "is not"
-    )
+    if not np.isfinite(chosen.area):
+        said = f"cannot be judged, with so few groups of one {by}"
+    else:
+        said = "is not reached" if chosen.area < goal else "is reached"
+        said += " but for the interval" if chosen.low < goal <= chosen.area else ""
     return (
-        f"One {by} held out at a time, {told(chosen)} of the area under the curve; the goal of {goal:g} {said}. "
+        f"Area under the curve, one {by} held out at a time: {told(chosen)}; the goal of {goal:g} {said}. "
         f"Best by these very areas, which flatters it: {told(best)}; simplest near it: {told(simplest)}; "
         f"what others go by: {others}."
     )

@@ -19,9 +19,7 @@ from fragile_lib.tools.files import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-DIGITS = (
-    4  # significant, of rows, points and what else is recorded: finer than any interval by far, and records stay small
-)
+DIGITS = 4  # significant, of what is recorded: finer than any interval by far, and records stay small
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "numba", "papermill")
 DECIDING = ("fragile_lib", "notebooks", "params", "pyproject.toml")
 GROUPS = ("test_choice", "train_choice", "fit", "estimator", "ground_truth")

@@ -34,7 +34,8 @@ SMALLER = {
 def quick(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A study root with the project's notebooks and parameters after the quick profile's runs but one, two seeds each.
 
-    Of the pages the summary alone is made: every notebook is run as it opens by `make test-notebooks`.
+    Of the pages those are made that have no runs of their own, and so see few rows here: every notebook is run as it
+    opens by `make test-notebooks`.
     """
     root = tmp_path_factory.mktemp("quick")
     for name in ("params", "notebooks", "workflow"):
@@ -46,7 +47,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             path.write_text(path.read_text().replace(given, smaller))
     environment = os.environ | {"FRAGILE_ROOT": str(root)}
     said = ""
-    for command in ("run --only-runs --jobs 1", "collect", "pages --notebook summary", "report"):
+    for command in ("run --only-runs --jobs 1", "collect", "pages --notebook summary", "pages --notebook believe", "report"):
         words = [sys.executable, "-m", "fragile_lib.study", *command.split(), "--profile", "quick"]
         call = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
         said += f"{command}: {call.returncode}\n{call.stdout}{call.stderr}"
@@ -67,7 +68,7 @@ def mean(table: pd.DataFrame, statistic: str, **where: object) -> float:
 
 def test_every_run_is_recorded_and_collected(quick):
     assert re.findall(r"^(\w+)[^:\n]*: (\d+)$", quick.said, re.M) == [
-        ("run", "0"), ("collect", "0"), ("pages", "0"), ("report", "0")
+        ("run", "0"), ("collect", "0"), ("pages", "0"), ("pages", "0"), ("report", "0")
     ], quick.said  # fmt: skip
     table = pd.read_csv(quick.out / "results.csv")
     assert table.run_id.nunique() == 10

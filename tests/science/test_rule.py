@@ -150,7 +150,7 @@ def test_the_answer_is_of_the_rule_that_is_chosen_without_them():
     text = answer(found, "network", 0.5)
     assert f"{CHOSEN} {chosen.area:.2f} ({chosen.low:.2f} to" in text and "the goal of 0.5 is reached." in text
     assert "what others go by: stability under damping" in text and chosen.area <= found.area.max()
-    assert "the goal of 0.999 is not." in answer(found, "network", 0.999)
+    assert "the goal of 0.999 is not reached." in answer(found, "network", 0.999)
 
 
 def test_the_worst_mistakes_are_told():
@@ -177,7 +177,12 @@ def test_retrainings_are_predicted_from_other_networks():
 
 def test_what_can_be_held_out():
     assert splits(cases()) == ["network", "dataset"] and splits(cases().assign(good=True)) == []
-    assert splits(cases().assign(dataset="one")) == ["network"]
+    assert splits(cases().assign(dataset="one")) == ["network"] and splits(cases().iloc[:0]) == []
+    apart = cases(n_networks=2).assign(good=lambda t: t["network"] == "n0")  # without either there is one kind left
+    assert splits(apart) == []
+    two = cases(n_networks=2)
+    assert splits(two) == ["network"]
+    assert "cannot be judged" in answer(rules(two, ["residual"], "network"), "network", 0.9)
     both = counted(cases(), cases().iloc[:0])
     assert both["judged runs"].sum() == 120 and "judged pairs" not in both
 
