@@ -47,7 +47,13 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             path.write_text(path.read_text().replace(given, smaller))
     environment = os.environ | {"FRAGILE_ROOT": str(root)}
     said = ""
-    for command in ("run --only-runs --jobs 1", "collect", "pages --notebook summary", "pages --notebook believe", "report"):
+    for command in (
+        "run --only-runs --jobs 1",
+        "collect",
+        "pages --notebook summary",
+        "pages --notebook believe",
+        "report",
+    ):
         words = [sys.executable, "-m", "fragile_lib.study", *command.split(), "--profile", "quick"]
         call = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
         said += f"{command}: {call.returncode}\n{call.stdout}{call.stderr}"
