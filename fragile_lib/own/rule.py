@@ -269,7 +269,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(table: pd.DataFrame, by: str, goal: float) -> str:
-    """What rules reach on held-out groups, in two sentences, beside a goal: above all one chosen without them."""
+    """What rules reach on held-out groups, in a few lines, beside a goal: above all one chosen without them."""
 
     def told(row: object) -> str:
         return f"{row.rule} {row.area:.2f} ({row.low:.2f} to {row.high:.2f})"
@@ -282,10 +282,14 @@ def answer(table: pd.DataFrame, by: str, goal: float) -> str:
     else:
         said = "is not reached" if chosen.area < goal else "is reached"
         said += " but for the interval" if chosen.low < goal <= chosen.area else ""
-    return (
-        f"Area under the curve, one {by} held out at a time: {told(chosen)}; the goal of {goal:g} {said}. "
-        f"Best by these very areas, which flatters it: {told(best)}; simplest near it: {told(simplest)}; "
-        f"what others go by: {others}."
+    return "\n".join(
+        [
+            f"Area under the curve, one {by} held out at a time:",
+            f"{told(chosen)}; the goal of {goal:g} {said}.",
+            f"Best by these very areas, which flatters it: {told(best)}.",
+            f"Simplest near it: {told(simplest)}.",
+            f"What others go by: {others}.",
+        ]
     )
 
 

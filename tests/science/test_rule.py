@@ -149,7 +149,7 @@ def test_the_answer_is_of_the_rule_that_is_chosen_without_them():
     (chosen,) = found[found["rule"] == CHOSEN].itertuples()
     text = answer(found, "network", 0.5)
     assert f"{CHOSEN} {chosen.area:.2f} ({chosen.low:.2f} to" in text and "the goal of 0.5 is reached." in text
-    assert "what others go by: stability under damping" in text and chosen.area <= found.area.max()
+    assert "What others go by: stability under damping" in text and chosen.area <= found.area.max()
     assert "the goal of 0.999 is not reached." in answer(found, "network", 0.999)
 
 
