@@ -425,6 +425,11 @@ def test_a_long_table_scrolls_by_itself():
         assert soup.find(role="region")["class"] == classes
 
 
+def test_code_in_prose_is_reached_by_the_keyboard():
+    soup, _ = tidy("<pre><code>a long line</code></pre>", lambda href: None)
+    assert soup.pre["tabindex"] == "0"
+
+
 RESULTS = pd.DataFrame({"seed": [0, 1, 2, 0], "depth": [1, 1, 1, 8], "spearman": [0.9, 0.8, 0.7, 0.1]})
 
 

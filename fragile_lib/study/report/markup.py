@@ -117,6 +117,8 @@ def tidy(
         _offline(soup, image, images)
     for table in soup("table"):
         _accessible(soup, table)
+    for code in soup("pre"):
+        code["tabindex"] = "0"  # it scrolls by itself, so that the keyboard has to reach it
     _mend_links(soup, local)
     return soup, headings
 
