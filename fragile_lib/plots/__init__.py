@@ -13,6 +13,7 @@ are the figures of the report's first page.
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.held_out import held_out_curves
 from fragile_lib.plots.photographs import influential_pictures, pictures
+from fragile_lib.plots.puzzles import after_removal, over_damping, ways_of_training
 from fragile_lib.plots.specifications import SCATTERS, SPECS, figure, headlines
 from fragile_lib.plots.tables import imagenet_cost_table, solver_table
 from fragile_lib.plots.words import PHOTOGRAPHS
@@ -23,15 +24,18 @@ __all__ = [
     "SCATTERS",
     "SPECS",
     "Picture",
+    "after_removal",
     "dataset_word",
     "figure",
     "headlines",
     "held_out_curves",
     "imagenet_cost_table",
     "influential_pictures",
+    "over_damping",
     "pictures",
     "png_bytes",
     "show",
     "solver_table",
     "theme",
+    "ways_of_training",
 ]
