@@ -93,7 +93,7 @@ class Recipe:
 
         Dropout leaves out the same units in the same place of the same batch of every network, which is what a common
         seed gives. A batch's gradient is divided by its size with what is missing where that leaves its place empty, by
-        what is there else.
+        what is there else; one of which nothing is left is a step with the gradient zero.
         """
         draw = torch.Generator().manual_seed(seed + 1)
         theta = [p.to(x).repeat(len(groups), 1, 1).requires_grad_() for p in self.start(start)]

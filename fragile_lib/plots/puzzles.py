@@ -12,11 +12,6 @@ from fragile_lib.plots import base, words
 from fragile_lib.plots.base import Picture
 
 CHOICES = ("random", "top_influence")
-NAMES = {"datainf": "DataInf", "random": "drawn at random"}
-
-
-def _named(code: str) -> str:
-    return NAMES.get(code, words.code(code))
 
 
 def _look(place: int) -> dict:
@@ -51,7 +46,7 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
         for ax, choice in zip(axes[:, 0], CHOICES, strict=True):
             for place, name in enumerate(words.ordered(rows["estimator"])):
                 found = means.xs((choice, name), level=("train_choice", "estimator")).reindex(ways)
-                look = _look(place) | {"ls": "none", "label": _named(name)}
+                look = _look(place) | {"ls": "none", "label": words.code(name)}
                 ax.plot(found["spearman_single"], np.arange(len(ways)) + 0.15 * (place - 1), **look)
             ax.plot(found["ceiling_single"], range(len(ways)), "k|", ms=16, mew=2, label="ceiling of one retraining")
             ax.axvline(0, color="0.6", lw=0.8)
@@ -59,7 +54,7 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
                 yticks=range(len(ways)),
                 yticklabels=ways,
                 ylim=(len(ways) - 0.5, -0.5),
-                title=f"images {_named(choice)}",
+                title=f"images {words.code(choice)}",
             )
             ax.grid(axis="x")
         ax.set(xlabel="Spearman correlation with one retraining")
@@ -87,7 +82,7 @@ def over_damping(rows: pd.DataFrame) -> Picture:
             for ax, choice in zip(line, CHOICES, strict=True):
                 for place, name in enumerate(words.ordered(rows["estimator"])):
                     found = means.loc[choice, name][statistic].sort_index()
-                    ax.plot(found.index, found, label=_named(name), **_look(place))
+                    ax.plot(found.index, found, label=words.code(name), **_look(place))
                 _damping_axis(ax, statistic, choice)
         base.legend_below(figure)
     head = "Softmax regression: agreement with the certified minima without each image, over damping"
@@ -99,7 +94,7 @@ def over_damping(rows: pd.DataFrame) -> Picture:
 def _damping_axis(ax: Axes, statistic: str, choice: str) -> None:
     ax.set(xscale="log")
     if statistic == "spearman":
-        ax.set(title=_named(choice).replace("of largest", "largest"), ylim=(-0.15, 1.05))
+        ax.set(title=words.code(choice).replace("of largest", "largest"), ylim=(-0.15, 1.05))
     else:
         ax.set(xlabel="damping", yscale="symlog")
         ax.set_yscale("symlog", linthresh=0.01)
@@ -128,7 +123,7 @@ def after_removal(rows: pd.DataFrame) -> Picture:
                 found, look = by_count.mean(), _look(place)
                 before = float(found["loss_before"].iloc[0])
                 errors = [0.0, *found["loss_error"].fillna(0)]
-                ax.errorbar([0, *found.index], [before, *found["loss_after"]], errors, label=_named(name), **look)
+                ax.errorbar([0, *found.index], [before, *found["loss_after"]], errors, label=words.code(name), **look)
             ax.set(title=table.split("/")[-1], xlabel="examples left out")
         axes[0, 0].set(ylabel="loss of the test examples")
         base.legend_below(figure)

@@ -25,6 +25,7 @@ CODES = {
     "kfac": "K-FAC",
     "ekfac": "EK-FAC",
     "identity": "gradient product",
+    "datainf": "DataInf",
     "source": "SOURCE",
     "tracin": "TracIn",
     "trak": "TRAK",

@@ -77,7 +77,7 @@ def test_every_run_is_recorded_and_collected(quick):
         ("run", "0"), ("collect", "0"), ("pages", "0"), ("pages", "0"), ("report", "0")
     ], quick.said  # fmt: skip
     table = pd.read_csv(quick.out / "results.csv")
-    assert table.run_id.nunique() == 10
+    assert table.run_id.nunique() == 11
     named = {"ok", "indefinite", "separable", "not_certified", "constant", "too_few"}
     assert set(table.status) <= named | {"not_converged", "solver_diverged"}
     iris = [found(path.parent)[0] for path in sorted(quick.out.glob("iris-*/result.json"))]
