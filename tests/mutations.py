@@ -67,10 +67,10 @@ MUTATIONS = [
     ),
     *_of(
         "estimates/rescaled.py",
-        ("leverage is added", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) + b @ solved.mT / network.train.n", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
-        ("leverage is not divided by n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT", f"{RESCALED}::test_rescaled_influence_sums_the_members_own_steps"),
-        ("the removal's own curvature stays", "left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n", "left = matrix.clone()", f"{RESCALED}::test_the_newton_step_takes_the_removal_as_a_whole"),
-        ("second order has the first order's sign", "(first - solve(torch.stack(curved)))", "(first + solve(torch.stack(curved)))", f"{RESCALED}::test_second_order_is_the_formula"),
+        ("leverage is added", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) + b @ solved.mT / network.train.n", f"{RESCALED}::test_estimates_beyond_first_order_are_their_formulas"),
+        ("leverage is not divided by n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT / network.train.n", "torch.eye(b.shape[1]).to(b) - b @ solved.mT", f"{RESCALED}::test_estimates_beyond_first_order_are_their_formulas"),
+        ("the removal's own curvature stays", "left = matrix - some.matrices(network.theta[None], weights, gauss_newton=gauss_newton)[0] / n", "left = matrix.clone()", f"{RESCALED}::test_estimates_beyond_first_order_are_their_formulas"),
+        ("second order has the first order's sign", "(first - solve(torch.stack(curved)))", "(first + solve(torch.stack(curved)))", f"{RESCALED}::test_estimates_beyond_first_order_are_their_formulas"),
     ),
     *_of(
         "solvers/base.py",

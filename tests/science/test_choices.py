@@ -50,12 +50,6 @@ def test_sums_places_and_unions() -> None:
     assert groups.indices.tolist() == [0, 1] and not groups.are_single and len(groups.none()) == 0
 
 
-@pytest.mark.parametrize("groups", [[[4]], [[-1, 2]], [[1, 1]]])
-def test_bad_removals_are_named(groups: list) -> None:
-    with pytest.raises(InputError, match="removals = "):
-        Removals.groups(groups, 4)
-
-
 def test_an_additive_estimate_tells_of_groups_and_another_of_its_own_removals_alone() -> None:
     changes = np.arange(8.0).reshape(4, 2)
     everything = Estimate(Removals.single(range(4), 4), changes)
@@ -119,12 +113,6 @@ def test_one_point_of_a_choice(choice: str, losses: list, expected: int) -> None
     assert choose_points(torch.tensor(losses), {choice: 1}).index.tolist() == [expected]
 
 
-@pytest.mark.parametrize("choices", [{"min_loss": 1}, {"max_loss": 0}, {"p50_loss": 8}])
-def test_bad_test_choice(choices: dict) -> None:
-    with pytest.raises(InputError, match="test_"):
-        choose_points(LOSSES, choices)
-
-
 # -- training points -------------------------------------------------------------------------------------------------
 
 
@@ -160,25 +148,9 @@ def test_random_points_are_the_same_for_a_seed_and_for_all_test_points() -> None
     assert chosen.selected_by == "cg" and chosen.all().members == first.members
 
 
-@pytest.mark.parametrize(
-    ("choice", "count", "named"),
-    [
-        *((name, 3, "train_choice") for name in ("best", "p_influence", "p101_influence", "p30_loss")),
-        ("top_influence", 2, "train_count"),
-        ("top_influence", 6, "train_count"),
-    ],
-)
-def test_bad_training_choice(choice: str, count: int, named: str) -> None:
-    with pytest.raises(InputError, match=f"^{named} = "):
-        training(choice, count, range(5))
-
-
 def test_a_share_is_of_all_points_three_at_least_and_never_more_than_there_are() -> None:
     asked = {(0.4, 120): 48, (0.166, 120): 20, (0.01, 10): 3, (0.01, 2): 2, (1.0, 10): 10}
     assert {pair: share_of(*pair) for pair in asked} == asked
-    for fraction in (0.0, -0.5, 1.01, NAN):
-        with pytest.raises(InputError, match="^top_fraction = "):
-            share_of(fraction, 10)
 
 
 def test_what_is_chosen_for_some_points_or_choices() -> None:
@@ -211,12 +183,6 @@ def test_groups_of_all_kinds_are_of_one_size_without_repeats_seeded_and_the_same
     assert choose_the_groups(scores, LABELS, 7, 5, seed=1).all() != chosen.all()
 
 
-@pytest.mark.parametrize("size", [61, 21, 0])
-def test_groups_of_a_size_that_cannot_be_drawn_are_refused(size: int) -> None:
-    with pytest.raises(InputError, match="group_size"):
-        choose_the_groups(SCORES[:, None], LABELS, 2, size, seed=0)
-
-
 # -- random subsets --------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +206,25 @@ def test_random_subsets_leave_out_a_share_and_are_the_same_for_all_test_points()
     assert subset_choices([], 40) == {}
 
 
-@pytest.mark.parametrize(("share", "count"), [(1.0, 10), (-0.1, 10), (float("nan"), 10), (0.5, 2), (0.0, 61)])
-def test_bad_shares_and_counts_of_subsets_are_named(share: float, count: int) -> None:
-    with pytest.raises(InputError, match="removed_shares" if count == 10 else "subsets"):
-        random_subsets(share, count, 60)
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    *((Removals.groups, (groups, 4), "removals") for groups in ([[4]], [[-1, 2]], [[1, 1]])),
+    *((choose_points, (LOSSES, {name: count}), "test_") for name, count in (("min_loss", 1), ("max_loss", 0))),
+    (choose_points, (LOSSES, {"p50_loss": 8}), "test_"),
+    *(
+        (training, (name, 3, range(5)), "train_choice")
+        for name in ("best", "p_influence", "p101_influence", "p30_loss")
+    ),
+    *((training, ("top_influence", count, range(5)), "train_count") for count in (2, 6)),
+    *((choose_the_groups, (SCORES[:, None], LABELS, 2, size, 0), "group_size") for size in (61, 21, 0)),
+    *((random_subsets, (share, 10, 60), "removed_shares") for share in (1.0, -0.1, NAN)),
+    *((random_subsets, pair, "subsets") for pair in ((0.5, 2, 60), (0.0, 61, 60))),
+    *((share_of, (fraction, 10), "top_fraction") for fraction in (0.0, -0.5, 1.01, NAN)),
+]
+
+
+@pytest.mark.parametrize(("call", "given", "named"), REFUSED)
+def test_a_choice_that_cannot_be_made_is_named(call, given: tuple, named: str) -> None:
+    with pytest.raises(InputError, match=f"^{named}.* = "):
+        call(*given)

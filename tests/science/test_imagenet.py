@@ -547,11 +547,6 @@ def test_pixels_are_what_the_network_sees(photos):
     assert abs(float(shown.mean()) - float(whole.mean())) < 15
 
 
-def test_data_of_one_batch_is_that_of_the_stream(photos):
-    data, rows = in_memory(photos, np.array([3, 1]), Notes())
-    assert isinstance(data, Data) and rows.tolist() == [3, 1] and data.y.tolist() == [[0, 0]]
-
-
 def test_a_factor_on_which_one_driver_fails_is_decomposed_by_another(monkeypatch):
     a = torch.randn(3, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     factor = a.T @ a

@@ -12,7 +12,7 @@ import torch
 from helpers import in_chunks
 from torch import nn
 
-from fragile_lib.choices import Chosen, Estimate, Points, Removals, choose, choose_points, choose_the_groups
+from fragile_lib.choices import Estimate, Points, choose, choose_points
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import estimate, selecting
 from fragile_lib.minimise.modules import ModuleTrainer, losses_of, make_optimiser, train
@@ -24,7 +24,6 @@ from fragile_lib.network.modules import prepare
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY
 from fragile_lib.own import network_of
-from fragile_lib.rows import as_estimate, compare
 from fragile_lib.solvers.lissa import DivergedWarning, lissa_partition
 from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import leave_out
@@ -124,20 +123,6 @@ def dense(whole, theta, damping):
     return matrix + damping * torch.eye(len(theta), dtype=theta.dtype)
 
 
-@pytest.mark.parametrize("stretch", [1.0, 3.0])
-def test_lissa_has_the_damped_inverse_as_its_fixed_point_at_any_scale(both, stretch):
-    """One batch of all examples makes the recursion deterministic: its limit must not depend on the scale."""
-    streamed, whole, theta, v = both
-    damping = 0.5 - float(torch.linalg.eigvalsh(dense(whole, theta, 0.0))[0].clamp(max=0))
-    scale = stretch * float(torch.linalg.eigvalsh(dense(whole, theta, damping))[-1])
-    depth = int(250 * stretch)
-    solver = lissa_partition(streamed, theta, damping, depth=depth, batch=N, scale=scale)
-    solution = solver(v[:2])
-    expected = torch.linalg.solve(dense(whole, theta, damping), v[:2].T).T
-    torch.testing.assert_close(solution.x, expected, rtol=1e-6, atol=1e-8)
-    assert solution.status == "ok" and solution.residual.max() < 1e-6 and solution.products == 2 * depth
-
-
 def test_the_default_scale_bounds_every_minibatch(both):
     streamed, _, theta, _ = both
     solver = lissa_partition(streamed, theta, 0.01, batch=4)
@@ -162,13 +147,6 @@ def test_a_recursion_that_grows_is_ended_early_and_names_a_scale_that_works(both
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert lissa_partition(streamed, theta, damping, depth=50, batch=4, scale=named)(v).status == "ok"
-
-
-@pytest.mark.parametrize("options", [{"depth": 0}, {"batch": N + 1}, {"scale": -1.0}, {"damping": -0.1}])
-def test_bad_settings_of_the_recursion_are_refused(both, options):
-    streamed, _, theta, _ = both
-    with pytest.raises(InputError):
-        lissa_partition(streamed, theta, **{"damping": 0.1, **options})
 
 
 # -- training and retraining -----------------------------------------------------------------------------------------
@@ -309,49 +287,6 @@ def test_where_the_wanted_estimator_diverged_another_chooses(prepared, points):
         selecting({"lissa": bad}, "lissa")
     with pytest.raises(InputError, match="select_by = 'cg'"):
         selecting({"lissa": bad, "identity": good}, "cg")
-
-
-def test_the_warm_truth_is_the_change_against_the_network_itself(prepared, points):
-    chosen = choose(by(prepared, points, "identity").changes, {"random": 5})
-    how = {"warm_minibatch": {"fraction": 0.1}}
-    (found,) = leave_out([prepared], [points], [chosen], how, 2, how)
-    warm, less = found["warm_minibatch"], found["warm_minibatch_minus_control"]
-    np.testing.assert_allclose(less.changes, warm.changes - warm.control)
-    np.testing.assert_allclose(warm.changes, warm.repeats.mean(axis=0))
-    schedule = prepared.schedule.continued(prepared.schedule.share(0.1), prepared.seed)
-    first = chosen.all().indices[:1]
-    alone = prepared.trainer.go_on(schedule, [first], prepared.on_points(points))
-    once, again = warm.repeats
-    np.testing.assert_allclose(
-        once[warm.removals.places(Removals.single(first, 30))][0], alone.removed[0] - alone.before
-    )
-    assert not np.allclose(once, again) and np.isfinite(warm.repeats).all() and warm.images > 0
-    np.testing.assert_allclose(less.repeats[1], again - warm.repeat_controls[1])
-
-
-def test_every_estimator_groups_and_training_from_scratch_give_rows(prepared, points):
-    small = {"lissa_partition": {"depth": 5, "batch": 5}}
-    estimates = estimate([prepared], [points], NAMES, options=small)
-    for name, found in estimates[0].items():
-        assert found.changes.shape == (30, 3) and np.isfinite(found.changes).all(), name
-        assert np.isfinite(found.residual) and found.seconds > 0
-    groups = [choose_the_groups(estimates[0]["identity"].changes, prepared.labels, 4, 3, 0, "identity")]
-    how = {"warm_minibatch": {"fraction": 0.1}, "scratch_batches": {"seeds": [0, 1]}}
-    warm = leave_out([prepared], [points], groups, ["warm_minibatch"], options=how)
-    rows = compare([prepared], [points], groups, estimates, [{"warm_minibatch": warm[0]["warm_minibatch"]}])
-    assert {row["train_choice"] for row in rows} == {"random_groups", "same_class_groups", "top_influence_groups"}
-    assert len(rows) == 9 * 4 and all(row["n_points"] == 4 and row["selected_by"] == "identity" for row in rows)
-    scratch = [Chosen({"scratch": [Removals.single(range(4), 30)] * 3})]
-    (found,) = leave_out([prepared], [points], scratch, how, options=how)
-    both = {"identity": estimates[0]["identity"], "warm_minibatch": as_estimate(found["warm_minibatch"])}
-    del found["warm_minibatch_minus_control"]
-    rows = compare([prepared], [points], scratch, [both], [found])
-    kinds = {(row["estimator"], row["ground_truth"]) for row in rows}
-    assert kinds == {
-        ("identity", "warm_minibatch"),
-        ("identity", "scratch_batches"),
-        ("warm_minibatch", "scratch_batches"),
-    }
 
 
 def test_half_a_batch_of_one_is_refused_before_training():

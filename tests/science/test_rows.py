@@ -14,7 +14,6 @@ from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choos
 from fragile_lib.data import Data
 from fragile_lib.estimates import estimate
 from fragile_lib.rows import as_estimate, compare, recorded, scatter, together
-from fragile_lib.tools.errors import InputError
 
 N = 20
 
@@ -262,8 +261,3 @@ def test_a_record_keeps_influential_points_and_images_of_the_first() -> None:
     expected = torch.cat([test.x[0, 4], *train.x[0, [2, 5, 9]]], dim=-1)[0]
     np.testing.assert_allclose(strip, (expected + 1) / 3 * 255, atol=0.51)
     assert recorded(compared) == [compared[0], compared[2]] and "pixels" not in kept[2]
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises((InputError, ValueError)):
-        compare([network()], [], [], [], [])

