@@ -91,9 +91,9 @@ MUTATIONS = [
     ),
     *_of(
         "objectives/losses.py",
-        ("an ignored label counts", "counted = (y != self.ignore_index).to(z)", "counted = torch.ones_like(z[..., 0])", f"{LOSSES}::test_values_are_those_of_torch"),
-        ("Huber curves everywhere", "r.clamp(-self.delta, self.delta), inside.to(z)", "r.clamp(-self.delta, self.delta), torch.ones_like(z)", f"{LOSSES}::test_curvature_is_that_of_autograd_for_one_vector_and_many_under_weights"),
-        ("class weights do not curve", "scale = scale * self._targets(z, y).sum(-1, keepdim=True)", "pass", f"{LOSSES}::test_curvature_is_that_of_autograd_for_one_vector_and_many_under_weights"),
+        ("an ignored label counts", "counted = (y != self.ignore_index).to(z)", "counted = torch.ones_like(z[..., 0])", f"{LOSSES}::test_values_are_those_of_torch_and_derivatives_those_of_autograd"),
+        ("Huber curves everywhere", "r.clamp(-self.delta, self.delta), inside.to(z)", "r.clamp(-self.delta, self.delta), torch.ones_like(z)", f"{LOSSES}::test_values_are_those_of_torch_and_derivatives_those_of_autograd"),
+        ("class weights do not curve", "scale = scale * self._targets(z, y).sum(-1, keepdim=True)", "pass", f"{LOSSES}::test_values_are_those_of_torch_and_derivatives_those_of_autograd"),
     ),
     *_of(
         "models/module.py",

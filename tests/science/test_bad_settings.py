@@ -6,16 +6,20 @@ import pytest
 import torch
 from helpers import iris_subset, leave_one_out
 from planted import linear_problem, mlp_problem, planted
+from torch import nn
 
 from fragile_lib.data.sets import iris_splits, small_mnist
 from fragile_lib.minimise.descent import descend
 from fragile_lib.minimise.near_optimum import approach
 from fragile_lib.minimise.quasi_newton import minimum
 from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.models.architectures import build
 from fragile_lib.models.mlp import MLP
+from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective, resolve_device
 from fragile_lib.objectives.fused import FusedObjective
+from fragile_lib.objectives.losses import CrossEntropy, Huber, as_loss
 from fragile_lib.objectives.proximal import ProximalObjective
 from fragile_lib.solvers import (
     ArnoldiSolver,
@@ -48,6 +52,18 @@ CALLS = {
         | {"sharpness": (NAN, INF, 0.0)},
     ),
     "small CNN": (SmallCNN, {"channels": (0, True), "n_classes": (2.0,), "side": (20, -1), "activation": ("gelu",)}),
+    "architecture": (
+        partial(build, **{"architecture": "resnet18", "channels": 3, "size": 32, "n_classes": 10}),
+        {"architecture": ("vgg16",), "norm": ("layer",), "stem": ("large",), "channels": (0, 1.5), "size": (0,)}
+        | {"n_classes": (1, True), "seed": (-1,), "width_multiplier": (0.0, -1.0, INF, NAN, "wide", True)},
+    ),
+    "module": (partial(ModuleModel, nn.Linear(4, 2)), {"n_classes": (0, 2.0)}),
+    "cross-entropy": (
+        CrossEntropy,
+        {"label_smoothing": (1.0, "0.1"), "weight": ([1.0, -1.0],), "places": ("all",)},
+    ),
+    "Huber": (Huber, {"delta": (0.0,)}),
+    "loss": (as_loss, {"loss": ("mse", nn.MSELoss)}),
     "schedule": (
         partial(Schedule, steps=10),
         {"steps": (-1, 2.0), "batch": (0,), "seed": (-1,), "learning_rate": (0.0, NAN), "epsilon": (-1e-8,)}
@@ -96,5 +112,5 @@ CALLS = {
     [(taker, name, value) for taker, (_, bad) in CALLS.items() for name, values in bad.items() for value in values],
 )
 def test_a_bad_setting_is_named(taker, name, value):
-    with pytest.raises(InputError, match=f"^(lissa_)?{name} = "):
+    with pytest.raises(InputError, match=f"^(lissa_)?{name} = .*: .*(give|choose|need)"):
         CALLS[taker][0](**{name: value})

@@ -261,6 +261,8 @@ class Random(Batchwise):
         ({"train": examples(0)}, "^train = "),
         ({"test": (examples(M)[0], examples(M)[1] + 3)}, "^labels = "),
         ({"train": [1, 2]}, "^data = 'list'"),
+        ({"train": Stream()}, "^dataset = 'Stream'"),
+        ({"train": TensorDataset(draw(N, 5))}, r"^dataset\[i\] = "),
         ({"loss": "mse"}, "^loss = 'mse'"),
         ({"weight_decay": "0.1"}, "^weight_decay = '0.1'"),
         ({"damping": -1.0}, "^damping = -1.0"),
@@ -279,25 +281,19 @@ def test_what_cannot_be_taken_is_named(change, match):
         study_model(**given)
 
 
-def test_a_dataset_that_cannot_be_indexed_or_gives_no_pairs_is_refused():
-    with pytest.raises(InputError, match="^dataset = 'Stream'"):
-        study_model(net(), CROSS_ENTROPY, Stream(), examples(M), **EXACT)
-    with pytest.raises(InputError, match=r"^dataset\[i\] = "):
-        DatasetObjective(model_of(net(), C), TensorDataset(draw(4, 5)), default_collate, 0.0, 4, CROSS_ENTROPY)
-
-
 @pytest.mark.parametrize(
-    ("removals", "repeats", "match"),
-    [([40], 1, r"^removals = \(40,\)"), ([], 1, "^removals = "), ([0], 0, "^repeats = 0"), ([0.5], 1, "^removals = ")],
+    ("removals", "fit", "repeats", "match"),
+    [
+        ([40], ridge, 1, r"^removals = \(40,\)"),
+        ([], ridge, 1, "^removals = "),
+        ([0], ridge, 0, "^repeats = 0"),
+        ([0.5], ridge, 1, "^removals = "),
+        ([0], lambda rows, seed: None, 1, "^fit"),
+    ],
 )
-def test_removals_that_are_none_are_refused(removals, repeats, match):
+def test_removals_and_fits_that_are_none_are_refused(removals, fit, repeats, match):
     with pytest.raises(InputError, match=match):
-        leave_out_again(regression_study(), removals, ridge, repeats)
-
-
-def test_a_fit_that_gives_no_module_is_refused():
-    with pytest.raises(InputError, match="^fit"):
-        leave_out_again(regression_study(), [0], lambda rows, seed: None, 1)
+        leave_out_again(regression_study(), removals, fit, repeats)
 
 
 def test_the_user_keeps_module_and_data_as_they_were():
