@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import iris_subset, leave_one_out
-from planted import linear_problem, mlp_problem, planted
+from helpers import iris_subset, leave_one_out, linear_problem, mlp_problem, planted
 from torch import nn
 
 from fragile_lib.data.sets import iris_splits, small_mnist

@@ -5,8 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import in_chunks, iris_subset, random_network
-from planted import SPECTRA, planted, right_hand_sides
+from helpers import SPECTRA, in_chunks, iris_subset, planted, random_network, right_hand_sides
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise.newton import newton

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import influence_along, leave_one_out
-from planted import (
+from helpers import (
     SPECTRA,
     Planted,
     conv_problem,
     dense,
+    influence_along,
+    leave_one_out,
     linear_problem,
     mlp_problem,
     planted,

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Linear, influence_along, leave_one_out
-from planted import linear_problem, mlp_problem, right_hand_sides, shuffled
+from helpers import Linear, influence_along, leave_one_out, linear_problem, mlp_problem, right_hand_sides, shuffled
 
 from fragile_lib.data.sets import Data
 from fragile_lib.models.small_cnn import SmallCNN

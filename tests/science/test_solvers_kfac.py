@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import Regression
-from planted import conv_net, dense, filled, linear_problem, mlp_problem, right_hand_sides
+from helpers import Regression, conv_net, dense, filled, linear_problem, mlp_problem, right_hand_sides
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
