@@ -8,6 +8,7 @@ import torch
 from helpers import Planted, right_hand_sides, rotated
 
 from fragile_lib.solvers import ArnoldiSolver, BlockCGSolver, MinresSolver, NystroemSolver
+from fragile_lib.solvers.krylov import orthonormal
 
 # -- iteration -------------------------------------------------------------------------------------------------------
 
@@ -126,6 +127,15 @@ def test_a_block_takes_fewer_products_than_its_columns_alone_and_ends_in_p_over_
     assert {together.status, *(one.status for one in alone)} == {"ok"}
     assert together.products == 60 + 20
     assert together.products < 20 / 3 * sum(one.products for one in alone) / 10
+
+
+def test_an_orthonormal_basis_spans_its_rows_and_has_their_rank():
+    rows = right_hand_sides(3, 10)
+    stacked = torch.cat([1e-9 * rows, 1e6 * (rows[:1] + rows[1:2]), torch.zeros(2, 10).double()])
+    basis = orthonormal(stacked)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows @ basis.T @ basis, rows, rtol=1e-10, atol=1e-10)
+    assert orthonormal(torch.zeros(2, 10).double()).shape == (0, 10)
 
 
 @by_kind
