@@ -65,6 +65,6 @@ def _told(figure: Figure, cases: pd.DataFrame, scores: Mapping[str, np.ndarray],
         "Left: the share of good cases found against the share of others taken for good, as the bar is lowered",
         f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
     )
-    rows = pd.concat([cases[["run_id", "network", "good"]].assign(rule=n, score=s) for n, s in scores.items()])
+    rows = cases[["run_id", "network", "good"]].assign(**scores)
     caption = "\n".join(words.sentences(*line) for line in ([head], [setting], details))
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
