@@ -3,9 +3,12 @@
 # PYTHON   the interpreter that makes the environment (>= 3.11)
 # LOCK     a file of versions with hashes that is installed first: requirements.lock is the environment of record
 # VENV     its folder; `VENV=` (empty) uses the environment that is active now, e.g. conda's
+# PEERS    the folder of a second one, which sees the first and has the libraries that this one is compared with
 PYTHON   ?= python3
 VENV     ?= .venv
 LOCK     ?=
+PEERS    ?= .venv-peers
+CASE     ?=
 PROFILE  ?= quick
 NOTEBOOK ?=
 JOBS     ?=
@@ -14,7 +17,8 @@ LAB_ARGS ?=
 override PROFILE := $(value PROFILE)
 override NOTEBOOK := $(value NOTEBOOK)
 override JOBS := $(value JOBS)
-export PROFILE NOTEBOOK JOBS
+override CASE := $(value CASE)
+export PROFILE NOTEBOOK JOBS CASE
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,7 +36,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscop
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
-.PHONY: help study test test-unit test-notebooks lab bench check-records test-faults mutations reports pdf lint format clean active
+.PHONY: help study test test-unit test-notebooks lab bench test-peers bench-peers check-records test-faults mutations reports pdf lint format clean active
 
 help: ## this list
 	@echo "make TARGET [VARIABLE=value]"
@@ -41,6 +45,7 @@ help: ## this list
 	@echo
 	@echo "  PROFILE=quick|laptop|paper   minutes | hours, the study of record in reports/ | the published scale"
 	@echo "  NOTEBOOK=iris                one notebook instead of all"
+	@echo "  CASE=mlp                     one case of bench-peers: logistic, mlp, cnn, resnet or traps"
 	@echo "  JOBS=2                       runs side by side; default: the number of cores"
 	@echo "  PYTHON=python3.12            makes the environment .venv; Python >= 3.11"
 	@echo "  LOCK=requirements.lock       makes it of the versions of record, by their hashes (Python 3.11 on Linux)"
@@ -75,6 +80,12 @@ mutations: $(READY) ## break the science in 52 ways; each must be caught by its 
 bench: $(READY) ## time the hot paths against plain loops and print the ratios
 	$(RUN) tests/benchmarks/run.py
 
+test-peers: $(PEERS)/.installed ## compare with captum, curvlinops, dattri, kronfluence and traker, traps included (two minutes)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -q tests/peers/agreement.py < /dev/null
+
+bench-peers: $(PEERS)/.installed ## time them side by side and write reports/peers.json (a quarter of an hour on one core)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/bench.py
+
 reports: $(READY) ## render reports/ again from its committed records; runs nothing
 	@$(STUDY) report --published
 
@@ -106,6 +117,16 @@ $(VENV)/.installed: pyproject.toml
 	@$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[study,test]'
 	@echo "compiling the kernels: about two minutes"
 	@$(RUN) -c 'from fragile_lib.kernels import mlp; from fragile_lib.objectives import conv; mlp.compile_all(); conv.compile_all()'
+	@touch $@
+
+# Another environment, so that nothing that the other libraries bring can change the one of record, which it sees.
+$(PEERS)/.installed: pyproject.toml | $(READY)
+	@$(RUN) -m venv --clear $(PEERS)
+	@$(RUN) -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+	  > "$$(echo $(PEERS)/lib/python3*/site-packages)/seen.pth"
+	@$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])' \
+	  | xargs $(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet || { \
+	  echo "error: PEERS = $(PEERS): a library of the extra [peers] in pyproject.toml cannot be installed; see above" >&2; exit 2; }
 	@touch $@
 
 active:

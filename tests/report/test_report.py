@@ -371,6 +371,47 @@ def test_the_bibliography_is_read_and_stands_on_its_page(study):
     assert len(listed) == len(entries) and "César Laurent" in str(listed)
 
 
+def test_what_was_measured_beside_other_libraries_has_a_page_and_its_numbers(study):
+    assert not (study.out / "peers.html").exists() and "peers.html" not in study.index
+    mine = {"method": "cg", "library": "fragile_lib", "skipped": None, "seconds": 2.0, "memory_mb": 10.0, "error": 3e-9}
+    rows = [
+        {**mine, "spearman": 0.75, "from_ours": 0.0},
+        {**mine, "library": "quick", "seconds": 0.5, "spearman": None, "from_ours": 1e-7},
+        {"method": "exact", "library": "quick", "skipped": "too <large>"},
+        {"method": "exact", "library": "fragile_lib", "skipped": "too <large>"},
+    ]
+    case = {
+        "case": "toy",
+        "title": "A toy",
+        "n": 1234,
+        "m": 5,
+        "parameters": 6,
+        "left_out": 7,
+        "repeats": 3,
+        "rows": rows,
+    }
+    trap = {"name": "a trap", "library": "quick", "what": "lies", "effect": "off by 9%"}
+    convention = {"library": "quick", "score": "n times ours", "factor": "1 / n"}
+    measured = {"cases": [case], "traps": [trap], "conventions": [convention], "versions": {"quick": "1.2"}}
+    path = study.params.parent / "reports" / "peers.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(measured | {"date": "2026-01-02", "machine": "a machine"}))
+    assert "peers.html" in study.build()
+    text = " ".join(soup_of(study, "peers").get_text(" ").split())
+    for words in (
+        "faster in 0 and slower in 1",
+        "1,234",
+        "0.25 ×",
+        "3e-09",
+        "0.750",
+        "too <large>",
+        "off by 9%",
+        "1 / n",
+    ):
+        assert words in text
+    assert soup_of(study, "peers").select("td strong")[0].get_text() == "0.25 ×"
+
+
 def test_same_input_gives_the_same_report_within_seconds(study):
     before, start = snapshot(study.out), time.perf_counter()
     study.build()

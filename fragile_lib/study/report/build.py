@@ -5,6 +5,7 @@ Whatever goes wrong while rendering, the published report stays as it was.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ from fragile_lib.study.report.whole import references
 
 GENERATOR = "fragile_lib report"
 LEAD = "lead.png"
+PEERS = Path("reports", "peers.json")  # of the project's root: what `make bench-peers` measured
 ENVIRONMENT.filters.update(
     number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex)), bold=bold
 )
@@ -61,10 +63,13 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     notebooks = {run_id: path for run_id, path in notebooks.items() if path.is_file()}
     pages = _pages(study, study.pages, "")
     of_runs = _pages(study, notebooks, "../")
+    measured = params_dir.parent / PEERS
+    peers = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
 
     def write(path: str, template: str, **context: object) -> None:
         (built / path).parent.mkdir(parents=True, exist_ok=True)
         shared = {"study": study, "settings": study.settings, "pages": pages, "root": "", "name": None, "run": None}
+        shared["peers"] = peers
         text = ENVIRONMENT.get_template(template).render({**shared, **context})
         (built / path).write_text(text, encoding="utf-8")
 
@@ -104,6 +109,8 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     sets = point_sets(study)
     to_explore = {"sets": sets, "points": as_json(sets), "static_points": static_points(sets[0]) if sets else []}
     contexts = {"runs": {"run_link": links}, "map": {}, "explore": to_explore, "reproducibility": of_rerun}
+    if peers:
+        contexts["peers"] = {}
     for name, context in {**contexts, "index": of_index}.items():
         write(f"{name}.html", f"{name}.html.j2", name=name, **context)
 
