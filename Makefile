@@ -122,7 +122,7 @@ $(VENV)/.installed: pyproject.toml
 # Another environment, so that nothing that the other libraries bring can change the one of record, which it sees.
 $(PEERS)/.installed: pyproject.toml | $(READY)
 	@$(RUN) -m venv --clear $(PEERS)
-	@$(RUN) -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path("purelib")!r})")' \
+	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > "$$(echo $(PEERS)/lib/python3*/site-packages)/seen.pth"
 	@$(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])' \
 	  | xargs $(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet || { \
