@@ -55,7 +55,7 @@ help: ## this list
 study: $(READY) ## run what is not up to date, build the report, say where to open it
 	@$(STUDY) run --profile="$$PROFILE" --notebook="$$NOTEBOOK" --jobs="$$JOBS"
 
-# In the order of the files: the notebooks and the quick study take the longest and start first.
+# The longest start first: tests/conftest.py says which.
 test: $(READY) ## all tests
 	$(PYTEST) notebooks tests $(NBVAL) < /dev/null
 

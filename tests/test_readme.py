@@ -77,7 +77,7 @@ if "output_dir" in globals():
 
 
 # Of each notebook the profiles that README speaks of, and no more, as every run and page is a kernel.
-KEPT = {"iris": ("quick", "laptop"), "small_mnist": ("quick",), "mnist_cifar10": ("gpu",), "imagenet": ("paper",)}
+KEPT = {"iris": ("quick", "laptop"), "mnist_cifar10": ("gpu",), "imagenet": ("paper",)}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The report opened in a headless Chromium, from disk."""
+"""The report of a synthetic study, and the committed study of record, opened in a headless Chromium from disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import synthetic
 from fragile_lib.study.report.whole import print_report
 
 pytestmark = pytest.mark.browser
+RECORD = synthetic.REPOSITORY / "reports"
 OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
 
 
@@ -144,3 +145,13 @@ def test_the_scatter_stands_without_a_script(opened, report):
     tab = opened(report.out / "explore.html", java_script_enabled=False)
     assert tab.locator("circle").count() == 4 and not tab.locator("form").is_visible()
     assert "exact across, warm_minus_control upwards" in tab.inner_text(".explore-told")
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in RECORD.glob("*.html")))
+def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(opened, axe, page):
+    tab = opened(RECORD / page, width=360)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == []
+    assert tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    assert axe(tab) == []

@@ -109,7 +109,7 @@ CASES = {
     "aliases for a section": (BASE, f"base: {bomb('[{0}, {0}]')}", "base = [{'x': 1}, [{", "pairs"),
     "merges of merges": (BASE, f"base: {bomb('{{{1}: 1, <<: [{0}, {0}]}}')}", "base = [{'x': 1}, {'x'", "pairs"),
     "merges of merges for a section": (*merged("{{{1}: 1, <<: [{0}, {0}]}}", 1000), "<< = 1", "merges too many pairs"),
-    "merges of all before": (*merged("{{{1}: 1, <<: {0}}}", 20_000), "<< = 1", "merges too many pairs"),
+    "merges of all before": (*merged("{{{1}: 1, <<: {0}}}", 5_000), "<< = 1", "merges too many pairs"),
     "merges of many": (BASE, f"more: &a {{x: 1}}\n{BASE[:-1]}, <<: [{'*a, ' * 20_000}*a]}}", "<< = 20001", "too much"),
     "a date that is none": (*base("weight_decay", "2024-13-45"), "file = 'params/toy.yaml'", "correct it"),
     "octal": (*grid("{a: {depth: [010]}}"), "number = '010'", "write it as a decimal"),
@@ -179,16 +179,48 @@ def test_parameters_file(toy, capsys, case):
     assert names in message and remedy in message
 
 
-@pytest.mark.parametrize("text", ["", "\n# nothing\n", "- 1\n", "just text\n", "1: {a: 1}\n", "\xff"])
-def test_file_that_is_no_mapping(toy, capsys, text):
-    toy.params.write_text(text, encoding="latin-1")
-    message = refused(toy, capsys)
-    assert "params/toy.yaml" in message and ("; " in message or "must" in message)
+NO_MAPPING = ("", "\n# nothing\n", "- 1\n", "just text\n", "1: {a: 1}\n", "\xff")
+NO_NOTEBOOK = (None, "{", "[]", '{"cells": 1}', '{"cells": []}')
 
 
-def test_a_mistake_in_another_notebook_s_file_is_found_before_the_run(toy, capsys):
-    (toy.params.parent / "other.yaml").write_text("")
-    assert "params/other.yaml" in refused(toy, capsys, "--notebook", "toy")
+def write(path: Path, text: str | None) -> None:
+    path.unlink() if text is None else path.write_text(text, encoding="latin-1")
+
+
+def of_parameters(toy, old: str, new: str) -> None:
+    """Edit the cell of the notebook's parameters."""
+    content = json.loads(toy.notebook.read_text())
+    assert old in content["cells"][1]["source"]
+    content["cells"][1]["source"] = content["cells"][1]["source"].replace(old, new)
+    toy.notebook.write_text(json.dumps(content))
+
+
+def twin(toy, run_id: str) -> None:
+    """Write parameters of a second notebook with the toy's grids."""
+    text = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", run_id)
+    (toy.params.parent / "twin.yaml").write_text(text)
+
+
+# What is done to the files of the toy, and what the message must name.
+FILES = {
+    **{f"no mapping {text!r}": (lambda toy, text=text: write(toy.params, text), "params/toy.yaml")
+       for text in NO_MAPPING},
+    **{f"notebook {text!r}": (lambda toy, text=text: write(toy.notebook, text), "notebook = 'notebooks/toy.ipynb'")
+       for text in NO_NOTEBOOK},
+    "another file": (lambda toy: write(toy.params.parent / "other.yaml", ""), "params/other.yaml"),
+    "undeclared": (lambda toy: of_parameters(toy, "mode =", "width = 5\nmode ="), "width = 5"),
+    "declared alone": (lambda toy: of_parameters(toy, "certify = True", ""), "certify = '(missing)'"),
+    "one run id of two notebooks": (lambda toy: twin(toy, "TOY-d"), "run_id = 'TOY-d1'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files(toy, capsys, case):
+    """A mistake in another notebook's file is found before the run as well."""
+    change, named = FILES[case]
+    change(toy)
+    message = refused(toy, capsys, "--notebook", "toy")
+    assert named in message and ("; " in message or "must" in message)
 
 
 @pytest.mark.parametrize(
@@ -235,35 +267,8 @@ def test_make_hands_over_what_is_asked_for_as_data(tmp_path, text):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"cells": 1}', '{"cells": []}'])
-def test_notebook(toy, capsys, text):
-    toy.notebook.unlink() if text is None else toy.notebook.write_text(text)
-    assert "notebook = 'notebooks/toy.ipynb'" in refused(toy, capsys)
-
-
-def test_notebook_with_an_undeclared_parameter(toy, capsys):
-    content = json.loads(toy.notebook.read_text())
-    content["cells"][1]["source"] += "\nwidth = 5"
-    toy.notebook.write_text(json.dumps(content))
-    assert "width = 5" in refused(toy, capsys)
-
-
-def test_notebook_without_a_declared_parameter(toy, capsys):
-    content = json.loads(toy.notebook.read_text())
-    content["cells"][1]["source"] = content["cells"][1]["source"].replace("certify = True", "")
-    toy.notebook.write_text(json.dumps(content))
-    assert "certify = '(missing)'" in refused(toy, capsys)
-
-
-def test_two_notebooks_with_one_run_id(toy, capsys):
-    text = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", "TOY-d")
-    (toy.params.parent / "twin.yaml").write_text(text)
-    assert "run_id = 'TOY-d1'" in refused(toy, capsys)
-
-
 def test_a_profile_of_one_file_alone_is_run_for_its_notebook(toy, capsys):
-    twin = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", "twin-d")
-    (toy.params.parent / "twin.yaml").write_text(twin)
+    twin(toy, "twin-d")
     (toy.notebook.parent / "twin.ipynb").write_text(toy.notebook.read_text())
     toy.edit("  laptop:", "  mine:\n    grids: {own: {depth: [3, 4]}}\n  laptop:")
     for chosen in ([], ["--notebook", "toy"]):
@@ -311,15 +316,9 @@ def test_check_parameters_in_a_notebook(toy, monkeypatch, tmp_path):
         ({"depth": 0}, "depth = 0: is out of range; give an int, at least 1"),
         ({"seeds": []}, "seeds = \\[\\]: is too short"),
         ({"In": ["", "# Parameters\ndeph = 3\n"], "deph": 3}, "deph = 3: is not a parameter; did you mean 'depth'"),
+        ({"activation": ...}, r"activation = \(missing\): give a str, one of relu, tanh"),
     ],
 )
 def test_check_parameters_refuses(toy, changes, message):
     with pytest.raises(InputError, match=message):
-        check_parameters("toy", {**good(), **changes})
-
-
-def test_check_parameters_names_what_is_missing(toy):
-    namespace = good()
-    del namespace["activation"]
-    with pytest.raises(InputError, match=r"activation = \(missing\): give a str, one of relu, tanh"):
-        check_parameters("toy", namespace)
+        check_parameters("toy", {k: v for k, v in {**good(), **changes}.items() if v is not ...})
