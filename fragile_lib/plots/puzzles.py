@@ -75,7 +75,7 @@ def over_damping(rows: pd.DataFrame) -> Picture:
     rows = _of(rows, "logistic")
     if rows.empty:
         return Picture(None, "No rows of the logistic regression.")
-    means = rows.groupby(["train_choice", "estimator", "damping"], sort=False)[["pearson", "spearman", "slope"]].mean()
+    means = rows.groupby(["train_choice", "estimator", "damping"])[["pearson", "spearman", "slope"]].mean()
     with base.theme():
         figure, axes = base.new_figure(6.2, 2, 2, sharex=True)
         for line, statistic in zip(axes, ("spearman", "slope"), strict=True):
@@ -96,8 +96,8 @@ def _damping_axis(ax: Axes, statistic: str, choice: str) -> None:
     if statistic == "spearman":
         ax.set(title=words.code(choice).replace("of largest", "largest"), ylim=(-0.15, 1.05))
     else:
-        ax.set(xlabel="damping", yscale="symlog")
-        ax.set_yscale("symlog", linthresh=0.01)
+        ax.set(xlabel="damping")
+        ax.set_yscale("symlog", linthresh=1e-4)
         ax.axhline(1, color="0.4", lw=0.8)
     if choice == CHOICES[0]:
         ax.set(ylabel="Spearman" if statistic == "spearman" else "slope")
