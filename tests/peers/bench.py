@@ -130,7 +130,7 @@ def rise(method: str, library: str, kept: str) -> float:
 def memory(method: str, library: str, kept: Path) -> float:
     """`rise` in a process that has done nothing but import."""
     clean = get_context("forkserver")
-    clean.set_forkserver_preload(["__main__"])
+    clean.set_forkserver_preload(["bench"])
     with ProcessPoolExecutor(1, clean) as fresh:
         return fresh.submit(rise, method, library, str(kept)).result()
 
@@ -177,11 +177,17 @@ def main() -> None:
     cases, traps = {entry["case"]: entry for entry in stored["cases"]}, stored["traps"]
     for case in (name for name in CASES if asked in ("", name)):
         cases[case] = measured(case)
+        write(cases, traps)
     if asked in ("", "traps"):
         traps = [
             {"name": n, "library": trap.library, "what": trap.what, "effect": trap.effect.format(value=trap.measure())}
             for n, trap in TRAPS.items()
         ]
+        write(cases, traps)
+
+
+def write(cases: dict[str, dict], traps: list[dict]) -> None:
+    """All that is known, with where and of what versions it was measured."""
     told = {
         "date": date.today().isoformat(),
         "machine": f"one core, {platform.machine()}, {platform.system()}, shared with other work",
