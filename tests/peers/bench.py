@@ -169,32 +169,32 @@ def measured(case: str) -> dict:
 def main() -> None:
     """Measure, print and write."""
     warnings.filterwarnings("ignore")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     torch.set_num_threads(1)
     asked = os.environ.get("CASE", "")
     if asked and asked not in (*CASES, "traps"):
         sys.exit(f"error: CASE = {asked!r}: give one of {', '.join(CASES)}, traps, or nothing for all")
-    stored = json.loads(OUT.read_text()) if OUT.exists() else {"cases": [], "traps": []}
-    cases, traps = {entry["case"]: entry for entry in stored["cases"]}, stored["traps"]
     for case in (name for name in CASES if asked in ("", name)):
-        cases[case] = measured(case)
-        write(cases, traps)
+        write({case: measured(case)}, [])
     if asked in ("", "traps"):
         traps = [
             {"name": n, "library": trap.library, "what": trap.what, "effect": trap.effect.format(value=trap.measure())}
             for n, trap in TRAPS.items()
         ]
-        write(cases, traps)
+        write({}, traps)
 
 
 def write(cases: dict[str, dict], traps: list[dict]) -> None:
-    """All that is known, with where and of what versions it was measured."""
+    """What was measured now, beside what else the file holds, with where and of what versions."""
+    stored = json.loads(OUT.read_text()) if OUT.exists() else {"cases": [], "traps": []}
+    cases = {entry["case"]: entry for entry in stored["cases"]} | cases
     told = {
         "date": date.today().isoformat(),
         "machine": f"one core, {platform.machine()}, {platform.system()}, shared with other work",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "cases": [cases[name] for name in CASES if name in cases],
         "conventions": [{"library": name, "score": score, "factor": by} for name, (score, by) in CONVENTIONS.items()],
-        "traps": traps,
+        "traps": traps or stored["traps"],
     }
     write_whole(OUT, json.dumps(told, indent=1).encode())
 
