@@ -144,7 +144,7 @@ TRAPS: dict[str, Trap] = {
     "scores depend on the batch size": Trap(
         "dattri", "the inverses of the batches' Hessians are summed, not the Hessians",
         "batches of 20 in the place of one of 60: scores {value:.1f} times themselves away", by_batch, above=0.5),
-    "conjugate gradients never look at `tol`": Trap(
+    "conjugate gradients never look at their tolerance": Trap(
         "dattri", "the tolerance is taken and not used",
         "tolerances of 1000 and of 1e-12 give scores that differ by {value:g}", ignored_tolerance, below=1e-15),
     "conjugate gradients run on into NaN": Trap(
