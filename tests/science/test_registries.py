@@ -77,7 +77,7 @@ def module() -> list[Network]:
     data = Data(torch.randn(1, 24, 1, 5, 5, generator=draw, dtype=torch.float64), torch.arange(24)[None] % 3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)).double()
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, 3)).double()
     schedule = Schedule(30, 8, 0.02)
     return [with_a_past(modules.prepare(network, 3, data, data, 0.05, 0.3, schedule, "none", 10, "cpu"))]
 
