@@ -155,3 +155,8 @@ def test_the_study_of_record_reads_on_a_phone_and_asks_nobody(opened, axe, page)
     assert tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     tab.set_viewport_size({"width": 1280, "height": 900})
     assert axe(tab) == []
+
+
+def test_the_first_page_of_record_prints_on_eight_sheets(opened):
+    sheets = opened(RECORD / "index.html").pdf(format="A4").count(b"/Type /Page\n")
+    assert 2 < sheets <= 8
