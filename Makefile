@@ -80,10 +80,10 @@ mutations: $(READY) ## break the science in 52 ways; each must be caught by its 
 bench: $(READY) ## time the hot paths against plain loops and print the ratios
 	$(RUN) tests/benchmarks/run.py
 
-test-peers: $(PEERS)/.installed ## compare with captum, curvlinops, dattri, kronfluence and traker, traps included (two minutes)
+test-peers: $(PEERS)/.installed ## compare with captum, curvlinops, dattri, kronfluence and traker, traps included (a minute, and their installation)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -q tests/peers/agreement.py < /dev/null
 
-bench-peers: $(PEERS)/.installed ## time them side by side and write reports/peers.json (a quarter of an hour on one core)
+bench-peers: $(PEERS)/.installed ## time them side by side and write reports/peers.json (logistic, mlp and traps: some minutes; the others have not been run to their end)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/bench.py
 
 reports: $(READY) ## render reports/ again from its committed records; runs nothing

@@ -66,5 +66,5 @@ def _told(figure: Figure, cases: pd.DataFrame, scores: Mapping[str, np.ndarray],
         f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
     )
     rows = cases[["run_id", "network", "good"]].assign(**scores)
-    caption = "\n".join(words.sentences(*line) for line in ([head], [setting], details))
+    caption = words.caption([head], [setting], details)
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)

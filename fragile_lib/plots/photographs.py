@@ -168,7 +168,7 @@ def influential_pictures(
             told,
         ],
     )
-    caption = "\n".join(words.sentences(*line) for line in lines)
+    caption = words.caption(*lines)
     return Picture(_draw(test, train, scores, test_class), words.sentences(alt, told), caption, photographs=True)
 
 

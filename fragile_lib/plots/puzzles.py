@@ -25,7 +25,7 @@ def _of(rows: pd.DataFrame, puzzle: str) -> pd.DataFrame:
 
 
 def _told(figure: object, head: str, setting: str, details: Sequence[str], rows: pd.DataFrame) -> Picture:
-    caption = "\n".join(words.sentences(*line) for line in ([head], [setting], details))
+    caption = words.caption([head], [setting], details)
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
 
 

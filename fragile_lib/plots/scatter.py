@@ -67,7 +67,7 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
         ],
     )
     rows = pd.concat(found.assign(estimator=e, ground_truth=t) for (e, t), found in panels.items())
-    caption = "\n".join(words.sentences(*line) for line in lines)
+    caption = words.caption(*lines)
     return Picture(figure, words.sentences(head, *told), caption, rows=rows)
 
 

@@ -67,7 +67,7 @@ def caption(shown: Shown, damping: float | None) -> str:
             _paper_sentence(published(shown)),
         ],
     )
-    return "\n".join(words.sentences(*line) for line in lines)
+    return words.caption(*lines)
 
 
 def _subject(shown: Shown) -> str:

@@ -229,6 +229,11 @@ def sentences(*parts: str) -> str:
     return " ".join(f"{p[:1].upper()}{p[1:]}{'' if p.endswith('.') else '.'}" for p in parts if p)
 
 
+def caption(*lines: Iterable[str]) -> str:
+    """A caption's point, setting and details, each the sentences of a line."""
+    return "\n".join(sentences(*line) for line in lines)
+
+
 def ordered(values: Iterable, descending: bool = False) -> list:
     """The different values: codes in the order of `CODES`, numbers by size."""
     found = set(values)

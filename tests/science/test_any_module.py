@@ -431,6 +431,24 @@ def test_a_layer_that_forward_never_calls_has_its_decay_and_damping_alone(solver
         torch.testing.assert_close(solution.x[0, -6:], spare, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("damping", "options", "status"),
+    [
+        (0.5, {"depth": 60, "scale": 0.3}, "not_converged"),
+        (0.1, {"depth": 300, "batch": 4}, "not_converged"),
+        (0.5, {"depth": 2000}, "ok"),
+    ],
+)
+def test_a_recursion_that_grew_is_not_called_ok(damping, options, status):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = 2 * draw(12, 5), labels(12)
+    objective = Objective(ModuleModel(module, C), Data(x[None], y[None]), DECAY)
+    solution = lissa_single(objective, objective.model.theta, damping, **options)(draw(2, len(objective.model.theta)))
+    assert (solution.status == "ok") == bool(solution.residual.max() < 1)
+    assert status == "ok" or solution.residual.max() >= 1 or solution.status == "ok"
+
+
 # -- the user's data and module --------------------------------------------------------------------------------------
 
 

@@ -303,6 +303,36 @@ def test_without_batch_norm_it_is_a_plain_copy_in_evaluation_mode():
 
 # -- bad input -----------------------------------------------------------------------------------------------------
 
+GIVEN = {"architecture": "resnet18", "channels": 3, "size": 32, "n_classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"architecture": "vgg16"}, "architecture = 'vgg16': choose one of small_cnn"),
+        ({"norm": "layer"}, "norm = 'layer': choose one of batch, group, none"),
+        ({"norm": "layer", "architecture": "lenet"}, "norm = 'layer'"),
+        ({"stem": "large"}, "stem = 'large': choose one of small, strided"),
+        ({"channels": 0}, "channels = 0: give a whole number of at least 1"),
+        ({"channels": 1.5}, "channels = 1.5"),
+        ({"size": 0}, "size = 0: give a whole number of at least 1"),
+        ({"n_classes": 1}, "n_classes = 1: give a whole number of at least 2"),
+        ({"n_classes": True}, "n_classes = True"),
+        ({"seed": -1}, "seed = -1"),
+        ({"width_multiplier": 0.0}, "width_multiplier = 0.0: give a finite number above 0"),
+        ({"width_multiplier": -1.0}, "width_multiplier = -1.0"),
+        ({"width_multiplier": math.inf}, "width_multiplier = inf"),
+        ({"width_multiplier": math.nan}, "width_multiplier = nan"),
+        ({"width_multiplier": "wide"}, "width_multiplier = 'wide'"),
+        ({"width_multiplier": True}, "width_multiplier = True"),
+    ],
+)
+def test_bad_input_is_named(changed, words):
+    with pytest.raises(InputError) as error:
+        build(**GIVEN | changed)
+    assert words in str(error.value)
+
+
 LEAST = [("small_cnn", "small", 21), ("lenet", "small", 12), ("vgg13", "small", 17), ("vgg14", "small", 17)]
 LEAST += [(name, stem, least) for name in ("resnet18", "resnet50") for stem, least in (("small", 5), ("strided", 9))]
 

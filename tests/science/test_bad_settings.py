@@ -12,7 +12,6 @@ from fragile_lib.minimise.descent import descend
 from fragile_lib.minimise.near_optimum import approach
 from fragile_lib.minimise.quasi_newton import minimum
 from fragile_lib.minimise.schedule import Schedule
-from fragile_lib.models.architectures import build
 from fragile_lib.models.mlp import MLP
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.models.small_cnn import SmallCNN
@@ -51,11 +50,6 @@ CALLS = {
         | {"sharpness": (NAN, INF, 0.0)},
     ),
     "small CNN": (SmallCNN, {"channels": (0, True), "n_classes": (2.0,), "side": (20, -1), "activation": ("gelu",)}),
-    "architecture": (
-        partial(build, **{"architecture": "resnet18", "channels": 3, "size": 32, "n_classes": 10}),
-        {"architecture": ("vgg16",), "norm": ("layer",), "stem": ("large",), "channels": (0, 1.5), "size": (0,)}
-        | {"n_classes": (1, True), "seed": (-1,), "width_multiplier": (0.0, -1.0, INF, NAN, "wide", True)},
-    ),
     "module": (partial(ModuleModel, nn.Linear(4, 2)), {"n_classes": (0, 2.0)}),
     "cross-entropy": (
         CrossEntropy,
