@@ -13,6 +13,7 @@ from PIL import Image
 from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choose, mean_of, subset_choices
 from fragile_lib.data import Data
 from fragile_lib.estimates import estimate
+from fragile_lib.own.dampings import over_dampings
 from fragile_lib.rows import as_estimate, compare, recorded, scatter, together
 
 N = 20
@@ -112,6 +113,24 @@ def test_the_linear_datamodelling_score_of_a_derivative_is_one_where_removals_ar
     assert all((row["spearman"], row["slope"]) == pytest.approx((1, 1), abs=1e-6) for row in perfect)
     others = [row["spearman"] for row in rows if row["estimator"] == "identity"]
     assert max(others) < 1 and np.mean(others) > 0  # the score can fail
+
+
+def test_over_dampings_each_estimate_is_the_closed_form_at_its_damping() -> None:
+    problem, points = Regression(), Points(np.arange(6), ["max_loss"] * 6)
+    fitted, everyone = problem.network(damping=0.7), Removals.single(range(problem.n), problem.n)
+    chosen, truth = Chosen({"all": [everyone] * 6}), Truth(everyone, problem.exact_leave_one_out(), np.zeros(6))
+    given = [fitted], [points], [chosen]
+    rows, found = over_dampings(*given, ["exact"], [{"minimum": truth}], [1e-9, 0.5])
+    residuals, test_residuals = (
+        x @ problem.optimum() - y for x, y in ((problem.design, problem.y), (problem.design_test, problem.y_test))
+    )
+    for damping, name in ((1e-9, "exact, damping 1e-09"), (0.5, "exact, damping 0.5")):
+        inverse = np.linalg.inv(problem.hessian() + damping * np.eye(4))
+        right = (residuals[:, None] * problem.design) @ inverse @ (test_residuals[:, None] * problem.design_test).T
+        assert np.allclose([p["estimate"][name] for p in found], right.T / problem.n, rtol=1e-6, atol=1e-12)
+        told = [row["slope"] for row in rows if row["damping"] == damping]
+        assert told == pytest.approx([np.polyfit(right[:, j] / problem.n, truth.changes[:, j], 1)[0] for j in range(6)])
+    assert np.mean([row["slope"] for row in rows if row["damping"] == 0.5]) > 1.2  # damping makes estimates too small
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
