@@ -44,6 +44,8 @@ class Sample:
 def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
     """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included).
 
+    None asks for rows in which the column is empty, or that have no such column.
+
     Of the rows that all else leaves, `largest` takes those with the column's largest number, and `most_runs` those with
     the number that most runs have (of several the smallest).
     """
@@ -52,6 +54,8 @@ def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
         if str(wanted) in _OF_THE_REST:
             continue
         if column not in results:
+            if wanted is None:
+                continue
             return results.iloc[:0]
         keep &= _matches(results[column], wanted)
     rows = results[keep]
@@ -70,6 +74,8 @@ _OF_THE_REST: dict[str, Callable[[pd.DataFrame, str], float]] = {
 def _matches(column: pd.Series, wanted: object) -> np.ndarray:
     if isinstance(wanted, dict):
         return column.between(wanted.get("min", -np.inf), wanted.get("max", np.inf)).to_numpy()
+    if wanted is None:
+        return column.isna().to_numpy()
     if isinstance(wanted, list):
         return np.logical_or.reduce([_matches(column, each) for each in wanted])
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):

@@ -379,6 +379,12 @@ def test_sizes_are_chosen_among_the_rows_that_all_else_leaves():
     assert len(select(results.drop(columns="n_train"), {"n_train": "largest", "depth": 1})) == 15
 
 
+def test_null_asks_for_rows_in_which_a_column_is_empty() -> None:
+    results = pd.DataFrame({"run_id": ["a", "b", "c"], "damping": [None, 0.1, None]})
+    assert list(select(results, {"damping": None})["run_id"]) == ["a", "c"]
+    assert len(select(results.drop(columns="damping"), {"damping": None})) == 3
+
+
 COMBINED = {
     "reproduced": [["reproduced", "reproduced"]],
     "partly": [["reproduced", "partly"], ["reproduced", "not"], ["partly", "not", "undecided"],
