@@ -67,6 +67,7 @@ SOLVERS: dict[str, Make] = {
     "kfac": _made(solvers.KfacSolver, seeded=True),
     "ekfac": _made(solvers.EkfacSolver, seeded=True),
     "identity": _made(solvers.IdentitySolver),
+    "datainf": _made(solvers.DataInfSolver),
 }
 
 

@@ -14,23 +14,63 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
 from fragile_lib.choices import Chosen, Estimate, Points, Removals, choose_points
 from fragile_lib.data import image_subset
 from fragile_lib.estimates import estimate
+from fragile_lib.minimise.descent import STATIONARY
+from fragile_lib.minimise.newton import newton
+from fragile_lib.minimise.perceptrons import Loader, PerceptronTrainer
+from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
-from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
+from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, SquaredError
 from fragile_lib.own.network import network_of
-from fragile_lib.own.stacked import Recipe, retrain
 from fragile_lib.rows import compare
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.truths import leave_out
+from fragile_lib.truths.stacked import AGAIN
 
 Pair = tuple[Tensor, Tensor]
-STATIONARY = 1e-8  # ||grad J|| of the convex minimum
+NEWTON_STEPS = 50  # at most, to a convex minimum; about eight do
+TORCHS = 2  # torch's squared error is so many times ours
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a public benchmark trains its perceptron: stochastic gradient descent on J, L2 on all parameters.
+
+    Args:
+        widths: inputs, hidden layers with ReLU, outputs.
+        epochs, batch, learning_rate, momentum, weight_decay: of training.
+        loader: how examples come in batches.
+
+    Raises:
+        InputError: a value outside its range, when a network is trained.
+    """
+
+    widths: tuple[int, ...]
+    epochs: int
+    batch: int
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    loader: Loader = Loader()
+
+    def trained(self, train: Pair, test: Pair, loss: Loss, damping: float, seed: int) -> Network:
+        """The network of a seed, in evaluation mode, with the trainer that trains it anew without examples."""
+        pairs = zip(self.widths, self.widths[1:], strict=False)
+        layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+        how = {"weight_decay": self.weight_decay, "damping": damping, "seed": seed, "chunk": 250, "device": "cpu"}
+        network = network_of(nn.Sequential(*layers[:-1]).eval(), loss, train, test, **how)
+        steps = self.loader.steps(len(train[0]), self.batch, self.epochs)
+        sgd = {"optimiser": "sgd", "momentum": self.momentum, "drops": (), "seed": seed}
+        schedule = Schedule(steps, self.batch, self.learning_rate, **sgd)
+        trainer = PerceptronTrainer(network.train, self.loader)
+        theta = trainer.trained(trainer.start(seed), [()], schedule)[0]
+        network = network_of(network.train.model.module(theta), loss, train, test, **how)
+        return replace(network, trainer=trainer, schedule=schedule)
 
 
 @dataclass(frozen=True)
@@ -66,15 +106,14 @@ def perceptron_rows(
     train, test = digits(sizes)
     rows = []
     for batches, dropout in trainings:
-        way = replace(recipe, batches=batches, dropout=dropout)
-        module = way.module(way.train(*train, CROSS_ENTROPY, [()], 0, 0))
-        network = network_of(module, CROSS_ENTROPY, train, test, damping=damping, seed=sizes.seed, chunk=250)
+        loader = replace(recipe.loader, batches=batches, dropout=dropout)
+        network = replace(recipe, loader=loader).trained(train, test, CROSS_ENTROPY, damping, sizes.seed)
         points = choose_points(network.test_losses(), {"max_loss": sizes.test_count, "p50_loss": sizes.test_count})
         scores = estimate([network], [points], list(estimators), options=estimators)
         chosen = both_choices(next(iter(scores[0].values())), sizes)
-        of = test[0][points.index], test[1][points.index]
-        truth, _ = retrain(way, train, of, CROSS_ENTROPY, chosen.all(), sizes.repeats)
-        found = compare([network], [points], [chosen], scores, [{"scratch_batches": truth}])
+        orders = {"scratch_batches": {"seeds": range(sizes.repeats)}}
+        truths = leave_out([network], [points], [chosen], list(orders), options=orders)
+        found = compare([network], [points], [chosen], scores, truths)
         told = {"puzzle": "perceptron", "fit": f"{batches}, dropout {dropout:g}", "batches": batches}
         rows += [row | told | {"dropout": dropout} for row in found]
     return rows
@@ -103,15 +142,14 @@ def logistic_rows(weight_decay: float, dampings: Sequence[float], sizes: Sizes) 
     rows = []
     for damping in dampings:
         damped = network.with_damping(damping)
-        found = estimate([damped], [points], ["exact", "ekfac", "identity"])
-        found[0]["datainf"] = datainf(damped, points)
+        found = estimate([damped], [points], ["exact", "ekfac", "identity", "datainf"])
         told = {"puzzle": "logistic", "fit": f"damping {damping:g}", "damping": damping}
         rows += [row | told for row in compare([damped], [points], [chosen], found, truths)]
     return rows
 
 
 def convex_minimum(train: Pair, test: Pair, weight_decay: float, seed: int = 0) -> Network:
-    """Softmax regression at the minimum of J, by L-BFGS and steps with one Hessian, certified by ||grad J||.
+    """Softmax regression at the minimum of J by Newton steps from zero, certified by ||grad J||.
 
     Raises:
         InputError: a weight decay that leaves the minimum too flat to be reached.
@@ -119,36 +157,13 @@ def convex_minimum(train: Pair, test: Pair, weight_decay: float, seed: int = 0) 
     module = nn.Linear(train[0].shape[1], int(train[1].max()) + 1).double().eval()
     how = {"weight_decay": weight_decay, "seed": seed, "damping": 0.0, "chunk": 250, "device": "cpu"}
     network = network_of(module, CROSS_ENTROPY, train, test, **how)
-    train_, weights = network.train, network.train.uniform(1)
-
-    def value(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        at = torch.from_numpy(theta)[None]
-        return float(train_.value(at, weights)), train_.gradient(at, weights)[0].numpy()
-
-    start = np.zeros(len(network.theta))
-    found = minimize(value, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 0, "gtol": 1e-7})
-    theta = torch.from_numpy(found.x)
-    near = replace(network, theta=theta).hessian
-    for _ in range(3):
-        theta = theta - near.shifted(train_.gradient(theta[None], weights), 0.0)[0]
-    norm = float(train_.gradient(theta[None], weights).norm())
+    start, weights = torch.zeros_like(network.theta)[None], network.train.uniform(1)
+    theta, norms, _ = newton(network.train, start, weights, max_steps=NEWTON_STEPS)
+    norm = float(norms)
     if not norm <= STATIONARY:
         raise bad_input("weight_decay", weight_decay, f"give more: ||grad J|| ended at {norm:.1e}")
     told = {"status": "ok", "grad_norm": norm, "tolerance": STATIONARY}
-    return replace(network, theta=theta, fit="certified", certificate=told, single=train_)
-
-
-def datainf(network: Network, points: Points) -> Estimate:
-    """DataInf (Kwon et al. 2024, arXiv 2310.00902): the mean of inverses in the place of the inverse of the mean.
-
-    grad f^T M grad loss_i / n with M = (1/n) sum_j (g_j g_j^T + damping I)^-1, each by Sherman and Morrison, and g_j
-    the gradient of example j with the L2 term left out. All parameters are one block.
-    """
-    gradients, v = network.train.example_gradients(network.theta[None])[0], network.test_gradients(points)
-    n, damping = len(gradients), network.damping
-    shares = (v @ gradients.T) / (damping + gradients.square().sum(1)) / n
-    changes = gradients @ ((v - shares @ gradients) / damping).T / n
-    return Estimate(Removals.single(range(n), n), changes.double().cpu().numpy())
+    return replace(network, theta=theta[0], fit="certified", certificate=told, single=network.train)
 
 
 def table_of(name: str, seed: int = 0) -> tuple[Pair, Pair]:
@@ -188,11 +203,8 @@ def curve_rows(
     """
     train, (x, y) = table_of(table)
     test = x[:queries], y[:queries]
-    widths = (train[0].shape[1], *recipe.widths[1:])
-    recipe, loss, n = replace(recipe, widths=widths), SquaredError(), len(train[0])
-    module = recipe.module(recipe.train(*train, loss, [()], seed, seed))
-    how = {"weight_decay": recipe.weight_decay / recipe.scale, "damping": damping, "seed": seed, "chunk": 250}
-    network = network_of(module, loss, train, test, **how)
+    recipe, n = replace(recipe, widths=(train[0].shape[1], *recipe.widths[1:])), len(train[0])
+    network = recipe.trained(train, test, SquaredError(), damping, seed)
     points = Points(np.arange(queries), ["all"] * queries)
     scores = estimate([network], [points], ["cg_ggn", "ekfac", "identity"])[0]
     helps = {name: found.changes.sum(1) for name, found in scores.items()}
@@ -200,17 +212,27 @@ def curve_rows(
     orders["random"] = np.random.default_rng([seed, 11]).permutation(n)
     asked = [(name, k) for name in orders for k in counts]
     removals = Removals.groups([orders[name][:k] for name, k in asked], n)
-    truth, controls = retrain(recipe, train, test, loss, removals, repeats, starts=True)
-    each, before = recipe.scale * truth.repeats.mean(2), float(recipe.scale * controls.mean())
+    chosen = Chosen({"most_helpful": [removals] * queries})
+    starts = {"scratch_starts": {"schedule": network.schedule, "seeds": range(-AGAIN, repeats - AGAIN)}}  # 0 .. R - 1
+    truth = leave_out([network], [points], [chosen], list(starts), options=starts)[0]["scratch_starts"]
+    each = truth.changes[None] if truth.repeats is None else truth.repeats
+    each = TORCHS * each[:, truth.removals.places(removals)].mean(2)
+    before = TORCHS * np.mean([_control(network, points, start) for start in range(repeats)])
     rows = []
     for place, (name, k) in enumerate(asked):
         told = {"seed": seed, "test_choice": "all_together", "train_choice": f"most_helpful_{k}", "estimator": name}
-        told |= {"ground_truth": "scratch_fit", "fit": table, "puzzle": "curve", "removed": k, "repeats": repeats}
-        told |= {"loss_before": before, "loss_after": before + float(each[:, place].mean()), "status": "ok"}
+        told |= {"ground_truth": "scratch_starts", "fit": table, "puzzle": "curve", "removed": k, "repeats": repeats}
+        told |= {"loss_before": float(before), "loss_after": float(before + each[:, place].mean()), "status": "ok"}
         told |= {"loss_error": float(each[:, place].std(ddof=1) / repeats**0.5) if repeats > 1 else np.nan}
         some = helps.get(name, np.full(n, np.nan))[orders[name][:k]]
-        rows.append(told | {"test_point": None, "estimated": recipe.scale * float(some.sum()) / queries})
+        rows.append(told | {"test_point": None, "estimated": TORCHS * float(some.sum()) / queries})
     return rows
+
+
+def _control(network: Network, points: Points, start: int) -> float:
+    """The mean loss on the test points after training anew from a start with nothing left out."""
+    schedule = replace(network.schedule, seed=start)
+    return float(network.trainer.from_scratch(schedule, [], network.on_points(points), start).control.mean())
 
 
 def means(
@@ -221,3 +243,8 @@ def means(
         return pd.DataFrame()
     found = rows[rows["puzzle"] == puzzle].groupby([*by], sort=False)[list(measures)].mean()
     return found.unstack(across) if across else found
+
+
+def short(head: object) -> str:
+    """A head of a table: a number in as few digits as it has."""
+    return f"{head:g}" if isinstance(head, float) else str(head)

@@ -13,6 +13,7 @@ Outcomes (`Solution.status`) of all solvers:
 """
 
 from fragile_lib.solvers.base import Solution, Solver
+from fragile_lib.solvers.datainf import DataInfSolver
 from fragile_lib.solvers.dense import DenseSolver, ExactSolver
 from fragile_lib.solvers.firstorder import IdentitySolver, tracin, trak
 from fragile_lib.solvers.kfac import EkfacSolver, KfacSolver
@@ -23,6 +24,7 @@ from fragile_lib.solvers.lowrank import ArnoldiSolver, NystroemSolver
 __all__ = [
     "ArnoldiSolver",
     "BlockCGSolver",
+    "DataInfSolver",
     "DenseSolver",
     "EkfacSolver",
     "ExactSolver",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,13 +12,19 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from fragile_lib import plots
-from fragile_lib.choices import Points, Removals
+from fragile_lib.choices import Chosen, Points, Removals
+from fragile_lib.estimates import estimate
+from fragile_lib.minimise.perceptrons import BATCHES, Loader, PerceptronTrainer, forward
+from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.network import Network
 from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
 from fragile_lib.own import network_of, puzzles
-from fragile_lib.own.stacked import BATCHES, Recipe, forward, retrain
+from fragile_lib.solvers import datainf
 from fragile_lib.tools.errors import InputError
+from fragile_lib.truths import leave_out
 
-RECIPE = Recipe((5, 4, 3), epochs=3, batch=4, learning_rate=0.1, momentum=0.9, weight_decay=0.02)
+DECAY = 0.02
+SGD = Schedule(9, 4, 0.1, drops=(), optimiser="sgd", momentum=0.9)  # three epochs of ten examples
 GROUPS = [(), (2,), (0, 9)]
 
 
@@ -26,10 +34,20 @@ def examples(n: int = 10, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]
     return x, torch.randint(classes, (n,), generator=draw)
 
 
-def by_torch(x: torch.Tensor, y: torch.Tensor, batches: list[list[int]], removed: tuple[int, ...], masked: bool):
+def network(damping: float = 0.3) -> Network:
+    x, y = examples()
+    module = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    return network_of(module, CROSS_ENTROPY, (x, y), (x[:4], y[:4]), weight_decay=DECAY, damping=damping)
+
+
+def trainer(batches: str = "masked", dropout: float = 0.0) -> PerceptronTrainer:
+    return PerceptronTrainer(network().train, Loader(batches, dropout=dropout))
+
+
+def by_torch(theta: torch.Tensor, batches: list[list[int]], removed: tuple[int, ...], masked: bool) -> nn.Module:
     """Three epochs of torch.optim.SGD over the same batches in one order."""
-    module = RECIPE.module([part[None].to(x) for part in RECIPE.start(3)])
-    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.02)
+    (x, y), module = examples(), network().train.model.module(theta)
+    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=DECAY)
     for rows in batches * 3:
         kept = [i for i in rows if i not in removed]
         sgd.zero_grad()
@@ -39,60 +57,87 @@ def by_torch(x: torch.Tensor, y: torch.Tensor, batches: list[list[int]], removed
     return module
 
 
+def test_a_start_is_torchs_own():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    want = nn.utils.parameters_to_vector(module.parameters()).detach().double()
+    assert torch.equal(trainer().start(3), want)
+
+
 @pytest.mark.parametrize("batches", ["masked", "shifted"])
 def test_each_network_of_a_stack_is_trained_as_torch_trains_one(batches):
-    (x, y), recipe = examples(), Recipe(**{**vars(RECIPE), "batches": batches})
-    theta = recipe.train(x, y, CROSS_ENTROPY, GROUPS, 0, 3)
-    for place, group in enumerate(GROUPS):
+    made, (x, _) = trainer(batches), examples()
+    start = made.start(3)
+    theta = made.trained(start, GROUPS, SGD)
+    for found, group in zip(theta, GROUPS, strict=True):
         order = list(range(10)) if batches == "masked" else [i for i in range(10) if i not in group]
         parts = [order[k : k + 4] for k in range(0, 10, 4)]  # of eight examples the last batch is empty
-        want = by_torch(x, y, parts, group, batches == "masked")
-        torch.testing.assert_close(recipe.module(theta, place)(x), want(x), rtol=1e-10, atol=1e-12)
+        want = by_torch(start, parts, group, batches == "masked")
+        torch.testing.assert_close(made.train.model(found, x), want(x), rtol=1e-10, atol=1e-12)
 
 
 def test_batches_miss_what_is_left_out_and_nothing_else():
     for batches in BATCHES:
-        recipe = Recipe(**{**vars(RECIPE), "batches": batches})
-        for rows, there in recipe.orders(10, GROUPS, 1):
-            for row, kept, group in zip(rows, there, GROUPS, strict=True):
-                assert sorted(row) == list(range(10)) and set(row[kept]) == set(range(10)) - set(group)
+        loader = Loader(batches)
+        rows, there = next(loader.orders(10, GROUPS, 1))
+        for row, kept, group in zip(rows, there, GROUPS, strict=True):
+            assert sorted(row) == list(range(10)) and set(row[kept]) == set(range(10)) - set(group)
         same = [(row == rows[0]).all() for row in rows]
         assert all(same) if batches == "masked" else not any(same[1:])
+        steps = list(loader.weighted(10, GROUPS, SGD))
+        assert [weights.shape for _, weights in steps] == [(3, 4), (3, 4), (3, 2)] * 3
+        assert all(
+            torch.equal(weights[0], weights[0].new_full((len(row[0]),), 1 / len(row[0]))) for row, weights in steps
+        )
+    assert Loader(whole=True).steps(10, 4, 3) == 6 and Loader().steps(10, 4, 3) == 9
+    with pytest.raises(InputError, match="^batches = 'same'"):
+        Loader("same")
 
 
 def test_dropout_is_of_places_has_mean_one_and_changes_training():
-    (x, y), dropping = examples(), Recipe(**{**vars(RECIPE), "dropout": 0.5})
-    theta = dropping.train(x, y, CROSS_ENTROPY, [(), ()], 0, 3)
-    assert all(torch.equal(part[0], part[1]) for part in theta)
-    assert not torch.equal(theta[0][0], RECIPE.train(x, y, CROSS_ENTROPY, [()], 0, 3)[0][0])
-    ones = [torch.ones(1, 1, 4000), torch.zeros(1, 1, 4000), torch.eye(4000)[None], torch.zeros(1, 1, 4000)]
+    dropping, plain = trainer(dropout=0.5), trainer()
+    start = plain.start(3)
+    theta = dropping.trained(start, [(), ()], SGD)
+    assert torch.equal(theta[0], theta[1]) and not torch.equal(theta[0], plain.trained(start, [()], SGD)[0])
+    ones = [torch.ones(1, 4000, 1), torch.zeros(1, 4000), torch.eye(4000)[None], torch.zeros(1, 4000)]
     out = forward(ones, torch.ones(1, 1, 1), 0.25, torch.Generator().manual_seed(0))
     assert out.unique().tolist() == pytest.approx([0, 4 / 3]) and abs(float(out.mean()) - 1) < 0.05
 
 
-def test_retraining_is_after_minus_the_control_of_the_same_order():
-    (x, y), removals = examples(), Removals.single([2, 7], 10)
-    truth, controls = retrain(RECIPE, (x, y), (x[:4], y[:4]), CROSS_ENTROPY, removals, 2)
-    theta = RECIPE.train(x, y, CROSS_ENTROPY, [(), (7,)], 1, 0)
-    losses = [CROSS_ENTROPY.values(RECIPE.module(theta, k)(x[:4]), y[:4]).detach().numpy() for k in (0, 1)]
-    np.testing.assert_allclose(controls[1], losses[0], rtol=1e-10)
-    np.testing.assert_allclose(truth.repeats[1, 1], losses[1] - losses[0], rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(truth.changes, truth.repeats.mean(0))
-    with pytest.raises(InputError, match="^batches = 'same'"):
-        Recipe((5, 3), 1, 4, 0.1, batches="same")
+def test_its_truths_are_after_minus_the_control_of_the_same_order():
+    made, (x, y) = trainer("shifted"), examples()
+    one = replace(network(), trainer=made, schedule=SGD, seed=5)
+    points, removals = Points(np.array([1, 3]), ["all"] * 2), Removals.single([2, 7], 10)
+    asked = {"scratch_batches": {"seeds": [0, 1]}, "scratch_starts": {"schedule": SGD, "seeds": [0, 1]}}
+    chosen = [Chosen({"some": [removals] * 2})]
+    (found,) = leave_out([one], [points], chosen, list(asked), options=asked)
+    for name, seed, start in (("scratch_batches", 1, 5), ("scratch_starts", 1001, 1001)):
+        theta = made.trained(made.start(start), [(), (2,), (7,)], replace(SGD, seed=seed))
+        each = [CROSS_ENTROPY.values(made.train.model(t, x[[1, 3]]), y[[1, 3]]).numpy() for t in theta]
+        np.testing.assert_allclose(found[name].repeats[1], np.array(each[1:]) - each[0], rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(found[name].changes, found[name].repeats.mean(0))
+    with pytest.raises(InputError, match="ask for a truth that trains anew"):
+        leave_out([one], [points], chosen, ["warm_minibatch"], options={"warm_minibatch": {"schedule": SGD}})
 
 
-def test_datainf_is_the_mean_of_inverses():
-    (x, y), module = examples(), nn.Linear(5, 3).double().eval()
-    network = network_of(module, CROSS_ENTROPY, (x, y), (x[:2], y[:2]), damping=0.3)
-    g, v = (
-        network.train.example_gradients(network.theta[None])[0],
-        network.test_gradients(Points(np.arange(2), ["all"] * 2)),
-    )
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_datainf_is_the_mean_of_inverses(monkeypatch, at_once):
+    one, points = network(), Points(np.arange(2), ["all"] * 2)
+    monkeypatch.setattr(datainf, "HELD", at_once * 8 * len(one.theta))
+    x, y = examples()
+    leaf = one.theta.clone().requires_grad_()
+    losses = nn.functional.cross_entropy(one.train.model(leaf, x), y, reduction="none")
+    g = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses])
     eye = 0.3 * torch.eye(g.shape[1], dtype=torch.float64)
-    mean = torch.stack([torch.linalg.inv(torch.outer(one, one) + eye) for one in g]).mean(0)
-    found = puzzles.datainf(network, Points(np.arange(2), ["all"] * 2))
-    np.testing.assert_allclose(found.changes, (g @ mean @ v.T / len(g)).numpy(), rtol=1e-10)
+    mean = torch.stack([torch.linalg.inv(torch.outer(row, row) + eye) for row in g]).mean(0)
+    (found,) = estimate([one], [points], ["datainf"])
+    np.testing.assert_allclose(found["datainf"].changes, (g @ mean @ g[:2].T / len(g)).numpy(), rtol=1e-9)
+    hessian = torch.func.hessian(lambda t: nn.functional.cross_entropy(one.train.model(t, x), y))(one.theta)
+    missing = (hessian + (DECAY + 0.3) * torch.eye(len(hessian))) @ mean @ g[:2].T - g[:2].T
+    assert found["datainf"].residual == pytest.approx(float((missing.norm(dim=0) / g[:2].norm(dim=1)).max()))
+    with pytest.raises(InputError, match="^damping = 0"):
+        estimate([one.with_damping(0.0)], [points], ["datainf"])
 
 
 def test_the_convex_minimum_is_scikit_learns():
@@ -106,13 +151,16 @@ def test_the_convex_minimum_is_scikit_learns():
 
 
 def test_the_curve_leaves_out_the_most_helpful_and_tells_the_loss_in_the_scale_of_torch():
-    plan = Recipe((1, 6, 1), 2, 32, 0.03, weight_decay=1e-3, shuffled=True, whole=True, scale=2)
+    plan = puzzles.Recipe((1, 6, 1), 2, 32, 0.06, weight_decay=5e-4, loader=Loader(shuffled=True, whole=True))
     rows = pd.DataFrame(puzzles.curve_rows("diabetes", plan, [2, 4], 5, 2, 0.1))
     train, (x, y) = puzzles.table_of("diabetes")
-    plan = Recipe(**{**vars(plan), "widths": (10, 6, 1)})
-    module = [plan.module(plan.train(*train, SquaredError(), [()], s, s)) for s in (0, 1)]
-    mse = np.mean([float(nn.functional.mse_loss(one(x[:5]), y[:5]).detach()) for one in module])
+    plan = replace(plan, widths=(10, 6, 1))
+    of = [plan.trained(train, (x[:5], y[:5]), SquaredError(), 0.1, seed) for seed in (0, 1)]
+    mse = np.mean([float(nn.functional.mse_loss(one.train.model(one.theta, x[:5]), y[:5])) for one in of])
     assert rows.loss_before.to_numpy() == pytest.approx(mse, rel=1e-5)
+    assert of[1].certificate["grad_norm"] == pytest.approx(
+        float(of[1].train.gradient(of[1].theta[None], of[1].train.uniform(1)).norm())
+    )
     helpful = rows[rows.estimator != "random"].pivot(index="estimator", columns="removed", values="estimated")
     assert (helpful[4] > helpful[2]).all() and (helpful[2] > 0).all()
     assert rows.loss_error.gt(0).all() and len(rows) == 8
@@ -153,3 +201,4 @@ def test_figures_draw_what_rows_there_are_and_nothing_else():
     (drawn,) = plots.ways_of_training(pd.DataFrame(ways)).rows.ceiling_single.unique()
     assert drawn == 0.5
     assert puzzles.means(pd.DataFrame(ways), "perceptron", ["fit"], ["spearman"]).iloc[0, 0] == 0.5
+    assert [puzzles.short(head) for head in (0.001, 1.0, 5, "cg")] == ["0.001", "1", "5", "cg"]
