@@ -364,6 +364,16 @@ def spearman_brown(r: float, factor: float = 2.0) -> float:
     return np.maximum(found, -1.0)[()]
 
 
+def retrainings_for(reliability: float, single: float) -> float:
+    """The R whose mean has a reliability, where one repetition has that of `single`: at least 1, nan for none.
+
+    R r / (1 + (R - 1) r) solved for R (Spearman and Brown), rounded up.
+    """
+    if not 0 < single <= 1:
+        return NAN
+    return max(1.0, float(np.ceil(reliability / (1 - reliability) * (1 / single - 1) - 1e-9)))
+
+
 def summarise(
     rows: pd.DataFrame,
     by: Sequence[str],

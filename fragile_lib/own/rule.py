@@ -6,6 +6,7 @@ sign, and is it within a factor of `FACTOR`? Both are judged only where the trut
 
 A rule is a logistic regression on one signal, on two, or on all (`signals.signals`); what is held out is a whole
 network (data set, architecture and depth) or a whole data set, and takes no part in fitting, scaling or filling gaps.
+Networks differ in the number of their cases from a few to hundreds: each network weighs alike, in fitting and in areas.
 """
 
 from __future__ import annotations
@@ -16,38 +17,47 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fragile_lib.agreement import SEED, percentiles
+from fragile_lib.agreement import SEED, percentiles, retrainings_for
+from fragile_lib.own.fitted import RUN_SIGNALS, Rule, as_taken, log_size
+from fragile_lib.own.trust import ENOUGH
 from fragile_lib.tools.errors import bad_input
 
 GOOD = 0.8  # corrected correlation of a run that is believed
 FACTOR = 2.0  # within which an estimate is believed
 TELLS = 0.5  # reliability of a truth from which a run is judged
 CLEAR = 2.0  # standard errors that a true change must be away from zero for its pair to be judged
-ENOUGH = 0.8  # reliability that a number of retrainings is asked for
 MARGIN = 0.02  # of the area under the curve: a simpler rule this near the best is as good
 SHOWN = 12  # rules of a table
 DRAWS = 1_000  # resamples of an interval; each ranks all cases anew
 # Which truth judges a run, the first that it has: a minimum where there is one, else the retraining.
 TRUTHS = ("minimum", "pbrf", "warm_descent", "warm_minibatch")
+RETRAINED = ("warm_descent", "warm_minibatch")
+# Which truth judges a pair: of a retraining that less what its control does, since a sign counts.
+PAIR_TRUTHS = ("minimum", "pbrf", "warm_descent_minus_control", "warm_minibatch_minus_control")
 RUN_KEYS = ["run_id", "seed", "fit", "test_point", "train_choice", "estimator"]
-# Each signal as a rule takes it: sizes by their logarithm, ratios by their distance from 1.
-LOG = ("residual", "gradient_share", "signal", "test_curvature", "left_out_gradient")
-PLAIN = ("trace_share", "metasmoothness", "agreement", "damping_rank")
-RUN_SIGNALS = (*LOG, *PLAIN, "eig_share", "damping_ratio", "predicted_reliability")
 PAIR_SIGNALS = (*RUN_SIGNALS, "size", "pair_signal", "pair_damping", "trace")
+# The derivative of going on itself costs one pass back through it: `unrolled` is its correlation with the estimates.
+# `BEFORE`: what the estimates tell without going on at all.
+UNROLLED = ("unrolled_descent", "unrolled_minibatch")
+BEFORE = [name for name in RUN_SIGNALS if name not in ("signal", "predicted_reliability", "metasmoothness")]
+RUN_CHECKS = ("unrolled", "agreement", "damping_rank", "signal", "residual")
+PAIR_CHECKS = ("pair_unrolled", "size", "pair_damping", "damping_rank", "trace")
+APART = 3.0  # powers of ten between an estimate and the unrolled derivative: not more, and where the signs differ
 CHOSEN = "the rule that the others choose"
 BASELINES = {"metasmoothness": ("metasmoothness",), "stability under damping": ("damping_rank",)}
 
 
 def judged_runs(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The signals of each run whose truth could tell, with `network`, `dataset` and whether it is `good`.
+
+    `unrolled`: Spearman's correlation of the estimates with the unrolled derivative of going on; nan where that was not
+    asked of this run, as where a minimum judges it.
 
     Args:
         known: rows of `signals.signals` of several runs, with `run_id` and the facts of the run.
@@ -57,7 +67,8 @@ def judged_runs(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     told = told.assign(order=told["ground_truth"].map({name: place for place, name in enumerate(TRUTHS)}))
     told = told.dropna(subset=["order"]).sort_values("order").drop_duplicates(RUN_KEYS)
     kept = told[[*RUN_KEYS, "ground_truth", "spearman_corrected", "reliability_single"]]
-    found = known.merge(kept, on=RUN_KEYS)
+    asked = rows[rows["ground_truth"].isin(UNROLLED)].drop_duplicates(RUN_KEYS)[[*RUN_KEYS, "spearman"]]
+    found = known.merge(kept, on=RUN_KEYS).merge(asked.rename(columns={"spearman": "unrolled"}), "left", RUN_KEYS)
     return _prepared(found).assign(good=found["spearman_corrected"].ge(GOOD).to_numpy())
 
 
@@ -65,7 +76,8 @@ def judged_pairs(known: pd.DataFrame, points: Iterable[dict]) -> pd.DataFrame:
     """One row for each pair whose true change stands clear of its error, with the signals of its run and its own.
 
     Own: `size`, the logarithm of |estimate| over the largest of its run; `pair_signal`, over the control's spread;
-    `pair_damping`, of the estimate at the higher damping over that at the lower; `trace` of the example's curvature.
+    `pair_damping`, of the estimate at the higher damping over that at the lower; `trace` of the example's curvature;
+    `pair_unrolled`, |log10| of the estimate over the unrolled derivative, `APART` where their signs differ.
 
     Args:
         known: as in `judged_runs`, with `pairs`.
@@ -84,19 +96,27 @@ def judged_pairs(known: pd.DataFrame, points: Iterable[dict]) -> pd.DataFrame:
                 continue
             estimate, more, less, trace = (float(pairs[name][place]) for name in ("estimate", "more", "less", "trace"))
             own = {
-                "size": _log(abs(estimate) / largest),
-                "pair_signal": _log(abs(estimate) / (row["control_spread"] or np.nan)),
-                "pair_damping": _log(abs(more / less)) if less else np.nan,
-                "trace": _log(trace),
+                "size": log_size(abs(estimate) / largest),
+                "pair_signal": log_size(abs(estimate) / (row["control_spread"] or np.nan)),
+                "pair_damping": log_size(abs(more / less)) if less else np.nan,
+                "trace": log_size(trace),
+                "pair_unrolled": _apart(estimate, point, k),
             }
             good = 1 / FACTOR <= true / estimate <= FACTOR if estimate else False
             found.append(row | own | {"index": index, "true": true, "estimate": estimate, "good": good})
     return _prepared(pd.DataFrame(found)) if found else pd.DataFrame(columns=[*PAIR_SIGNALS, "good", "network"])
 
 
+def _apart(estimate: float, point: dict, place: int) -> float:
+    derivative = next((point["truth"][name][place] for name in UNROLLED if name in point["truth"]), None)
+    if derivative is None or not np.isfinite(derivative):
+        return np.nan
+    return min(abs(log_size(estimate / derivative)), APART) if estimate * derivative > 0 else APART
+
+
 def _clear(point: dict, place: int) -> float | None:
     """The true change of a pair where it stands clear of its standard error; None else."""
-    for name in TRUTHS:
+    for name in PAIR_TRUTHS:
         if name in point["truth"]:
             true, error = point["truth"][name][place], point.get("error", {}).get(name, [None] * (place + 1))[place]
             known = true is not None and error is not None and np.isfinite(true) and abs(true) > CLEAR * error
@@ -106,26 +126,24 @@ def _clear(point: dict, place: int) -> float | None:
 
 def _prepared(found: pd.DataFrame) -> pd.DataFrame:
     """Signals as rules take them, and what is held out together: `network`."""
-    spread, noise = found["estimate_spread"].astype(float) ** 2, found["control_spread"].astype(float) ** 2
-    found = found.assign(predicted_reliability=spread / (spread + noise))
-    for name in LOG:
-        found[name] = found[name].astype(float).map(_log)
-    found["damping_ratio"] = found["damping_ratio"].astype(float).map(_log).abs()
-    found["eig_share"] = np.arcsinh(found["eig_share"].astype(float))
+    return _named(as_taken(found))
+
+
+def _named(found: pd.DataFrame) -> pd.DataFrame:
     depth = found["depth"].map(lambda d: "" if pd.isna(d) else f" of depth {d:g}")
     return found.assign(network=found["dataset"] + " " + found["architecture"] + depth)
 
 
-def _log(size: float) -> float:
-    return float(np.log10(max(size, 1e-12))) if size is not None and np.isfinite(size) else np.nan
-
-
 @dataclass(frozen=True)
 class Judged:
-    """One rule on what was held out: area under the curve, the Brier score, and each case's score."""
+    """One rule on what was held out: area under the curve, the Brier score, and each case's score.
+
+    Each network weighs alike, but for `by_cases`, the area in which each case does.
+    """
 
     signals: tuple[str, ...]
     area: float
+    by_cases: float
     brier: float
     scores: np.ndarray
 
@@ -136,17 +154,24 @@ def held_out(cases: pd.DataFrame, signals: Sequence[str], by: str) -> np.ndarray
     nan for a group without which there are no cases of both kinds.
     """
     scores, values = np.full(len(cases), np.nan), cases[list(signals)].astype(float).to_numpy()
-    good, groups = cases["good"].to_numpy(bool), cases[by].to_numpy()
+    good, groups, weights = cases["good"].to_numpy(bool), cases[by].to_numpy(), alike(cases)
     for group in pd.unique(groups):
         out = groups == group
         if len(np.unique(good[~out])) == 2:
-            scores[out] = _fitted(values[~out], good[~out]).predict_proba(values[out])[:, 1]
+            scores[out] = _fitted(values[~out], good[~out], weights[~out]).predict_proba(values[out])[:, 1]
     return scores
 
 
-def _fitted(values: np.ndarray, good: np.ndarray) -> Pipeline:
+def alike(cases: pd.DataFrame) -> np.ndarray:
+    """The weight (cases,) of each case: networks weigh alike, and the mean weight is 1."""
+    counts = cases["network"].map(cases["network"].value_counts()).to_numpy(float)
+    return len(cases) / (cases["network"].nunique() * counts)
+
+
+def _fitted(values: np.ndarray, good: np.ndarray, weights: np.ndarray) -> Pipeline:
     filled = SimpleImputer(strategy="median", keep_empty_features=True)
-    return make_pipeline(filled, StandardScaler(), LogisticRegression(max_iter=1_000)).fit(values, good)
+    steps = make_pipeline(filled, StandardScaler(), LogisticRegression(max_iter=1_000))
+    return steps.fit(values, good, standardscaler__sample_weight=weights, logisticregression__sample_weight=weights)
 
 
 def judge(cases: pd.DataFrame, signals: Sequence[str], by: str) -> Judged:
@@ -162,9 +187,10 @@ def judge(cases: pd.DataFrame, signals: Sequence[str], by: str) -> Judged:
 
 def _judged(signals: Sequence[str], cases: pd.DataFrame, scores: np.ndarray) -> Judged:
     kept = np.isfinite(scores)
-    good = cases["good"].to_numpy(bool)[kept]
-    brier = float(brier_score_loss(good, scores[kept])) if kept.any() else float("nan")
-    return Judged(tuple(signals), area_under(good, scores[kept]), brier, scores)
+    good, weights = cases["good"].to_numpy(bool)[kept], alike(cases)[kept]
+    brier = float(brier_score_loss(good, scores[kept], sample_weight=weights)) if kept.any() else float("nan")
+    areas = area_under(good, scores[kept], weights), area_under(good, scores[kept])
+    return Judged(tuple(signals), *areas, brier, scores)
 
 
 def chosen_without(cases: pd.DataFrame, tried: Sequence[Sequence[str]], by: str) -> np.ndarray:
@@ -179,11 +205,12 @@ def chosen_without(cases: pd.DataFrame, tried: Sequence[Sequence[str]], by: str)
         others = cases[~out]
         if others["good"].nunique() < 2 or others[by].nunique() < 2:
             continue
-        labels = others["good"].to_numpy(bool)
-        areas = [np.nan_to_num(area_under(labels, held_out(others, signals, by))) for signals in tried]
+        labels, weights = others["good"].to_numpy(bool), alike(others)
+        areas = [np.nan_to_num(area_under(labels, held_out(others, signals, by), weights)) for signals in tried]
         best = list(tried[int(np.argmax(areas))])
         values = others[best].astype(float).to_numpy()
-        scores[out] = _fitted(values, labels).predict_proba(cases.loc[out, best].astype(float).to_numpy())[:, 1]
+        asked = cases.loc[out, best].astype(float).to_numpy()
+        scores[out] = _fitted(values, labels, weights).predict_proba(asked)[:, 1]
     return scores
 
 
@@ -191,24 +218,32 @@ def area_interval(cases: pd.DataFrame, scores: np.ndarray) -> tuple[float, float
     """95% interval of the area under the curve, whole networks resampled; nan for a single one."""
     kept = np.isfinite(scores)
     good, scores, networks = cases["good"].to_numpy(bool)[kept], scores[kept], cases["network"].to_numpy()[kept]
+    weights = alike(cases)[kept]
     parts = [np.flatnonzero(networks == name) for name in pd.unique(networks)]
     if len(parts) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(SEED)
     drawn = (np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))]) for _ in range(DRAWS))
-    found = np.array([area_under(good[rows], scores[rows]) for rows in drawn])
+    found = np.array([area_under(good[rows], scores[rows], weights[rows]) for rows in drawn])
     return percentiles(found[np.isfinite(found)])
 
 
-def area_under(good: np.ndarray, scores: np.ndarray) -> float:
+def area_under(good: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The area under the ROC curve: how often a good case has the larger score; nan without cases of both kinds.
 
-    By ranks (Mann and Whitney), which resampling makes a thousand times; scikit-learn's takes twenty times as long.
+    By sums over equal scores, which resampling makes a thousand times; scikit-learn's takes twenty times as long.
+
+    Args:
+        good: (cases,) labels.
+        scores: (cases,).
+        weights: (cases,) of each case; None for equal ones.
     """
-    n, n_good = len(good), int(good.sum())
-    if not 0 < n_good < n:
+    if not 0 < int(good.sum()) < len(good):
         return float("nan")
-    return float((rankdata(scores)[good].sum() - n_good * (n_good + 1) / 2) / (n_good * (n - n_good)))
+    weights = np.ones(len(good)) if weights is None else weights
+    values, place = np.unique(scores, return_inverse=True)
+    right, wrong = (np.bincount(place, weights * of, len(values)) for of in (good, ~good))
+    return float(right @ (np.cumsum(wrong) - wrong / 2) / (right.sum() * wrong.sum()))
 
 
 def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
@@ -222,11 +257,11 @@ def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     tried = {f"{name}": (name,) for name in names} | {" and ".join(pair): pair for pair in combinations(names, 2)}
     tried |= {"all": tuple(names)} | {name: one for name, one in BASELINES.items() if set(one) <= set(names)}
     found = [(name, judge(cases, some, by)) for name, some in tried.items()]
-    columns = ["rule", "signals", "area", "brier", "baseline", "used", "scores"]
-    values = [(n, len(f.signals), f.area, f.brier, n in BASELINES, f.signals, f.scores) for n, f in found]
+    columns = ["rule", "signals", "area", "by_cases", "brier", "baseline", "used", "scores"]
+    values = [(n, len(f.signals), f.area, f.by_cases, f.brier, n in BASELINES, f.signals, f.scores) for n, f in found]
     own = [some for name, some in tried.items() if name not in BASELINES]
     chosen = _judged((), cases, chosen_without(cases, own, by))
-    values.append((CHOSEN, 0, chosen.area, chosen.brier, False, (), chosen.scores))
+    values.append((CHOSEN, 0, chosen.area, chosen.by_cases, chosen.brier, False, (), chosen.scores))
     table = pd.DataFrame(values, columns=columns).sort_values("area", ascending=False, ignore_index=True)
     real, choice = table["signals"].gt(0), table["rule"].eq(CHOSEN)
     near = table[real & ~table["baseline"] & table["area"].ge(table.loc[real, "area"].max() - MARGIN)]
@@ -234,6 +269,43 @@ def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     table = table.assign(simplest=simplest, shown=simplest | choice | table["baseline"] | (table.index < SHOWN))
     intervals = [area_interval(cases, row.scores) if row.shown else (np.nan, np.nan) for row in table.itertuples()]
     return table.assign(low=[low for low, _ in intervals], high=[high for _, high in intervals])
+
+
+def fitted(runs: pd.DataFrame, tables: dict[str, pd.DataFrame], allowed: Sequence[str]) -> Rule:
+    """The simplest rule near the best that takes `allowed` signals alone, fitted on all runs that have them.
+
+    Near the best on held-out data sets, where there are several, else on held-out networks.
+
+    Args:
+        runs: of `judged_runs`.
+        tables: of `rules`, by what was held out.
+        allowed: signals.
+    """
+    widest = next(tables[by] for by in ("dataset", "network") if by in tables)
+    named = widest[widest["signals"].gt(0) & [set(used) <= set(allowed) for used in widest["used"]]]
+    near = named[named["area"].ge(named["area"].max() - MARGIN)].sort_values(
+        ["signals", "area"], ascending=[True, False]
+    )
+    simplest = next(near.itertuples())
+    signals = list(simplest.used)
+    known = runs.dropna(subset=signals)
+    good = known["good"].to_numpy(bool)
+    steps = _fitted(known[signals].astype(float).to_numpy(), good, alike(known))
+    scaled, model = steps["standardscaler"], steps["logisticregression"]
+    reached = {}
+    for by, table in tables.items():
+        (same,) = table[table["rule"] == simplest.rule].itertuples()
+        reached[by] = [round(float(x), 3) for x in (same.area, *area_interval(runs, same.scores))]
+    return Rule(
+        signals=signals,
+        mean=scaled.mean_.round(6).tolist(),
+        scale=scaled.scale_.round(6).tolist(),
+        weights=model.coef_[0].round(6).tolist(),
+        intercept=round(float(model.intercept_[0]), 6),
+        reached=reached,
+        networks=int(known["network"].nunique()),
+        runs=len(known),
+    )
 
 
 # -- what is shown of it -----------------------------------------------------------------------------------------------
@@ -265,14 +337,14 @@ def splits(cases: pd.DataFrame) -> list[str]:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The best rules, the simplest and the baselines."""
-    return table.loc[table["shown"], ["rule", "area", "low", "high", "brier", "simplest", "baseline"]]
+    return table.loc[table["shown"], ["rule", "area", "low", "high", "by_cases", "brier", "simplest", "baseline"]]
 
 
 def answer(table: pd.DataFrame, by: str, goal: float) -> str:
     """What rules reach on held-out groups, in a few lines, beside a goal: above all one chosen without them."""
 
     def told(row: object) -> str:
-        return f"{row.rule} {row.area:.2f} ({row.low:.2f} to {row.high:.2f})"
+        return f"{row.rule} {row.area:.2f} ({row.low:.2f} to {row.high:.2f}; each case alike {row.by_cases:.2f})"
 
     (chosen,) = table[table["rule"] == CHOSEN].itertuples()
     best, (simplest,) = next(table[table["rule"] != CHOSEN].itertuples()), table[table["simplest"]].itertuples()
@@ -311,24 +383,40 @@ def mistakes(cases: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return found[told].reset_index("the rule")
 
 
-def retrainings(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each network: the reliability of one retraining, predicted by V / (V + c s^2) and measured; R for `ENOUGH`.
+def retrainings(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each test point and choice of removals: the reliability of one retraining, measured, and foretold twice.
 
-    V is the variance of the estimates over the removals, s^2 that of the controls, both medians over the network's
-    runs; c is the median over the other networks of what the measured reliability of one asks for.
+    `foretold`: the reliability of one unrolled derivative over several orders of the batches, for which nothing is left
+    out. `by controls`: V / (V + c s^2), V the variance of the estimates over the removals and s^2 that of controls, c
+    the median over the other networks of what the measured reliability asks for.
+
+    Args:
+        known: as in `judged_runs`.
+        rows: the results table.
     """
-    usable = runs[
-        runs["reliability_single"].between(0.01, 0.999) & runs["predicted_reliability"].between(1e-6, 1 - 1e-9)
-    ]
-    if usable["network"].nunique() < 2:
-        return pd.DataFrame()
-    noise = usable["predicted_reliability"].rdiv(1) - 1  # s^2 / V
-    asked = (usable["reliability_single"].rdiv(1) - 1) / noise  # c
-    rows = []
-    for name, part in usable.groupby("network"):
-        c = float(asked[usable["network"] != name].median())
-        ratio, measured = c * float(noise[part.index].median()), float(part["reliability_single"].median())
-        needed, really = (max(1, int(np.ceil(ENOUGH / (1 - ENOUGH) * x - 1e-9))) for x in (ratio, 1 / measured - 1))
-        told = {"network": name, "c": c, "predicted reliability of one": 1 / (1 + ratio), "measured": measured}
-        rows.append(told | {f"retrainings for {ENOUGH:g}, predicted": needed, "by the measured": really})
-    return pd.DataFrame(rows)
+    keys = [key for key in RUN_KEYS if key != "estimator"]
+    single = rows.dropna(subset=["reliability_single"])
+    measured = single[single["ground_truth"].isin(RETRAINED)].rename(columns={"reliability_single": "measured"})
+    derived = single[single["ground_truth"].isin(UNROLLED)].rename(columns={"reliability_single": "foretold"})
+    facts = ["dataset", "architecture", "depth", "n_train", "ground_truth", "repeats", "measured"]
+    told = measured.drop_duplicates(keys)[keys + facts].merge(
+        derived.drop_duplicates(keys)[[*keys, "foretold"]], on=keys
+    )
+    told = told.merge(known.drop_duplicates(keys)[[*keys, "control_spread", "estimate_spread"]], "left", keys)
+    told = _named(told)
+    noise = (told["control_spread"].astype(float) / told["estimate_spread"].astype(float)) ** 2  # s^2 / V
+    asked = (told["measured"].clip(0.01, 0.999).rdiv(1) - 1) / noise.where(noise > 0)  # c
+    other = {name: asked[told["network"] != name].median() for name in told["network"].unique()}
+    return told.assign(**{"by controls": 1 / (1 + told["network"].map(other) * noise)})
+
+
+def retrainings_needed(told: pd.DataFrame) -> pd.DataFrame:
+    """Of each network and number of examples: medians of `retrainings`, and the R that `ENOUGH` takes by each.
+
+    The mean of R retrainings has the reliability R r / (1 + (R - 1) r), r that of one (Spearman and Brown).
+    """
+    columns = ["measured", "foretold", "by controls"]
+    table = told.groupby(["network", "n_train"])[columns].median()
+    for name in columns:
+        table[f"R, {name}"] = [retrainings_for(ENOUGH, single) for single in table[name]]
+    return table.reset_index()

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fragile_lib.choices import Estimate, Points, choose
+from fragile_lib.agreement import beside_reliability, compare, retrainings_for
+from fragile_lib.choices import Estimate, Points, Truth, choose
 from fragile_lib.network import Network
+from fragile_lib.own.fitted import read_rules
 from fragile_lib.own.signals import PAIRED, signals
 
 SOME = 100  # training examples whose gradients tell what a removal changes
 RELIABLE = 0.5  # below this a truth is too noisy to judge by
 SOLVED = 0.1  # relative residual
+ENOUGH = 0.8  # reliability that a number of retrainings is asked for
 
 
 @dataclass(frozen=True)
@@ -64,33 +67,57 @@ LIGHTS = {
     "signal": Light(
         3, 1, "single effects drown in the noise of one retraining", "groups, or the mean of several retrainings"
     ),
+    "unrolled": Light(
+        0.9, 0.5, "the derivative of going on has another order", "that derivative itself, if going on is what is asked"
+    ),
+    "retrainings": Light(1, 10, "one retraining is mostly noise", "the mean of as many retrainings as this, or groups"),
+    "believable": Light(0.8, 0.5, "the rule doubts it", "leave some examples out, and see"),
 }
 
 
-def trust(network: Network, points: Points, estimates: Mapping[str, Estimate], count: int = 20) -> pd.DataFrame:
+def trust(
+    network: Network, points: Points, estimates: Mapping[str, Estimate], count: int = 20, derived: Truth | None = None
+) -> pd.DataFrame:
     """What can be told of estimates before anything is left out: a light for each signal of each estimator.
 
     Of the `count` examples of largest |score| by the first estimator, at the first test point. It costs each estimator
-    twice more, at other dampings, and a solve for a few removals.
+    twice more, at other dampings, and a solve for a few removals. Beside `signals`:
+
+    * `unrolled`: Spearman's correlation of the estimates with the derivative of going on.
+    * `retrainings`: how many one needs for a mean of reliability `ENOUGH`, by how far two orders of the batches agree
+      on that derivative.
+    * `believable`: the probability that the correlation with retraining, without its noise, is at least 0.8, by a rule
+      fitted on this study (`fitted.read_rules`): on `unrolled` where it is there. Its held-out areas stand in `why`.
 
     Args:
         network: what was examined.
         points: the examined test points.
         estimates: by solvers (`estimates.by_name.SOLVERS`), of all training examples.
         count: see above.
+        derived: `unrolled_minibatch` or `unrolled_descent` of all training examples, one by one, at these points.
 
     Raises:
         InputError: an estimate without a solver, or a count beyond the examples.
     """
     first, scores = Points(points.index[:1], [PAIRED["test_choice"]]), next(iter(estimates.values())).changes
     chosen = choose(scores[:, :1], {PAIRED["train_choice"]: count})
-    told = signals([network], [first], [chosen], [dict(estimates)], [{}], list(estimates))
+    told = pd.DataFrame(signals([network], [first], [chosen], [dict(estimates)], [{}], list(estimates)))
+    rules, removals = read_rules(), chosen.all()
+    if derived is not None:
+        true, repeats = derived.on(removals)[:, 0], derived.repeats_on(removals, 0)
+        by = {name: estimates[name].on(removals)[:, 0] for name in told["estimator"]}
+        told["unrolled"] = [compare(by[name], true).spearman for name in told["estimator"]]
+        told["retrainings"] = retrainings_for(ENOUGH, beside_reliability(true, repeats)["reliability_single"])
+    rule = rules["before" if derived is None else "unrolled"]
+    told["believable"] = rule.probability(told)
     found = []
-    for row in told:
+    for row in told.to_dict("records"):
         for name, light in LIGHTS.items():
-            colour = light.of(float(row[name]))
+            value = float(row.get(name, np.nan))
+            colour = light.of(value)
             why = (light.means, light.remedy) if colour in ("red", "amber") else ("", "")
-            found.append((row["estimator"], name, row[name], colour, *why))
+            why = (str(rule), why[1]) if name == "believable" else why
+            found.append((row["estimator"], name, value, colour, *why))
     table = pd.DataFrame(found, columns=["estimator", "signal", "value", "light", "why", "remedy"])
     return table[table["light"] != "unknown"].reset_index(drop=True)
 

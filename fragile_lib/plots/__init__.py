@@ -11,7 +11,7 @@ are the figures of the report's first page.
 """
 
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
-from fragile_lib.plots.held_out import held_out_curves
+from fragile_lib.plots.held_out import foretold, held_out_curves
 from fragile_lib.plots.photographs import influential_pictures, pictures
 from fragile_lib.plots.puzzles import after_removal, over_damping, ways_of_training
 from fragile_lib.plots.specifications import SCATTERS, SPECS, figure, headlines
@@ -27,6 +27,7 @@ __all__ = [
     "after_removal",
     "dataset_word",
     "figure",
+    "foretold",
     "headlines",
     "held_out_curves",
     "imagenet_cost_table",

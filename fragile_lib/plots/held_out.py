@@ -1,4 +1,4 @@
-"""A rule on networks that it never saw: what it finds against what it mistakes, and whether its probabilities hold."""
+"""What is known beforehand beside what came out: rules on networks that they never saw, and reliabilities foretold."""
 
 from __future__ import annotations
 
@@ -66,5 +66,37 @@ def _told(figure: Figure, cases: pd.DataFrame, scores: Mapping[str, np.ndarray],
         f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
     )
     rows = cases[["run_id", "network", "good"]].assign(**scores)
+    caption = words.caption([head], [setting], details)
+    return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
+
+
+def foretold(told: pd.DataFrame) -> Picture:
+    """The reliability of one retraining, measured against foretold by the unrolled derivative, a mark a test point.
+
+    Retraining on all examples at once has no order of batches, and is left out.
+
+    Args:
+        told: with `network`, `ground_truth`, `n_train`, `foretold` and `measured` (`own.rule.retrainings`).
+    """
+    known = told[told["ground_truth"] == "warm_minibatch"].dropna(subset=["foretold", "measured"])
+    if known.empty:
+        return Picture(None, "No unrolled derivative was repeated beside a retraining.")
+    with base.theme():
+        figure, ((ax,),) = base.new_figure(4.6, 1, 1)
+        for place, (name, part) in enumerate(known.groupby("network", sort=False)):
+            look = {"color": base.CYCLE[place % len(base.CYCLE)], "marker": base.MARKERS[place % len(base.MARKERS)]}
+            ax.plot(part["foretold"], part["measured"], ls="", ms=4, alpha=0.7, label=words.code(name), **look)
+        _frame(ax, "foretold: two unrolled derivatives", "measured: two retrainings")
+        base.legend_below(figure)
+    gap = (known["measured"] - known["foretold"]).abs()
+    head = f"The noise of one retraining, known without retraining: foretold within {gap.median():.2f} in the median"
+    setting = f"{words.counted(len(known), 'pair')} of a test point and a choice of removals, "
+    setting += f"{words.counted(known['network'].nunique(), 'network')}"
+    details = (
+        "Reliability: how well two retrainings on other orders of the batches agree on what leaving examples out does",
+        "Foretold by how well the unrolled derivatives over these orders agree; on the dotted line it is right",
+        f"Nine in ten are within {gap.quantile(0.9):.2f}",
+    )
+    rows = known[["run_id", "network", "n_train", "test_point", "train_choice", "foretold", "measured"]]
     caption = words.caption([head], [setting], details)
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fragile_lib.plots import held_out_curves
+from fragile_lib.plots import foretold, held_out_curves
 
 RNG = np.random.default_rng(0)
 GOOD = RNG.random(60) < 0.4
@@ -34,3 +34,14 @@ def test_the_curve_encloses_the_area_and_the_groups_have_what_came_true():
 def test_without_both_kinds_nothing_is_drawn():
     assert held_out_curves(CASES.assign(good=True), {"one": SCORES}, "runs").figure is None
     assert held_out_curves(CASES, {"short": np.full(60, np.nan)}, "runs").figure is None
+
+
+def test_reliabilities_foretold_are_told_with_their_error():
+    told = pd.DataFrame({
+        "run_id": "a", "network": ["small", "small", "large"], "n_train": 500, "test_point": [1, 2, 3],
+        "ground_truth": ["warm_minibatch", "warm_minibatch", "warm_descent"], "train_choice": "random",
+        "foretold": [0.5, 0.9, 1.0], "measured": [0.4, 0.7, 1.0],
+    })  # fmt: skip
+    made = foretold(told)
+    assert "within 0.15 in the median" in made.alt and len(made.rows) == 2  # full batches have no order
+    assert foretold(told.assign(foretold=np.nan)).figure is None

@@ -5,23 +5,32 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from fragile_lib.own.fitted import read_rules, write_rules
 from fragile_lib.own.rule import (
+    APART,
+    BEFORE,
     CHOSEN,
     PAIR_SIGNALS,
     RUN_SIGNALS,
+    alike,
     answer,
     area_interval,
     area_under,
     chosen_without,
     counted,
+    fitted,
     held_out,
     judge,
     judged_pairs,
     judged_runs,
     mistakes,
     retrainings,
+    retrainings_needed,
     rules,
     scores,
     shown,
@@ -84,16 +93,29 @@ def test_a_run_is_judged_by_its_first_truth_that_could_tell():
     assert one["predicted_reliability"] == pytest.approx(0.64) and set(RUN_SIGNALS) <= set(found)
 
 
+def test_the_unrolled_derivative_stands_beside_its_own_run():
+    rows = [row("warm_descent", 0.95), row("warm_descent", 0.95, run_id="b")]
+    rows += [row("unrolled_descent", 0.7) | {"spearman": 0.6}]
+    found = judged_runs(pd.DataFrame([known("a"), known("b")]), pd.DataFrame(rows)).set_index("run_id")
+    assert found["unrolled"]["a"] == 0.6 and np.isnan(found["unrolled"]["b"])
+
+
 def test_pairs_are_judged_where_the_truth_stands_clear():
     pairs = {"index": [3, 7, 8, 9], "estimate": [1.0, -1.0, 0.2, 4.0], "more": [0.5, 1, 1, 1], "less": [2.0, 1, 1, 1]}
     told = pd.DataFrame([known(pairs=pairs | {"trace": [10.0, 1, 1, 1]}), known("b", pairs=None)])
     point = {"run_id": "a", **KEYS, "index": [9, 8, 7, 3], "estimate": {}}
-    point |= {"truth": {"warm_descent": [9.0, 0.2, 1.5, 1.9]}, "error": {"warm_descent": [0.1, 0.11, 0.1, 0.1]}}
+    # as retrained, less the control: what the control does by itself (here 5) is no effect of a removal
+    less, error = np.array([9.0, 0.2, 1.5, 1.9]), [0.1, 0.11, 0.1, 0.1]
+    point |= {
+        "truth": {"warm_descent": less + 5, "warm_descent_minus_control": less, "unrolled_descent": [-9, 0, 1, 10]}
+    }
+    point |= {"error": {"warm_descent": error, "warm_descent_minus_control": error}}
     found = judged_pairs(told, [{"run_id": "old"}, point]).set_index("index")  # an older record tells less
     assert found["good"].to_dict() == {3: True, 7: False, 9: False}  # 8 is not clear of its error
     one = found.loc[3]
     assert one["size"] == pytest.approx(np.log10(1 / 4)) and one["pair_signal"] == pytest.approx(np.log10(1 / 0.3))
     assert one["pair_damping"] == pytest.approx(np.log10(0.25)) and one["trace"] == 1
+    assert found["pair_unrolled"].to_dict() == {3: 1.0, 7: APART, 9: APART}
     assert set(PAIR_SIGNALS) <= set(found)
     assert judged_pairs(told.drop(columns="pairs"), [point]).empty
 
@@ -162,17 +184,26 @@ def test_the_worst_mistakes_are_told():
     assert set(found["the rule"]) == {"believed, and bad", "doubted, and good"}
 
 
-def test_retrainings_are_predicted_from_other_networks():
-    noise, c = {"n0": 4.0, "n1": 1.0, "n2": 9.0}, 0.25
-    rows = [
-        {"network": n, "predicted_reliability": 1 / (1 + x), "reliability_single": 1 / (1 + c * x)}
-        for n, x in noise.items()
-    ]
-    found = retrainings(pd.DataFrame(rows)).set_index("network")
-    np.testing.assert_allclose(found["c"], c)
-    np.testing.assert_allclose(found["predicted reliability of one"], found["measured"])
-    assert found["retrainings for 0.8, predicted"].to_dict() == {"n0": 4, "n1": 1, "n2": 9}
-    assert retrainings(pd.DataFrame(rows[:1])).empty
+def of_truth(run_id, truth, reliability, **more):
+    facts = {"dataset": "mnist", "architecture": run_id, "depth": 5, "n_train": 500, "repeats": 8}
+    return row(truth, 0.9, run_id=run_id) | facts | {"reliability_single": reliability} | more
+
+
+def test_retrainings_are_foretold_by_two_derivatives_and_by_controls():
+    noise, c = {"a": 4.0, "b": 1.0, "d": 9.0}, 0.25
+    signals = [known(r, control_spread=np.sqrt(x), estimate_spread=1.0) for r, x in noise.items()]
+    rows = [of_truth(r, "warm_minibatch", 1 / (1 + c * x)) for r, x in noise.items()]
+    rows += [of_truth(r, "unrolled_minibatch", 0.2 * x) for r, x in noise.items() if r != "d"]
+    rows += [
+        of_truth("d", "unrolled_minibatch", None),
+        of_truth("d", "minimum", 0.9),
+    ]  # measured once: foretells nothing
+    told = retrainings(pd.DataFrame(signals), pd.DataFrame(rows))
+    assert told.set_index("run_id")["foretold"].to_dict() == {"a": 0.8, "b": 0.2}
+    found = retrainings_needed(told).set_index("network")
+    np.testing.assert_allclose(found["by controls"], found["measured"])
+    assert found["R, measured"].tolist() == found["R, by controls"].tolist() == [4, 1]
+    assert found["R, foretold"].tolist() == [1, 16]
 
 
 def test_what_can_be_held_out():
@@ -191,7 +222,48 @@ def test_the_area_is_that_of_the_curve():
     rng = np.random.default_rng(3)
     good, scores = rng.random(50) < 0.3, rng.integers(0, 9, 50)  # with ties
     assert area_under(good, scores) == pytest.approx(roc_auc_score(good, scores))
+    weights = rng.random(50)
+    of_weights = roc_auc_score(good, scores, sample_weight=weights)
+    assert area_under(good, scores, weights) == pytest.approx(of_weights)
     assert np.isnan(area_under(np.ones(4, bool), np.arange(4)))
+
+
+def test_networks_weigh_alike_however_many_their_cases():
+    table = cases()
+    often = pd.concat([table, *[table[table["network"] == "n0"]] * 9], ignore_index=True)
+    assert alike(often).sum() == pytest.approx(len(often))
+    assert np.bincount(often["network"].str[1].astype(int), alike(often)) == pytest.approx(len(often) / 6)
+    once, again = judge(table, ["residual"], "network"), judge(often, ["residual"], "network")
+    assert again.area == pytest.approx(once.area) and again.brier == pytest.approx(once.brier)
+    assert again.by_cases != pytest.approx(once.by_cases)
+
+
+def test_a_fitted_rule_is_the_regression_in_plain_numbers(tmp_path):
+    table = cases().assign(
+        estimate_spread=1.0, control_spread=1.0, damping_ratio=1.0, eig_share=0.0, gradient_share=1.0
+    )
+    table = table.assign(test_curvature=1.0, left_out_gradient=1.0)
+    names = ["damping_rank", "trace_share"]
+    table["trace_share"] = table["good"] + 0.5 * np.random.default_rng(1).standard_normal(len(table))
+    tables = {by: rules(table, names, by) for by in ("network", "dataset")}
+    one = fitted(table, tables, names)
+    assert one.signals == ["trace_share"] and one.networks == 6 and one.runs == 120
+    x = table[["trace_share"]].to_numpy()
+    wanted = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, table["good"]).predict_proba(x)[:, 1]
+    write_rules({"before": one}, tmp_path / "rules.json")
+    read = read_rules(tmp_path / "rules.json")["before"]
+    told = table.assign(residual=1.0, signal=1.0)
+    np.testing.assert_allclose(read.probability(told), wanted, atol=1e-4)
+    assert np.isnan(read.probability(told.assign(trace_share=np.nan))).all()
+    (row,) = tables["dataset"].query("rule == 'trace_share'").itertuples()
+    assert read.reached["dataset"][0] == pytest.approx(row.area, abs=1e-3) and "on a dataset held out" in str(read)
+
+
+def test_the_rules_that_trust_asks_are_those_of_the_study():
+    before, unrolled = read_rules()["before"], read_rules()["unrolled"]
+    assert set(before.signals) <= set(BEFORE) and list(unrolled.signals) == ["unrolled"]
+    assert unrolled.weights[0] > 0 and unrolled.networks >= 10
+    assert unrolled.reached["network"][0] > before.reached["network"][0]
 
 
 def test_without_both_kinds_there_is_no_rule():

@@ -11,6 +11,7 @@ from helpers import Regression
 from scipy.stats import spearmanr
 from test_modules import images, planned, small_module
 
+from fragile_lib.agreement import beside_reliability, retrainings_for
 from fragile_lib.choices import Chosen, Points, Removals, Truth, choose
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import estimate
@@ -20,6 +21,7 @@ from fragile_lib.minimise.stack import StackTrainer
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.objectives.base import Objective
 from fragile_lib.own import trust
+from fragile_lib.own.fitted import read_rules
 from fragile_lib.own.signals import FACTOR, FOLLOWED, STEP, metasmoothness, signals, traces
 from fragile_lib.own.trust import LIGHTS
 from fragile_lib.tools.errors import InputError
@@ -223,13 +225,30 @@ def test_lights_of_heavy_damping_and_of_training_cut_short():
     assert move.light == "amber" and move.value > 0.9 and "does not lead to the optimum" in move.why
 
 
+def test_the_derivative_of_going_on_tells_what_to_believe_and_how_often_to_retrain():
+    network, points, estimates = lit(0.3)
+    everyone = Removals.single(range(60), 60)
+    true = estimates["exact"].changes
+    noise = 0.5 * true.std() * np.random.default_rng(0).standard_normal((2, *true.shape))
+    derived = Truth(everyone, true, np.zeros(2), repeats=true + noise, averaged=True)
+    without, found = trust(*lit(0.3), count=10), trust(network, points, estimates, 10, derived)
+    of = found.set_index(["estimator", "signal"])["value"]
+    assert of["exact", "unrolled"] == 1 and of["identity", "unrolled"] < 1
+    assert of["exact", "believable"] > 0.8 and of["exact", "believable"] > of["identity", "believable"]
+    chosen = choose(true[:, :1], {"top_influence": 10}).all()
+    single = beside_reliability(true[:, 0], derived.repeats_on(chosen, 0))["reliability_single"]
+    assert of["exact", "retrainings"] == retrainings_for(0.8, single) > 1
+    assert {"unrolled", "retrainings"} & set(without["signal"]) == set()
+    assert without.set_index(["estimator", "signal"])["why"]["exact", "believable"] == str(read_rules()["before"])
+
+
 def test_values_are_those_of_the_signals():
     network, points, estimates = lit(0.3)
     chosen = choose(estimates["exact"].changes[:, :1], {"top_influence": 10})
     first = Points(points.index[:1], ["max_loss"])
     (row, _) = signals([network], [first], [chosen], [estimates], [{}], ["exact", "identity"])
     found = trust(network, points, estimates, count=10)
-    for one in found[found.estimator == "exact"].itertuples():
+    for one in found[(found.estimator == "exact") & (found.signal != "believable")].itertuples():
         assert one.value == row[one.signal]
 
 
