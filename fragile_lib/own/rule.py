@@ -282,7 +282,7 @@ def fitted(runs: pd.DataFrame, tables: dict[str, pd.DataFrame], allowed: Sequenc
         allowed: signals.
     """
     widest = next(tables[by] for by in ("dataset", "network") if by in tables)
-    named = widest[widest["signals"].gt(0) & [set(used) <= set(allowed) for used in widest["used"]]]
+    named = widest[[len(used) > 0 and set(used) <= set(allowed) for used in widest["used"]]]
     near = named[named["area"].ge(named["area"].max() - MARGIN)].sort_values(
         ["signals", "area"], ascending=[True, False]
     )

@@ -52,8 +52,9 @@ def known(run_id="a", **changed):
 
 
 def row(truth, corrected, reliability=0.9, run_id="a"):
-    told = {"run_id": run_id, "estimator": "exact", "ground_truth": truth, "spearman_corrected": corrected}
-    return KEYS | told | {"reliability": reliability, "reliability_single": 0.5}
+    told = {"run_id": run_id, "estimator": "exact", "ground_truth": truth, "spearman": None}
+    told |= {"spearman_corrected": corrected, "reliability": reliability, "reliability_single": 0.5}
+    return KEYS | told
 
 
 def cases(n_networks=6, each=20, seed=0):
@@ -234,8 +235,8 @@ def test_networks_weigh_alike_however_many_their_cases():
     assert alike(often).sum() == pytest.approx(len(often))
     assert np.bincount(often["network"].str[1].astype(int), alike(often)) == pytest.approx(len(often) / 6)
     once, again = judge(table, ["residual"], "network"), judge(often, ["residual"], "network")
-    assert again.area == pytest.approx(once.area) and again.brier == pytest.approx(once.brier)
-    assert again.by_cases != pytest.approx(once.by_cases)
+    assert again.area == pytest.approx(once.area, abs=1e-3)  # but for the regression's own penalty
+    assert abs(again.by_cases - once.by_cases) > 5e-3
 
 
 def test_a_fitted_rule_is_the_regression_in_plain_numbers(tmp_path):

@@ -209,7 +209,9 @@ def lights(damping: float, **certificate) -> dict:
 
 def test_lights_of_a_minimum_and_of_a_solver_that_solves_nothing():
     found = lights(1e-4)
-    of_exact = {signal: row.light for (name, signal), row in found.items() if name == "exact"}
+    of_exact = {
+        signal: row.light for (name, signal), row in found.items() if name == "exact" and signal != "believable"
+    }
     assert of_exact.pop("trace_share") in ("green", "amber") and of_exact.pop("agreement")
     assert set(of_exact.values()) == {"green"} and {"residual", "left_out_gradient", "damping_rank"} <= set(of_exact)
     assert found["exact", "residual"].why == found["exact", "residual"].remedy == ""
@@ -236,7 +238,7 @@ def test_the_derivative_of_going_on_tells_what_to_believe_and_how_often_to_retra
     assert of["exact", "unrolled"] == 1 and of["identity", "unrolled"] < 1
     assert of["exact", "believable"] > 0.8 and of["exact", "believable"] > of["identity", "believable"]
     chosen = choose(true[:, :1], {"top_influence": 10}).all()
-    single = beside_reliability(true[:, 0], derived.repeats_on(chosen, 0))["reliability_single"]
+    single = beside_reliability(derived.on(chosen)[:, 0], derived.repeats_on(chosen, 0))["reliability_single"]
     assert of["exact", "retrainings"] == retrainings_for(0.8, single) > 1
     assert {"unrolled", "retrainings"} & set(without["signal"]) == set()
     assert without.set_index(["estimator", "signal"])["why"]["exact", "believable"] == str(read_rules()["before"])
