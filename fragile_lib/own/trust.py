@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fragile_lib.agreement import beside_reliability, compare, retrainings_for
-from fragile_lib.choices import Estimate, Points, Truth, choose
+from fragile_lib.choices import Estimate, Points, Removals, Truth, choose
 from fragile_lib.network import Network
 from fragile_lib.own.fitted import read_rules
 from fragile_lib.own.signals import PAIRED, signals
@@ -67,6 +67,12 @@ LIGHTS = {
     "signal": Light(
         3, 1, "single effects drown in the noise of one retraining", "groups, or the mean of several retrainings"
     ),
+    "derivative_size": Light(
+        0.5,
+        1,
+        "the derivative of going on is no derivative of use: adaptive steps divide by gradients that are nearly zero",
+        "go on by plain descent, or from a network that is at no minimum",
+    ),
     "unrolled": Light(
         0.9, 0.5, "the derivative of going on has another order", "that derivative itself, if going on is what is asked"
     ),
@@ -83,11 +89,13 @@ def trust(
     Of the `count` examples of largest |score| by the first estimator, at the first test point. It costs each estimator
     twice more, at other dampings, and a solve for a few removals. Beside `signals`:
 
-    * `unrolled`: Spearman's correlation of the estimates with the derivative of going on.
+    * `derivative_size`: the median change of the test loss by the derivative of going on, over that loss. From 1 on
+      no such change can be linear, and the derivative is not used: where Adam goes on from a minimum it explodes.
+    * `unrolled`: Spearman's correlation of the estimates with that derivative.
     * `retrainings`: how many one needs for a mean of reliability `ENOUGH`, by how far two orders of the batches agree
       on that derivative.
     * `believable`: the probability that the correlation with retraining, without its noise, is at least 0.8, by a rule
-      fitted on this study (`fitted.read_rules`): on `unrolled` where it is there. Its held-out areas stand in `why`.
+      fitted on this study (`fitted.read_rules`), on `unrolled` where that is known. Its held-out areas stand in `why`.
 
     Args:
         network: what was examined.
@@ -102,13 +110,10 @@ def trust(
     first, scores = Points(points.index[:1], [PAIRED["test_choice"]]), next(iter(estimates.values())).changes
     chosen = choose(scores[:, :1], {PAIRED["train_choice"]: count})
     told = pd.DataFrame(signals([network], [first], [chosen], [dict(estimates)], [{}], list(estimates)))
-    rules, removals = read_rules(), chosen.all()
     if derived is not None:
-        true, repeats = derived.on(removals)[:, 0], derived.repeats_on(removals, 0)
-        by = {name: estimates[name].on(removals)[:, 0] for name in told["estimator"]}
-        told["unrolled"] = [compare(by[name], true).spearman for name in told["estimator"]]
-        told["retrainings"] = retrainings_for(ENOUGH, beside_reliability(true, repeats)["reliability_single"])
-    rule = rules["before" if derived is None else "unrolled"]
+        told = told.assign(**_going_on(network, first, estimates, chosen.all(), derived))
+    used = "unrolled" if "unrolled" in told else "before"
+    rule = read_rules()[used]
     told["believable"] = rule.probability(told)
     found = []
     for row in told.to_dict("records"):
@@ -120,6 +125,21 @@ def trust(
             found.append((row["estimator"], name, value, colour, *why))
     table = pd.DataFrame(found, columns=["estimator", "signal", "value", "light", "why", "remedy"])
     return table[table["light"] != "unknown"].reset_index(drop=True)
+
+
+def _going_on(
+    network: Network, first: Points, estimates: Mapping[str, Estimate], removals: Removals, derived: Truth
+) -> dict[str, object]:
+    """What the derivative of going on tells: its size, and where that is one of a derivative, the rest of `trust`."""
+    true, repeats = derived.on(removals)[:, 0], derived.repeats_on(removals, 0)
+    size = float(np.median(np.abs(true)) / network.test_losses()[first.index[0]])
+    if not size < LIGHTS["derivative_size"].red:
+        return {"derivative_size": size}
+    return {
+        "derivative_size": size,
+        "unrolled": [compare(one.on(removals)[:, 0], true).spearman for one in estimates.values()],
+        "retrainings": retrainings_for(ENOUGH, beside_reliability(true, repeats)["reliability_single"]),
+    }
 
 
 def beliefs(network: Network, estimate: Estimate, rows: pd.DataFrame) -> pd.DataFrame:

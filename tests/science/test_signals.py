@@ -242,6 +242,12 @@ def test_the_derivative_of_going_on_tells_what_to_believe_and_how_often_to_retra
     assert of["exact", "retrainings"] == retrainings_for(0.8, single) > 1
     assert {"unrolled", "retrainings"} & set(without["signal"]) == set()
     assert without.set_index(["estimator", "signal"])["why"]["exact", "believable"] == str(read_rules()["before"])
+    loss = float(network.test_losses()[points.index[0]])
+    huge = trust(network, points, estimates, 10, replace(derived, changes=1e3 * loss * np.sign(true)))
+    told = huge.set_index(["estimator", "signal"])
+    assert told["light"]["exact", "derivative_size"] == "red" and "unrolled" not in set(huge["signal"])
+    assert told["value"]["exact", "derivative_size"] == pytest.approx(1e3)
+    assert told["why"]["exact", "believable"] == str(read_rules()["before"])
 
 
 def test_values_are_those_of_the_signals():
