@@ -139,8 +139,7 @@ def report(root: Path, profile: str, published: bool) -> None:
     if published:
         say(*study.collect_published(root), study.build(root, root / "reports", root / "reports"))
         return
-    select(load_specs(root / "params"), profile)
-    home = profile_dir(root, profile)
+    home = _home(root, profile)
     say(study.build(root, home, home / "report"))
 
 
@@ -148,10 +147,16 @@ def pdf(root: Path, profile: str, published: bool) -> None:
     """Print the whole report into study.pdf beside its folder."""
     from fragile_lib.study.report.whole import print_report
 
-    out = root / "reports" if published else profile_dir(root, profile) / "report"
+    out = root / "reports" if published else _home(root, profile) / "report"
     remedy = "is not there; build it first (make study, make reports)"
     require((out / "index.html").exists(), "report", str(out), remedy)
     say(f"printed: {print_report(out, out.parent / 'study.pdf')}")
+
+
+def _home(root: Path, profile: str) -> Path:
+    """Return the folder of a profile; raise InputError where no notebook has it."""
+    select(load_specs(root / "params"), profile)
+    return profile_dir(root, profile)
 
 
 def publish(root: Path, profile: str, notebook: str | None) -> None:

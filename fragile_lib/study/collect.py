@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,5 +79,7 @@ def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> li
         return []
     place = (study_root() / "notebooks" / path).parent
     place = place / "records" if (place / "records").is_dir() else place
-    records, _ = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
+    records, told = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
+    for line in told:
+        warnings.warn(line, stacklevel=2)
     return [{"run_id": r["run_id"], **r["run"], **one} for r in records for one in r.get(part, [])]

@@ -107,11 +107,11 @@ def _node_hash(node: ast.stmt) -> str:
 
 
 def _tree(source: str) -> ast.Module | None:
-    """Return the syntax tree of a cell or module, IPython's magic lines left out; None where it is not Python."""
+    """Return the syntax tree of a cell or module, IPython's magic lines left out; None where Python cannot read it."""
     lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
     try:
         return ast.parse("\n".join(lines))
-    except SyntaxError:
+    except (SyntaxError, RecursionError):
         return None
 
 

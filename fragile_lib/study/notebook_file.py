@@ -31,9 +31,21 @@ def read_notebook(path: Path, root: Path) -> Notebook:
         raise bad_input("notebook", name, "is not there; write it or remove its parameters file") from None
     except (OSError, ValueError) as error:
         raise bad_input("notebook", name, f"{error}; restore it from git") from None
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise bad_input("notebook", name, "is no notebook of format 4; restore it from git")
+    cells = content.get("cells") if isinstance(content, dict) else None
+    right = isinstance(cells, list) and all(map(_is_cell, cells))
+    require(right, "notebook", name, "is no notebook of format 4; restore it from git")
     return content
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether something has the form of a cell."""
+    metadata = cell.get("metadata", {}) if isinstance(cell, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("tags", []), list):
+        return False
+    source, outputs = cell.get("source", ""), cell.get("outputs", [])
+    lines = [source] if isinstance(source, str) else source
+    right = isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    return right and isinstance(outputs, list) and all(isinstance(output, dict) for output in outputs)
 
 
 def as_json(notebook: Notebook) -> str:
@@ -65,7 +77,7 @@ def parameters_cell(notebook: Notebook, name: str) -> dict[str, Any]:
     require(len(tagged) == 1, "notebook", name, f"has {len(tagged)} cells tagged `parameters`; tag exactly one")
     try:
         return assigned(*tagged)
-    except SyntaxError as error:
+    except (SyntaxError, RecursionError) as error:
         raise bad_input("notebook", name, f"its parameters cell is not Python ({error}); correct it") from None
 
 

@@ -31,7 +31,8 @@ OTHER_FILES = ("claims.yaml", "report.yaml", "deviations.yaml", "methods.yaml")
 RESERVED_IDS = ("pages", "report", "records", "results.csv")
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 NAMED = "letters, digits, '.', '_' or '-', not starting with '.' or '-', not ending with '.', at most 100"
-MOST_RUNS = 10_000  # of one notebook in one profile
+NO_NUMBER = ", and no number or word that YAML reads as another"
+MOST_RUNS = 10_000  # of one notebook in all its profiles
 TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
 DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
 LIMITS = {
@@ -104,8 +105,6 @@ class Spec:
         for name, values in axes.items():
             require(isinstance(values, list) and values, name, values, "an axis is a list of at least one value")
             require(name not in fixed, name, values, "is both an axis and in `set`; remove one")
-        count = math.prod(map(len, axes.values()))
-        require(count <= MOST_RUNS, "grid", count, f"is too many runs, {MOST_RUNS} at most; divide it")
         for name in axes.keys() & self.declarations.keys():
             values = [self.declarations[name].check(value) for value in axes[name]]
             twice = [value for place, value in enumerate(values) if value in values[:place]]
@@ -144,14 +143,18 @@ def load_spec(path: Path) -> Spec:
         notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
         right = notebook == path.stem
         require(right, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
+        require(is_name(path.stem), "notebook", notebook, f"must be {NAMED}{NO_NUMBER}")
         sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
-        for key, value in {**sections, "page": page or {}}.items():
+        for key, value in {**sections, "page": {} if page is None else page}.items():
             require(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
         declarations = {name: declare(name, entry) for name, entry in sections["parameters"].items()}
         for name in STANDARD:
             require(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
         for profile, grids in sections["profiles"].items():
             _check_profile(profile, grids)
+        grids = [axes for profile in sections["profiles"].values() for axes in profile.get("grids", {}).values()]
+        count = sum(math.prod(len(axis) for axis in axes.values() if isinstance(axis, list)) for axes in grids)
+        require(count <= MOST_RUNS, "grids", count, f"are too many runs, {MOST_RUNS} at most; divide them")
         run_id = content.get("run_id", "")
         named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
         require(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
@@ -170,8 +173,7 @@ def load_spec(path: Path) -> Spec:
 
 def _check_profile(profile: str, content: Any) -> None:
     name = f"profiles.{profile}"
-    remedy = f"must be {NAMED}, and no number or word that YAML reads as another: it names a folder"
-    require(is_name(profile), "profile", profile, remedy)
+    require(is_name(profile), "profile", profile, f"must be {NAMED}{NO_NUMBER}: it names a folder")
     require(isinstance(content, dict) and content, name, content, "give `set:` and `grids:`")
     for key, value in content.items():
         require(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
@@ -182,12 +184,12 @@ def _check_profile(profile: str, content: Any) -> None:
         for key, remedy in (("needs", "give a path in the data root"), ("run_id", "give a text that names each run")):
             require(isinstance(axes.get(key, ""), str), f"{place}.{key}", axes.get(key), remedy)
         needs = Path(axes.get("needs", "here"))
-        inside = needs.parts and not needs.is_absolute() and ".." not in needs.parts
+        inside = needs.parts and not needs.is_absolute() and ".." not in needs.parts and str(needs).isprintable()
         require(inside, f"{place}.needs", str(needs), "give a path inside the data root, without ..")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a profile: a folder, and the same text after a command line was read as YAML."""
+    """Whether a text can name a profile or notebook: a folder, and the same text when it is read as YAML."""
     try:
         float(text)  # as Snakemake reads 1e3, inf and nan
     except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,14 @@ def _restore(job: Job, root: Path) -> list[str]:
 
 
 def jobs_for_snakemake(config: Mapping[str, str], main_process: bool) -> list[Job]:
-    """Return the jobs as the Snakefile needs them; only Snakemake's main process prepares files."""
-    asked = study_root(), config.get("profile", "quick"), config.get("notebook") or None
-    jobs, told = prepare(*asked) if main_process else (make_plan(*asked), [])
+    """Return the jobs as the Snakefile needs them; only Snakemake's main process prepares files.
+
+    Bad input ends the process in one line: Snakemake would show where in the code it was found.
+    """
+    try:
+        asked = study_root(), config.get("profile", "quick"), config.get("notebook") or None
+        jobs, told = prepare(*asked) if main_process else (make_plan(*asked), [])
+    except InputError as error:
+        sys.exit(f"error: {error}")
     say(*told)
     return jobs

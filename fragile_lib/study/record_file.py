@@ -22,15 +22,15 @@ KEY = ("seed", "test_point", "test_choice", "train_choice", "fit", "estimator", 
 STATISTICS = ("pearson", "spearman", "slope")
 TEXT, NUMBER, OBJECT, LIST = (str,), (int, float), (dict,), (list,)
 REQUIRED = {
-    **dict.fromkeys(("run_id", "profile", "notebook", "status"), TEXT),
-    **dict.fromkeys(("run", "parameters", "rows"), OBJECT),
+    **dict.fromkeys(("run_id", "profile", "notebook", "status", "fingerprint", "device", "started", "finished"), TEXT),
+    **dict.fromkeys(("run", "parameters", "rows", "versions", "git", "seconds_by_part"), OBJECT),
+    **dict.fromkeys(("certificates", "points", "seeds"), LIST),
+    **dict.fromkeys(("threads", "seconds", "peak_memory_mb"), NUMBER),
 }
 KINDS = {
     **REQUIRED,
-    **dict.fromkeys(("fingerprint", "digest", "device", "machine", "started", "finished"), TEXT),
-    **dict.fromkeys(("versions", "git", "seconds_by_part"), OBJECT),
-    **dict.fromkeys(("certificates", "points", "seeds"), LIST),
-    **dict.fromkeys(("threads", "seconds", "seconds_total", "orchestration_seconds", "peak_memory_mb"), NUMBER),
+    **dict.fromkeys(("machine", "digest"), TEXT),
+    **dict.fromkeys(("seconds_total", "orchestration_seconds"), NUMBER),
 }
 
 
@@ -50,9 +50,9 @@ def read_record(path: Path, run_id: str = "") -> dict[str, Any]:
         _check_form(content, run_id or path.parent.name)
         content["rows"] = _unpacked(content["rows"])
         _check_rows(**content["rows"])
-        digest = _digest(content)  # of the older ones too, as it refuses numbers that are infinite
-        whole = content["schema"] == WITHOUT_DIGEST or content.get("digest") == digest
-        _need(whole, "was changed after it was written")
+        right = _digest(content)  # of the older ones too, as it refuses numbers that are infinite
+        right = None if content["schema"] == WITHOUT_DIGEST else right
+        _need(content.get("digest") == right, "was changed after it was written")
     except FileNotFoundError:
         raise bad_input("record", str(path), "is not there; run the study") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ from fragile_lib.study.collect import collect
 from fragile_lib.study.files import profile_dir, shown
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs
-from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prepare, validated
+from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prepare, standing, validated
 from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
 from fragile_lib.tools.errors import require
@@ -187,12 +187,14 @@ def build(root: Path, source: Path, out: Path) -> str:
 
 def collect_profile(root: Path, profile: str) -> list[str]:
     """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
-    jobs = make_plan(root, profile)
-    finished = [job for job in jobs if job.state == "finished"]
-    others = [job.run.run_id for job in jobs if job not in finished and job.record.exists()]
-    told = [f"left out of the table: {name}, its result is of other parameters or code" for name in others]
+    jobs, told = make_plan(root, profile), []
+    for job in jobs:
+        state, fault = standing(job.record, job.fingerprint)
+        if state not in ("finished", "missing"):
+            fault = fault or "its result is of other parameters or code"
+            told.append(f"left out of the table: {job.run.run_id}: {fault}")
     target = profile_dir(root, profile) / "results.csv"
-    count, unread = collect((job.record for job in finished), target)
+    count, unread = collect((job.record for job in jobs if job.state == "finished"), target)
     return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
 
 

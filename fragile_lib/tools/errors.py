@@ -10,7 +10,10 @@ from itertools import islice
 
 
 class InputError(ValueError):
-    """A value that the user gave cannot be used; the message names it and says what to do."""
+    """A value that the user gave cannot be used; the message names it and says what to do, at no great length."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 900 else f"{message[:600]}...{message[-297:]}")
 
 
 class _Short(reprlib.Repr):
@@ -32,7 +35,6 @@ shown = _Short().repr
 
 def bad_input(name: str, value: object, remedy: str) -> InputError:
     """Return an `InputError` that reads "name = value: remedy"; of a long value only its ends."""
-    name = name if len(name) <= 200 else f"{name[:200]}..."
     return InputError(f"{name} = {shown(value)}: {remedy}")
 
 

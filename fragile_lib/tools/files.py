@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -82,6 +83,13 @@ def json_digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """Return what a text file holds; OSError for a fifo or device too, whose end would be waited for."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "Is a fifo, a socket or a device", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def load_json(path: Path) -> Any:
     """Return what a JSON file holds; OSError where it cannot be opened, ValueError in one line where it is none."""
 
@@ -89,7 +97,7 @@ def load_json(path: Path) -> Any:
         raise ValueError(f"{name} stands in it, which is no JSON")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        return json.loads(read_text(path), parse_constant=refuse)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except ValueError as error:
@@ -178,8 +186,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
     seen: dict[str, int] = {}
     for key_node in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
         key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise bad_input("key", key, f"must be text; put it in quotes ({loader.source}, line {line})")
+        right = isinstance(key, str) and key.isprintable()
+        require(right, "key", key, f"must be text of one line; put it in quotes ({loader.source}, line {line})")
         if key in seen:
             lines = f"in lines {seen[key]} and {line} of {loader.source}"
             raise bad_input("key", key, f"is given twice, {lines}; rename or remove one")
@@ -200,7 +208,7 @@ def load_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
     """
     source = source or path.name
     try:
-        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        loader = _StrictLoader(read_text(path))
         loader.source = source
         content = loader.get_single_data()
     except InputError:
@@ -211,7 +219,7 @@ def load_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
         raise bad_input("file", source, f"cannot be read ({error}); write it as UTF-8 text") from None
     except RecursionError:
         raise bad_input("file", source, "is nested too deeply; write it with fewer brackets") from None
-    except (yaml.YAMLError, ValueError, AttributeError) as error:  # PyYAML lets the two others through, of dates say
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError) as error:  # PyYAML lets others through, of !!bool
         problem = " ".join(str(error).split())[:500]
         raise bad_input("file", source, f"is not well-formed YAML; correct it: {problem}") from None
     if content is None:

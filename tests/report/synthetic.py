@@ -84,7 +84,7 @@ def record(run_id: str, activation: str, depth: int, width: int, decay: float) -
         "certificates": [{"seed": s, "fit": "descent", "status": "constant" if (depth, s) == (8, 4) else "ok"}
                          for s in SEEDS],
         "points": [point()] if run_id == WITH_NOTEBOOK else [], "seeds": list(SEEDS),
-        "versions": {"python": "3.11.7", "torch": "2.0"},
+        "versions": {"python": "3.11.7", "torch": "2.0"}, "fingerprint": "", "seconds_by_part": {},
         "git": {"commit": "0123abc", "dirty": depth == 2}, "device": "cpu", "threads": 1, "seconds": 12.5 * depth,
         "peak_memory_mb": 512.0, "started": "2025-01-01T10:00:00Z", "finished": "2025-01-02T10:00:00Z",
     }  # fmt: skip

@@ -122,9 +122,26 @@ CASES = {
     ),
     "four million runs": (
         *grid(f"{{a: {{weight_decay: {MANY}, fraction: {MANY}}}}}"),
-        "grid = 4000000",
+        "grids = 4000002",
         "10000 at most",
     ),
+    "a million runs in many grids": (
+        *grid(f"{{{', '.join(f'g{i}: {{depth: {list(range(1, 65))}, fraction: {MANY[:150]}}}' for i in range(105))}}}"),
+        "grids = 1008002",
+        "10000 at most",
+    ),
+    "key of two lines": (BASE, BASE.replace("{weight", '{"a\\nb": 1, weight'), "key = 'a\\nb'", "text of one line"),
+    "key with a colour": (BASE, BASE.replace("{weight", '{"a\\e[31mb": 1, weight'), "key = 'a\\x1b[31mb'", "one line"),
+    "help without end": (
+        DEPTH,
+        DEPTH.replace("64", "1").replace("hidden", "h" * 10**6),
+        "depth = 2",
+        "quick, grid dep",
+    ),
+    "a bool that is none": (*base("certify", "!!bool abc"), "file = 'params/toy.yaml'", "correct it"),
+    "an int that is none": (*base("seeds", "[!!int '']"), "file = 'params/toy.yaml'", "correct it"),
+    "page false": ("page: {depth: 1}", "page: false", "page = False", "{} for none"),
+    "needs two lines": (*grid('{a: {needs: "a\\nb", depth: [1]}}'), "grids.a.needs = 'a\\nb'", "inside the data root"),
     "run id as wide as memory": ("d{depth}", "d{depth:01000000000d}", "run_id = 'toy-d{depth:0100", "two digits"),
     "run id as wide as a parameter": ("d{depth}", "d{depth:{depth}}", "run_id = 'toy-d{depth:{dep", "two digits"),
     "run id of 300 characters": ("toy-d{", "t" * 300 + "{", "run_id = 'ttt", "at most 100"),
@@ -180,11 +197,20 @@ def test_parameters_file(toy, capsys, case):
 
 
 NO_MAPPING = ("", "\n# nothing\n", "- 1\n", "just text\n", "1: {a: 1}\n", "\xff")
-NO_NOTEBOOK = (None, "{", "[]", '{"cells": 1}', '{"cells": []}')
+NO_NOTEBOOK = (
+    *(None, "{", "[]", '{"cells": 1}', '{"cells": []}', '{"cells": [1]}', '{"cells": [{"metadata": []}]}'),
+    *('{"cells": [{"metadata": {"tags": 3}}]}', '{"cells": [{"source": 3}]}', '{"cells": [{"source": [3]}]}'),
+)
 
 
 def write(path: Path, text: str | None) -> None:
     path.unlink() if text is None else path.write_text(text, encoding="latin-1")
+
+
+def fifo(path: Path) -> None:
+    """Put in the place of a file what would be waited for."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def of_parameters(toy, old: str, new: str) -> None:
@@ -195,10 +221,10 @@ def of_parameters(toy, old: str, new: str) -> None:
     toy.notebook.write_text(json.dumps(content))
 
 
-def twin(toy, run_id: str) -> None:
+def twin(toy, run_id: str, name: str = "twin") -> None:
     """Write parameters of a second notebook with the toy's grids."""
-    text = toy.params.read_text().replace("notebook: toy", "notebook: twin").replace("toy-d", run_id)
-    (toy.params.parent / "twin.yaml").write_text(text)
+    text = toy.params.read_text().replace("notebook: toy", f'notebook: "{name}"').replace("toy-d", run_id)
+    (toy.params.parent / f"{name}.yaml").write_text(text)
 
 
 # What is done to the files of the toy, and what the message must name.
@@ -207,6 +233,10 @@ FILES = {
        for text in NO_MAPPING},
     **{f"notebook {text!r}": (lambda toy, text=text: write(toy.notebook, text), "notebook = 'notebooks/toy.ipynb'")
        for text in NO_NOTEBOOK},
+    "parameters in a fifo": (lambda toy: fifo(toy.params), "file = 'params/toy.yaml'"),
+    "notebook in a fifo": (lambda toy: fifo(toy.notebook), "notebook = 'notebooks/toy.ipynb'"),
+    "notebook nested": (lambda toy: of_parameters(toy, "= 1\n", f"= {'-' * 5000}1\n"), "'notebooks/toy.ipynb'"),
+    "notebook named as a number": (lambda toy: twin(toy, "twin-d", "1e3"), "notebook = '1e3'"),
     "another file": (lambda toy: write(toy.params.parent / "other.yaml", ""), "params/other.yaml"),
     "undeclared": (lambda toy: of_parameters(toy, "mode =", "width = 5\nmode ="), "width = 5"),
     "declared alone": (lambda toy: of_parameters(toy, "certify = True", ""), "certify = '(missing)'"),

@@ -1,6 +1,7 @@
 """The record and the table: what is written, what is read back, what is refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -109,7 +110,8 @@ DAMAGES = {
     "another schema": ({"schema": 3}, "is no record"),
     "nested": (NESTED, "nested too deeply"),
     "nested inside": ('{"schema": 1, "run": ' + NESTED + "}", "nested too deeply"),
-    "a folder": (None, "cannot be read .Is a directory.|is a folder"),
+    "a fifo": (os.mkfifo, "cannot be read .Is a fifo"),
+    "a folder": (Path.mkdir, "cannot be read .Is a directory.|is a folder"),
     "bare NaN": ({"seconds": float("nan")}, "NaN stands in it"),
     "infinity": ('{"schema": 1, "seconds": -Infinity}', "-Infinity stands in it"),
     "a number of 5,000 digits": ('{"schema": 1, "seconds": ' + "9" * 5000 + "}", "cannot be read"),
@@ -146,9 +148,9 @@ DAMAGES = {
 def damage(path, case, example_record):
     """Damage the record of toy-d1 at `path` as a case says; return what is to be said of it."""
     content, said = DAMAGES[case]
-    if content is None:
+    if callable(content):
         remove(path)
-        path.mkdir()
+        content(path)
     elif isinstance(content, dict):
         path.write_text(json.dumps(example_record(**content)))
     elif case == "a number too large":
@@ -169,7 +171,8 @@ def test_a_damaged_record_is_named_on_one_line_and_repeated_and_stops_nothing(to
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
     assert main(["list"]) == 0 and "unreadable toy-d1\nfinished   toy-d2" in capsys.readouterr().out
     assert main(["collect"]) == 0
-    assert capsys.readouterr().out.count("\n") == 2
+    told = capsys.readouterr().out
+    assert told.count("\n") == 2 and re.search(f"left out of the table: toy-d1: .*({said})", told)
     assert (toy.root / "runs/quick/results.csv").read_text().count("toy-d2") == 2
     for _ in range(2):  # an older file that was set aside is in the way of none
         damage(path, case, example_record)
@@ -204,8 +207,9 @@ def test_a_record_that_was_changed_after_it_was_written_is_refused_however_it_is
             path.write_text(text.replace(old, new))
             with pytest.raises(InputError, match="was changed after it was written|stand there twice"):
                 read_record(path)
-    for without in ("digest", "seconds"):
-        path.write_text(json.dumps({key: value for key, value in content.items() if key != without}))
+    for changes in ({"digest": ...}, {"machine": ...}, {"schema": 1}):
+        changed = {key: value for key, value in (content | changes).items() if value is not ...}
+        path.write_text(json.dumps(changed))
         with pytest.raises(InputError, match="was changed after it was written"):
             read_record(path)
 

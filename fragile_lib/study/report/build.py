@@ -27,6 +27,7 @@ from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
 from fragile_lib.study.report.whole import references
+from fragile_lib.tools.processes import say
 
 GENERATOR = "fragile_lib report"
 LEAD = "lead.png"
@@ -54,6 +55,7 @@ def build_report(source: Path, out: Path, params_dir: Path) -> Path:
         _publish(built, out)
     finally:
         shutil.rmtree(built, ignore_errors=True)
+    say(*study.problems)
     return out / "index.html"
 
 
@@ -96,7 +98,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         (built / FOLDER / LEAD).write_bytes(of_index["figures"][0][1].content)
     links = {}  # where the run matrix leads: the page of a run, else its record on disk
     for run_id in runs:
-        record = (study.source / run_id / "result.json").resolve()
+        record = study.source.resolve() / run_id / "result.json"
         if run_id in of_runs:
             links[run_id] = f"run/{quote(run_id)}.html"
         elif runs[run_id].record:
