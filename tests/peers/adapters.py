@@ -40,10 +40,9 @@ CONVENTIONS = {
 # -- this library --------------------------------------------------------------------------------------------------
 
 
-def ours(name: str, problem: Problem, **options: object) -> Tensor:
-    """By an estimator's name."""
-    network = problem.network()
-    m = len(problem.y_test)
+def ours(name: str, problem: Problem, passes: str = "network", **options: object) -> Tensor:
+    """By an estimator's name: as for any module (`network`), or by the passes of the study's own (`compiled`)."""
+    network, m = getattr(problem, passes)(), len(problem.y_test)
     found = ESTIMATORS[name](network, Points(np.arange(m), ["all"] * m), **options)
     return torch.from_numpy(found.changes)
 

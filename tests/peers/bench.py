@@ -2,22 +2,26 @@
 
 CASE=logistic, mlp, cnn, resnet or traps measures one alone and leaves what else stands in reports/peers.json. The
 libraries take turns, and the median of each counts, in processor time, since other work may be on the machine; memory
-is the rise of a process of its own. The errors are against
-the dense matrix in float64 of the method (the Hessian, the Gauss-Newton matrix, or none), the ranks against certified
-minima without single examples. What would take too long, or cannot be done, stands in `SKIPPED` with the reason.
+is the rise of a process of its own. In `ALONE`, where a call is long, each is timed in that process, and after a call
+on a few examples. The errors are against the dense matrix in float64 of the method (the Hessian, the Gauss-Newton
+matrix, or none), the ranks against certified minima without single examples; both are kept on disk. What would take too
+long, or cannot be done, stands in `SKIPPED` with the reason; in `PARTS` it is done for some test examples alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,14 +40,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from traps import TRAPS, off
 
-from fragile_lib.models.small_cnn import SmallCNN
-from fragile_lib.network.dense import cnn_objective
 from fragile_lib.tools.files import write_whole
 from fragile_lib.tools.measure import Peak
 
 OUT = Path(__file__).parents[2] / "reports" / "peers.json"
 LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "traker", "torch", "numpy", "scipy")
 REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
+ALONE = "cnn", "resnet"
+LONG_AS = 60  # seconds after which such a call is not made again
 LEFT_OUT = {"logistic": 1, "mlp": 10, "cnn": 55}  # every so many-th example is left out for real
 TITLES = {
     "logistic": "Logistic regression, breast cancer",
@@ -53,15 +57,16 @@ TITLES = {
 }
 LONG = "a Hessian by a backward pass for each parameter, longer than this whole comparison may take"
 NO_MATRIX = "701,466 parameters: a matrix of that size needs 2 TB"
+MEMORY = "its Hessian is one vectorised pass over all images and parameters: 100 GB and more"
+COLUMNS = "a product with all images for each of 2,616 columns: longer than this whole comparison may take"
 HOURS = "hundreds of products with all images for every test image: hours"
 NORMS = "does not treat the scales and shifts of batch normalisation"
 # (case, method, library; None: all) -> why not.
 SKIPPED: dict[tuple[str, str, str | None], str] = {
     ("cnn", "exact", "captum"): LONG,
     ("cnn", "exact", "torch-influence"): LONG,
-    ("cnn", "exact", "dattri"): "its Hessian is one vectorised pass over all images and parameters: 100 GB and more",
-    ("cnn", "cg", None): HOURS,
-    ("cnn", "cg_ggn", None): HOURS,
+    ("cnn", "exact", "dattri"): MEMORY,
+    ("cnn", "exact", "fragile_lib"): COLUMNS,
     ("resnet", "exact", None): NO_MATRIX,
     ("resnet", "cg", None): HOURS,
     ("resnet", "cg_ggn", None): HOURS,
@@ -71,6 +76,17 @@ SKIPPED: dict[tuple[str, str, str | None], str] = {
     ("resnet", "ekfac", "fragile_lib"): "nothing to compare with: no other library treats all of its parameters",
     ("cnn", "ekfac", "dattri"): "treats linear layers alone",
 }
+COMPILED = "fragile_lib, compiled"  # by the passes of the study's own small CNN
+# (case, method): of so many test examples, which are solved for one by one: the whole takes as much for each.
+PARTS = {("cnn", "cg"): 1, ("cnn", "cg_ggn"): 1}
+
+
+def ways_of(case: str, method: str) -> dict[str, Callable[[Problem], Tensor]]:
+    """{library: scores} by one method."""
+    found = dict(METHODS[method])
+    if case == "cnn" and method != "trak":
+        found[COMPILED] = partial(found["fragile_lib"], passes="compiled")
+    return found
 
 
 def reason(case: str, method: str, library: str) -> str | None:
@@ -90,15 +106,26 @@ def references(case: str, problem: Problem) -> dict[str, Tensor]:
     """{method: dense scores in float64}, of the methods that have some."""
     if case == "resnet":
         return {}
-    if case == "cnn":  # by the compiled passes, which its tests hold against autograd
-        data = problem.network().train.data
-        objective, theta = cnn_objective(SmallCNN(), data, 0.0, "cpu"), problem.theta[None]
-        found = [objective.matrices(theta, objective.uniform(1), gauss_newton=ggn)[0] for ggn in (False, True)]
+    if case == "cnn":
+        hessian, gauss_newton = (problem.scores(problem.dense(ggn)) for ggn in (False, True))
     else:
-        found = [problem.hessian(), problem.gauss_newton()]
-    hessian, gauss_newton = (problem.scores(matrix) for matrix in found)
+        hessian, gauss_newton = problem.scores(problem.hessian()), problem.scores(problem.gauss_newton())
     curved = {"exact": hessian, "cg": hessian, "cg_ggn": gauss_newton, "ekfac": gauss_newton}
     return curved | {"identity": problem.scores(None)}
+
+
+def compared_with(case: str, problem: Problem) -> tuple[dict[str, Tensor], np.ndarray, np.ndarray]:
+    """`references` and `truth`, from a file where this very problem has been answered before."""
+    parts = problem.theta, problem.x, problem.y, problem.x_test, problem.y_test
+    told = repr((case, problem.decay, problem.damping, LEFT_OUT.get(case))).encode()
+    digest = hashlib.sha256(told + b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+    path = Path(tempfile.gettempdir()) / f"peers-{case}-{digest[:16]}.pt"
+    if not path.exists():
+        dense = references(case, problem)
+        left, changes = truth(case, problem)
+        torch.save((dense, torch.from_numpy(left), torch.from_numpy(changes)), path)
+    dense, left, changes = torch.load(path, weights_only=True)
+    return dense, left.numpy(), changes.numpy()
 
 
 def truth(case: str, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -117,52 +144,77 @@ def ranks(scores: np.ndarray, changes: np.ndarray) -> float | None:
     return float(np.median([spearmanr(*pair).statistic for pair in pairs])) if len(changes) else None
 
 
-def rise(method: str, library: str, kept: str) -> float:
-    """Megabytes by which this process rises; the work on a few examples before that counts for nothing."""
+def alone(case: str, method: str, library: str, kept: str) -> tuple[Tensor, float, float]:
+    """(scores, seconds, megabytes by which this process rises); the work on a few examples before counts for nothing.
+
+    Seconds are of a second call where that is not too long.
+    """
     torch.set_num_threads(1)
-    problem = torch.load(kept, weights_only=False)
-    quietly(METHODS[method][library], problem.first(min(problem.n, 40), 2))
+    problem, run = torch.load(kept, weights_only=False), ways_of(case, method)[library]
+    quietly(run, problem.first(min(problem.n, 40), min(len(problem.y_test), 2)))
     with Peak() as peak:
-        quietly(METHODS[method][library], problem)
-    return peak.mb
+        scores, spent = quietly(run, problem)
+    return scores, spent if spent > LONG_AS else quietly(run, problem)[1], peak.mb
 
 
-def memory(method: str, library: str, kept: Path) -> float:
-    """`rise` in a process that has done nothing but import."""
+def in_a_process(case: str, method: str, library: str, problem: Problem) -> tuple[Tensor, float, float]:
+    """`alone` in a process that has done nothing but import."""
     clean = get_context("forkserver")
     clean.set_forkserver_preload(["bench"])
-    with ProcessPoolExecutor(1, clean) as fresh:
-        return fresh.submit(rise, method, library, str(kept)).result()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, clean) as fresh:
+        kept = Path(folder) / "problem.pt"
+        torch.save(problem, kept)
+        return fresh.submit(alone, case, method, library, str(kept)).result()
+
+
+def in_turns(case: str, problem: Problem, runs: dict[str, Callable]) -> dict[str, tuple[Tensor, float]]:
+    """{library: (scores, the median of its seconds)}, called one after the other, several times."""
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    scores = {}
+    for turn in range(REPEATS[case] + 1):
+        for name, run in runs.items():
+            scores[name], spent = quietly(run, problem)
+            took[name] += [spent] if turn else []  # a first call compiles and imports
+    return {name: (scores[name], float(np.median(took[name]))) for name in runs}
 
 
 def measured(case: str) -> dict:
     """All rows of one case."""
     problem, rows = CASES[case](), []
-    dense, (left, changes) = references(case, problem), truth(case, problem)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / "problem.pt"
-        torch.save(problem, kept)
-        for method, ways in METHODS.items():
-            able = {name: run for name, run in ways.items() if reason(case, method, name) is None}
-            took: dict[str, list[float]] = {name: [] for name in able}
-            scores = {}
-            for turn in range(REPEATS[case] + (REPEATS[case] > 1)):
-                for name, run in able.items():
-                    scores[name], spent = quietly(run, problem)
-                    took[name] += [spent] if turn or REPEATS[case] == 1 else []  # a first call compiles and imports
-            for name in ways:
-                row = {"method": method, "library": name, "skipped": reason(case, method, name)}
-                if name in able:
-                    row |= {
-                        "seconds": float(np.median(took[name])),
-                        "memory_mb": memory(method, name, kept),
-                        "error": off(scores[name], dense[method]) if method in dense else None,
-                        "spearman": ranks(scores[name].numpy()[left], changes),
-                        "from_ours": off(scores[name], scores["fragile_lib"]) if "fragile_lib" in able else None,
-                    }
-                rows.append(row)
-                print(case, *row.values(), flush=True)
-    sizes = {"n": problem.n, "m": len(problem.y_test), "parameters": len(problem.theta), "left_out": len(left)}
+    m = len(problem.y_test)
+    dense, left, changes = compared_with(case, problem)
+    for method in METHODS:
+        ways = ways_of(case, method)
+        count = PARTS.get((case, method), m)
+        part = problem.first(problem.n, count)
+        able = {name: run for name, run in ways.items() if reason(case, method, name) is None}
+        timed = {} if case in ALONE else in_turns(case, part, able)
+        ours = None
+        for name in ways:
+            row = {"method": method, "library": name, "skipped": reason(case, method, name)}
+            if name in able:
+                whole = name == COMPILED  # which takes all of them together
+                scores, seconds, mb = in_a_process(case, method, name, problem if whole else part)
+                scores, seconds = timed.get(name, (scores, seconds))
+                ours = scores if name == "fragile_lib" else ours
+                some = slice(None, scores.shape[1])
+                row |= {
+                    "seconds": seconds if whole else seconds * m / count,
+                    "memory_mb": mb,
+                    "error": off(scores, dense[method][:, some]) if method in dense else None,
+                    "spearman": ranks(scores.numpy()[left], changes[:, some]),
+                    "from_ours": off(scores[:, :count], ours) if ours is not None else None,
+                }
+                row |= {"test_examples": count} if count < m and not whole else {}
+            rows.append(row)
+            print(case, *row.values(), flush=True)
+            if case in ALONE:  # what there is is written as it comes
+                write({case: _case(case, problem, len(left), rows)}, [])
+    return _case(case, problem, len(left), rows)
+
+
+def _case(case: str, problem: Problem, left_out: int, rows: list[dict]) -> dict:
+    sizes = {"n": problem.n, "m": len(problem.y_test), "parameters": len(problem.theta), "left_out": left_out}
     return {"case": case, "title": TITLES[case], **sizes, "repeats": REPEATS[case], "rows": rows}
 
 

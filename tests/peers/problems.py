@@ -16,9 +16,11 @@ from torch.utils.data import TensorDataset
 
 from fragile_lib.choices import Points, Removals
 from fragile_lib.data import sets
+from fragile_lib.data.sets import Data
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.network import Network
+from fragile_lib.network.dense import cnn_objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY
 from fragile_lib.own import network_of
 from fragile_lib.truths.minima import Minima
@@ -83,6 +85,10 @@ class Problem:
         data = (self.x, self.y), (self.x_test, self.y_test)
         return network_of(self.module, CROSS_ENTROPY, *data, decayed="all", **given)
 
+    def settled(self) -> Network:
+        """At the certified minimum from which examples are left out."""
+        return replace(self.network(), fit="certified")
+
     # -- dense answers, by autograd alone ----------------------------------------------------------------------------
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -125,12 +131,35 @@ class Problem:
 
     def left_out(self, rows: np.ndarray) -> np.ndarray:
         """Certified leave-one-out: loss changes (k, m) at the minimum without each row, nan where none was reached."""
-        network = replace(self.network(), fit="certified")
+        network = self.settled()
         removals, nothing = Removals.single(rows, self.n), Removals((), self.n)
         respond, m = Minima(network, "minimum"), len(self.y_test)
         thetas, kept = respond(removals, network.theta, 40, nothing)
         changes = respond.changes(Points(np.arange(m), ["all"] * m), thetas)
         return np.where(kept[:, None], changes - changes[0], np.nan)[1:]
+
+
+class Compiled(Problem):
+    """The study's small CNN, for which this library has compiled passes beside what it does with any module."""
+
+    def compiled(self) -> Network:
+        """For the same calls; its L2 term would be on weights alone, so that the whole shift is damping."""
+        return self._by_kernels(0.0, self.shift)
+
+    def settled(self) -> Network:
+        """The minimum that the study certified, its L2 term on weights alone."""
+        found = self._by_kernels(self.decay, self.damping)
+        return replace(found, fit="certified", certificate={"tolerance": 1e-6})
+
+    def dense(self, gauss_newton: bool) -> Tensor:
+        """The Hessian or the Gauss-Newton matrix (P, P) by those passes, which autograd would need hours for."""
+        train = self.compiled().train
+        return train.matrices(self.theta[None], train.uniform(1), gauss_newton=gauss_newton)[0]
+
+    def _by_kernels(self, decay: float, damping: float) -> Network:
+        train, test = (Data(x[None], y[None]) for x, y in ((self.x, self.y), (self.x_test, self.y_test)))
+        objective = cnn_objective(SmallCNN(), train, decay, "cpu")
+        return Network(self.theta, objective, objective.on(test), damping)
 
 
 def trained(module: nn.Module, x: Tensor, y: Tensor, decay: float) -> nn.Module:
@@ -182,7 +211,7 @@ def cnn() -> Problem:
     theta = torch.tensor(np.load(next(NETWORKS.glob("wd0.001-s0-*.npz")))["theta"])
     module = SmallCNN().module(theta.flatten()).double().eval()
     halves = train.x[0].double(), train.y[0], test.x[0, :100].double(), test.y[0, :100]
-    return Problem(module, *halves, 1e-3, 1e-2)
+    return Compiled(module, *halves, 1e-3, 1e-2)
 
 
 def resnet() -> Problem:
