@@ -1,6 +1,12 @@
-"""What all tests share: one thread for each process, no display, no settings of a study around them, the order."""
+"""What all tests share: one thread for each process, no display, no settings of a study around them, the order.
+
+Notebooks that are validated beside the tests have a few parameters of their own (`SMALLER`); `make test-notebooks` runs
+them as they open.
+"""
 
 import os
+import tempfile
+from pathlib import Path
 
 import matplotlib
 from llvmlite import binding
@@ -14,11 +20,43 @@ matplotlib.use("Agg")  # of this process alone: a notebook's kernel keeps its ow
 for name in [name for name in os.environ if name.startswith("FRAGILE_")]:
     del os.environ[name]
 
+RECORDS = Path(__file__).parents[1] / "reports" / "records"
 # Files whose tests share what takes long and so are one piece of work, by falling seconds; notebooks come after them.
 LONGEST = ("report/test_quick_study.py", "test_readme.py")
+# Three networks of three data sets: for each pair of networks a page's rules are fitted anew.
+FEW = ("iris-relu-d3-w5-wd0.005", "small_mnist-wd0.001-s0", "mnist-vgg13-wd0.001-adam-s0")
+SMALLER = {
+    "believe": {"grid_results": FEW},
+    "mnist_cifar10": {"epochs": 4, "test_count": 1, "train_count": 4},
+    "puzzles": {"train_count": 3, "curve_epochs": 2},
+    "small_mnist": {"test_count": 1, "train_count": 4},
+}
 
 
-def pytest_collection_modifyitems(items: list) -> None:
+def few_results(names: tuple[str, ...], place: Path) -> str:
+    """Make a study of some committed records in a folder; return its table."""
+    from fragile_lib.study.collect import collect
+
+    (place / "records").mkdir()
+    for name in names:
+        (place / "records" / name).symlink_to(RECORDS / name, target_is_directory=True)
+    count, told = collect(((RECORDS / name / "result.json") for name in names), place / "results.csv")
+    assert count == len(names), told
+    return str(place / "results.csv")
+
+
+def make_smaller(cell, parameters: dict, config) -> None:
+    """Add assignments to the parameters cell of a notebook."""
+    for name, value in parameters.items():
+        assert f"\n{name} = " in f"\n{cell.source}", f"{name} is no parameter"
+        if value is FEW:
+            folder = tempfile.TemporaryDirectory()
+            config.add_cleanup(folder.cleanup)
+            value = few_results(FEW, Path(folder.name))
+        cell.source += f"\n{name} = {value!r}"
+
+
+def pytest_collection_modifyitems(config, items: list) -> None:
     """The longest pieces of work first, so that no worker is left alone with one of them at the end."""
 
     def place(item) -> int:
@@ -27,3 +65,6 @@ def pytest_collection_modifyitems(items: list) -> None:
         return found[0] if found else len(LONGEST) + (path.endswith(".py"))
 
     items.sort(key=place)
+    for item in items:
+        if item.name == "Cell 0" and item.path.stem in SMALLER:
+            make_smaller(item.cell, SMALLER[item.path.stem], config)

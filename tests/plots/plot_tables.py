@@ -189,15 +189,18 @@ def of_ones_own() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def everything() -> pd.DataFrame:
-    """All studies in one table, with photographs beside them, as a grid writes it."""
+def everything(count: int = 8) -> pd.DataFrame:
+    """All studies in one table, with photographs beside them, as a grid writes it.
+
+    `count`: test points of each kind of a network of small MNIST, by far the most rows.
+    """
     row = {"ground_truth": "warm_minibatch", "dataset": "imagenet_standin", "test_point": 3.0, "n_points": 8}
     row |= {"estimator": "lissa_partition", "pearson": 0.1, "spearman": -0.2, "slope": 12.0, "control_change": np.nan}
     row |= {"run_id": "photographs", "seed": 0, "status": "ok", "test_choice": "random", "n_train": 200}
     minus = row | {"ground_truth": "warm_minibatch_minus_control"}
     tables = [
         iris(activations=("relu", "tanh"), widths=(8, 50)),
-        small_mnist(),
+        small_mnist(count=count),
         networks(),
         of_ones_own(),
         pd.DataFrame([row, minus]),

@@ -21,7 +21,6 @@ from fragile_lib.choices import Points, Removals
 from fragile_lib.data.sets import Data
 from fragile_lib.estimates import estimate
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.network import Network
 from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY, BinaryLogit, CrossEntropy, Huber, Loss, OwnLoss, SquaredError
@@ -431,24 +430,6 @@ def test_a_layer_that_forward_never_calls_has_its_decay_and_damping_alone(solver
         torch.testing.assert_close(solution.x[0, -6:], spare, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("damping", "options", "status"),
-    [
-        (0.5, {"depth": 60, "scale": 0.3}, "not_converged"),
-        (0.1, {"depth": 300, "batch": 4}, "not_converged"),
-        (0.5, {"depth": 2000}, "ok"),
-    ],
-)
-def test_a_recursion_that_grew_is_not_called_ok(damping, options, status):
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    x, y = 2 * draw(12, 5), labels(12)
-    objective = Objective(ModuleModel(module, C), Data(x[None], y[None]), DECAY)
-    solution = lissa_single(objective, objective.model.theta, damping, **options)(draw(2, len(objective.model.theta)))
-    assert (solution.status == "ok") == bool(solution.residual.max() < 1)
-    assert status == "ok" or solution.residual.max() >= 1 or solution.status == "ok"
-
-
 # -- the user's data and module --------------------------------------------------------------------------------------
 
 
@@ -590,24 +571,6 @@ def pictures(n: int = 5) -> Tensor:
     return torch.rand(n, 1, 21, 21, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_it_is_the_network_written_by_hand_in_value_curvature_and_decay():
-    network = SmallCNN(2, 3, 21)
-    theta = network.init(0)
-    model = ModuleModel(network.module(theta), 3)
-    assert torch.equal(model.theta, theta)
-    assert model.n_params == network.n_params
-    assert torch.equal(model.is_weight, network.is_weight)
-    data = Data(pictures()[None], torch.tensor([[0, 1, 2, 0, 1]]))
-    ours, expected = Objective(model, data, 0.1), Objective(network, data, 0.1)
-    stack, weights = torch.stack([theta, network.init(1)]), ours.uniform(2)
-    torch.testing.assert_close(ours.gradient(stack, weights), expected.gradient(stack, weights))
-    v = torch.stack([network.init(2), network.init(3)])[:, None]
-    for gauss_newton in (False, True):
-        found = ours.products(stack, v, weights, gauss_newton=gauss_newton)
-        torch.testing.assert_close(found, expected.products(stack, v, weights, gauss_newton=gauss_newton))
-    torch.testing.assert_close(ours.example_gradients(stack), expected.example_gradients(stack))
-
-
 def test_later_changes_of_the_module_do_not_reach_it_nor_its_calls_the_module():
     module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(441), nn.Linear(441, 3)).double().eval()
     model, x = ModuleModel(module, 3), pictures()
@@ -619,15 +582,6 @@ def test_later_changes_of_the_module_do_not_reach_it_nor_its_calls_the_module():
     with torch.no_grad():
         module[2].weight.add_(1)
     torch.testing.assert_close(model(model.theta, x), before)
-
-
-def test_a_shared_parameter_is_there_once_and_moves_both_its_places():
-    layer = nn.Linear(4, 4, bias=False).double()
-    model = ModuleModel(nn.Sequential(layer, nn.Tanh(), layer), 4)
-    assert model.n_params == 16
-    theta, x = torch.linspace(-1, 1, 16, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
-    weight = theta.view(4, 4)
-    torch.testing.assert_close(model(theta, x), torch.tanh(x @ weight.T) @ weight.T)
 
 
 def test_theta_sets_the_floating_type_buffers_included():

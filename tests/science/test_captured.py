@@ -17,10 +17,9 @@ from torch import nn
 
 from fragile_lib.data.sets import Data
 from fragile_lib.minimise import captured
-from fragile_lib.minimise.captured import Start, Steps, advance_by, factors_of
+from fragile_lib.minimise.captured import Start, Steps
 from fragile_lib.minimise.modules import ModuleTrainer, train
 from fragile_lib.minimise.schedule import Schedule, State
-from fragile_lib.minimise.stack import advance
 from fragile_lib.models.architectures import build, frozen_statistics
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network.modules import prepare
@@ -106,19 +105,6 @@ def test_training_anew_is_that_of_the_loop(make):
     for name in ("before", "control", "removed"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10)
     np.testing.assert_array_equal(found.unseen, expected.unseen)
-
-
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_step_whose_factors_are_tensors_is_that_of_numbers(optimiser):
-    schedule, rng = planned(30, 4, optimiser=optimiser), torch.Generator().manual_seed(0)
-    theta, gradient = torch.randn(2, 3, 7, generator=rng, dtype=torch.float64)
-    ours, theirs = ([part.clone() for part in (theta, 0 * theta, 0 * theta)] for _ in range(2))
-    for step in range(schedule.steps):
-        slope = gradient * (1 + step)
-        now = torch.tensor(factors_of(schedule, step, step + 4), dtype=torch.float64)
-        advance_by(schedule, ours[0], slope, *ours[1:], *now)
-        advance(schedule, theirs[0], slope, *theirs[1:], step, step + 4)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 def test_the_loop_is_taken_on_a_cpu_and_a_gpu_chooses_by_size():

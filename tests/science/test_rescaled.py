@@ -114,23 +114,6 @@ def test_a_removal_that_leaves_no_minimum_is_told(network, name):
     assert not found[name].indefinite.any()  # what is left of a damped Gauss-Newton matrix is positive
 
 
-def test_for_softmax_regression_it_is_a_newton_step_of_the_left_out_objective():
-    (train, test), decay = iris_subset(8), 0.1
-    objective = softmax_regression(train, decay)
-    theta = sklearn_softmax(train, decay)
-    network = network_of(objective, objective.on(test), theta, damping=1e-9)
-    removals = Removals.single([0, 9, 20], 24)
-    points = Points(np.arange(5), ["random"] * 5)
-    chosen = [Chosen({"some": [removals] * 5})]
-    found = estimate([network], [points], ["exact", "rescaled", "newton_step"], chosen)[0]
-    np.testing.assert_allclose(found["rescaled"].changes, found["newton_step"].changes, rtol=1e-5, atol=1e-9)
-    weights = objective.uniform(3) + removals.changes()
-    curved = objective.matrices(theta.expand(3, -1), weights) + 1e-9 * torch.eye(15)
-    step = torch.linalg.solve(curved, objective.gradient(theta.expand(3, -1), weights))
-    expected = -step @ network.test_gradients(points).T
-    np.testing.assert_allclose(found["newton_step"].changes, expected, rtol=1e-5, atol=1e-8)
-
-
 def test_on_iris_it_mends_the_size_of_the_estimate():
     descent = stack.descended(MLP(1, 5, "tanh"), *iris_splits([0]), 0.005, 1e-3, [0], 5000, 1e-2, 0.9)
     networks = stack.driven_on(descent)

@@ -65,18 +65,6 @@ def small_optimum():
     return objective, theta, right_hand_sides(2, len(theta))
 
 
-def test_lissa_with_many_repeats_comes_to_the_exact_answer(small_optimum):
-    objective, theta, v = small_optimum
-    exact = ExactSolver(objective, theta, 0.1)(v)
-    assert exact.status == "ok"
-    errors = []
-    for repeats in (4, 400):
-        solution = LissaSolver(objective, theta, 0.1, depth=500, repeats=repeats)(v)
-        errors.append(((solution.x - exact.x).norm() / exact.x.norm()).item())
-    assert errors[1] < 0.03
-    assert errors[1] < errors[0] / 3  # its noise falls as the root of the repeats, here to a tenth
-
-
 def test_the_default_scale_is_the_largest_example_curvature_plus_decay_and_damping(small_optimum):
     objective, theta, _ = small_optimum
     one_hot = torch.eye(objective.n, dtype=torch.float64)
