@@ -29,7 +29,7 @@ SMALLER = {
     "believe": {"grid_results": FEW},
     "mnist_cifar10": {"epochs": 4, "test_count": 1, "train_count": 4},
     "puzzles": {"train_count": 3, "curve_epochs": 2},
-    "small_mnist": {"test_count": 1, "train_count": 4},
+    "small_mnist": {"steps": 200, "test_count": 1, "train_count": 4, "repeats": 1},
 }
 
 

@@ -26,13 +26,20 @@ SMALLER = {
             "{depth: [1, 5], weight_decay: [0.005]}\n      open: {depth: [5], weight_decay: [0.0]}",
     },
     "imagenet": {
+        "standin_train: 3\n": "standin_train: 3\n      width_multiplier: 0.125\n",
         "limits: {threads: 2}": "limits: {threads: 1}",
         "lissa_depth: 3": "lissa_depth: 1",
         "<<: &small\n        epochs: 2": "<<: &small\n        epochs: 1",
         "cg_iterations: 2": "cg_iterations: 1",
     },
     "mnist_cifar10": {
-        "width_multiplier: 0.25, test_count: 1": "width_multiplier: 0.125, train_count: 6, test_count: 1",
+        "width_multiplier: 0.25, test_count: 1": "width_multiplier: 0.125, train_count: 6, epochs: 4, test_count: 1",
+    },
+    "small_mnist": {
+        "test_count: 2\n      train_count: 8": "test_count: 1\n      train_count: 8",
+        "decay: {set: {seed: 0}, weight_decay: [0.001, 0.0]}":
+            "decay: {set: {seed: 0}, weight_decay: [0.001]}\n      open: {set: {seed: 0, train_count: 6, "
+            "truths: [pbrf, warm_minibatch, unrolled_minibatch]}, weight_decay: [0.0]}",
     },
 }  # fmt: skip
 
@@ -132,10 +139,11 @@ def test_a_model_of_ones_own_ends_with_what_to_believe(quick):
     assert record["beliefs"][0]["so"].startswith("no") and record["beliefs"][1]["so"] == "yes"
 
 
-def test_the_stand_in_goes_the_whole_way_at_full_width_and_judges_no_claim(quick):
+def test_the_stand_in_goes_the_whole_way_and_judges_no_claim(quick):
+    """At an eighth of the width; that of the whole is counted in tests/science/test_photographs.py."""
     (path,) = quick.out.glob("photographs-*/result.json")
     record, table = found(path.parent)
-    assert record["run"]["n_params"] == 25_557_032 and record["run"]["dataset"] == "imagenet_standin"
+    assert record["run"]["n_params"] > 500_000 and record["run"]["dataset"] == "imagenet_standin"
     assert set(table.ground_truth) == {"warm_minibatch", "warm_minibatch_minus_control"}
     assert table.control_change.notna().any() and {"lissa_partition", "cg_ggn"} == set(table.estimator)
     assert min(record["throughput"].values()) > 0 and not record["unreadable"]
