@@ -47,7 +47,7 @@ OUT = Path(__file__).parents[2] / "reports" / "peers.json"
 LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "traker", "torch", "numpy", "scipy")
 REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
 ALONE = "cnn", "resnet"
-LONG_AS = 60  # seconds after which such a call is not made again
+LONG_AS = 20  # seconds after which such a call is not made again
 LEFT_OUT = {"logistic": 1, "mlp": 10, "cnn": 55}  # every so many-th example is left out for real
 TITLES = {
     "logistic": "Logistic regression, breast cancer",
@@ -77,8 +77,14 @@ SKIPPED: dict[tuple[str, str, str | None], str] = {
     ("cnn", "ekfac", "dattri"): "treats linear layers alone",
 }
 COMPILED = "fragile_lib, compiled"  # by the passes of the study's own small CNN
-# (case, method): of so many test examples, which are solved for one by one: the whole takes as much for each.
-PARTS = {("cnn", "cg"): 1, ("cnn", "cg_ggn"): 1}
+# (case, method, library; None: all): of so many test examples, where they are gone through one by one: all take in
+# proportion.
+PARTS: dict[tuple[str, str, str | None], int] = {
+    ("cnn", "cg", None): 1,
+    ("cnn", "cg_ggn", None): 1,
+    ("resnet", "identity", "fragile_lib"): 2,
+    **{("cnn", method, COMPILED): 100 for method in ("cg", "cg_ggn")},  # all at once
+}
 
 
 def ways_of(case: str, method: str) -> dict[str, Callable[[Problem], Tensor]]:
@@ -91,7 +97,12 @@ def ways_of(case: str, method: str) -> dict[str, Callable[[Problem], Tensor]]:
 
 def reason(case: str, method: str, library: str) -> str | None:
     """Why a library does not do a method here; None where it does."""
-    return SKIPPED.get((case, method, library)) or SKIPPED.get((case, method, None))
+    return entry(SKIPPED, case, method, library)
+
+
+def entry(table: dict, case: str, method: str, library: str) -> object:
+    """What a table says of a library, or else of all; None for nothing."""
+    return table.get((case, method, library), table.get((case, method, None)))
 
 
 def quietly(run: object, problem: Problem) -> tuple[Tensor, float]:
@@ -184,33 +195,37 @@ def measured(case: str) -> dict:
     m = len(problem.y_test)
     dense, left, changes = compared_with(case, problem)
     for method in METHODS:
-        ways = ways_of(case, method)
-        count = PARTS.get((case, method), m)
-        part = problem.first(problem.n, count)
+        ways, ours = ways_of(case, method), None
         able = {name: run for name, run in ways.items() if reason(case, method, name) is None}
-        timed = {} if case in ALONE else in_turns(case, part, able)
-        ours = None
+        timed = {} if case in ALONE else in_turns(case, problem, able)
         for name in ways:
             row = {"method": method, "library": name, "skipped": reason(case, method, name)}
             if name in able:
-                whole = name == COMPILED  # which takes all of them together
-                scores, seconds, mb = in_a_process(case, method, name, problem if whole else part)
-                scores, seconds = timed.get(name, (scores, seconds))
+                count = entry(PARTS, case, method, name) or m
+                scores, seconds, mb = in_a_process(case, method, name, problem.first(problem.n, count))
+                scores, seconds = timed.get(name, (scores, seconds * m / count))
                 ours = scores if name == "fragile_lib" else ours
-                some = slice(None, scores.shape[1])
                 row |= {
-                    "seconds": seconds if whole else seconds * m / count,
+                    "seconds": seconds,
                     "memory_mb": mb,
-                    "error": off(scores, dense[method][:, some]) if method in dense else None,
-                    "spearman": ranks(scores.numpy()[left], changes[:, some]),
-                    "from_ours": off(scores[:, :count], ours) if ours is not None else None,
+                    "error": off(scores, dense[method][:, :count]) if method in dense else None,
+                    "spearman": ranks(scores.numpy()[left], changes[:, :count]),
+                    "from_ours": _apart(scores, ours),
                 }
-                row |= {"test_examples": count} if count < m and not whole else {}
+                row |= {"test_examples": count} if count < m else {}
             rows.append(row)
             print(case, *row.values(), flush=True)
             if case in ALONE:  # what there is is written as it comes
-                write({case: _case(case, problem, len(left), rows)}, [])
+                write({case: _case(case, problem, len(left), rows) | {"unfinished": True}}, [])
     return _case(case, problem, len(left), rows)
+
+
+def _apart(scores: Tensor, ours: Tensor | None) -> float | None:
+    """The difference from our scores, on the test examples of both."""
+    if ours is None:
+        return None
+    both = min(scores.shape[1], ours.shape[1])
+    return off(scores[:, :both], ours[:, :both])
 
 
 def _case(case: str, problem: Problem, left_out: int, rows: list[dict]) -> dict:

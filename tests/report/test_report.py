@@ -377,6 +377,14 @@ def test_what_was_measured_beside_other_libraries_has_a_page_and_its_numbers(stu
     rows = [
         {**mine, "spearman": 0.75, "from_ours": 0.0},
         {**mine, "library": "quick", "seconds": 0.5, "spearman": None, "from_ours": 1e-7},
+        {
+            **mine,
+            "library": "fragile_lib, compiled",
+            "seconds": 0.1,
+            "spearman": None,
+            "from_ours": 0.0,
+            "test_examples": 2,
+        },
         {"method": "exact", "library": "quick", "skipped": "too <large>"},
         {"method": "exact", "library": "fragile_lib", "skipped": "too <large>"},
     ]
@@ -405,6 +413,8 @@ def test_what_was_measured_beside_other_libraries_has_a_page_and_its_numbers(stu
         "3e-09",
         "0.750",
         "too <large>",
+        "this one, compiled",
+        "from 2 of 5 test examples",
         "off by 9%",
         "1 / n",
     ):
