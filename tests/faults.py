@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent / "study"))
 from toy import CELLS, QUICK_GRID, Toy, wait_for  # noqa: E402
 
-from fragile_lib.study.plan import make_plan  # noqa: E402
+from fragile_lib.study.plan import make_plan, prepare  # noqa: E402
 from fragile_lib.study.record_file import read_record  # noqa: E402
 
 TIMES = ("started", "finished", "seconds", "seconds_total", "orchestration_seconds", "peak_memory_mb", "digest")
@@ -145,7 +146,7 @@ ROLES = {  # each with a word of its command line, and how often it is killed be
     "scheduler": ("--nolock", 1),
     "papermill": ("execute", 2),
     "kernel": ("fragile_lib.study.sources", 3),
-    "study": ("--only-runs", 1),
+    "study": ("--only-runs", 0),  # a fifth as often as the three together
 }
 
 
@@ -161,7 +162,10 @@ def kills(place: Path, expected: Expected, asked: argparse.Namespace) -> str:
     grid, draw, done = Grid(place), random.Random(asked.seed), Counter()
     environment = {"FAULT_MARKS": str(grid.custom / "marks"), "PYTHONHASHSEED": "0"}
     process, starts = grid.start(**environment), 1
-    for role in draw.choices(list(ROLES), [often for _, often in ROLES.values()], k=asked.kills):
+    roles = draw.choices(list(ROLES), [often for _, often in ROLES.values()], k=asked.kills)
+    roles += ["study"] * (asked.kills // 5)
+    draw.shuffle(roles)
+    for role in roles:
         before = done[role]
         while done[role] == before:
             if process.poll() is not None:
@@ -252,9 +256,19 @@ def read_only(place: Path, expected: Expected, _: argparse.Namespace) -> str:
         code, said = grid.run()
         assert code == 1 and said.count("\n") == 1 and "Read-only file system" in said and "rights" in said, said
         remount("rw")
+        prepare(grid.root, "quick")
+        one = grid.run_dir("toy-d1")
+        subprocess.run(["mount", "--bind", one, one], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", one], check=True)
+            code, said = grid.run()
+        finally:
+            subprocess.run(["umount", one], check=True)
+        assert code == 1 and set(grid.records()) == {"toy-d2"}, said
+        assert re.search(r"^failed: toy-d1: .*Read-only file system.*rights$", said, re.M), said
         finish(grid)
         check_whole(grid, expected)
-    return "named in one line, then all"
+    return "named in one line, one run's folder stops no other, then all"
 
 
 def memory(place: Path, expected: Expected, _: argparse.Namespace) -> str:

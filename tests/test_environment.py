@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -38,6 +39,14 @@ def test_every_locked_package_has_a_hash_and_nothing_is_without_a_version():
     assert len(entries) == len(LOCKED) > len(NEEDED)
     for entry in entries:
         assert re.fullmatch(r"\S+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+", entry), entry
+
+
+def test_the_lock_holds_what_its_packages_need_here():
+    """As the installed versions say it, which are those of the lock where the lock was installed."""
+    installed = {canonicalize_name(one.metadata["Name"]): one for one in metadata.distributions()}
+    texts = [text for name in LOCKED.keys() & installed for text in installed[name].requires or ()]
+    needed = [one for one in map(Requirement, texts) if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert len(needed) > 200 and not {canonicalize_name(one.name) for one in needed} - LOCKED.keys()
 
 
 def test_conda_s_pins_are_the_locked_versions_of_what_is_needed():

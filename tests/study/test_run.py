@@ -305,6 +305,11 @@ def test_a_grid_with_a_failure_and_its_repair(toy):
     command += ["--workflow-profile", WORKFLOW / "profiles" / "default"]
     dry = subprocess.run(command, env=toy.environment, capture_output=True, text=True, timeout=60)
     assert dry.returncode == 0 and "Nothing to be done" in dry.stdout + dry.stderr
+    command += ["--config", "profile=0123"]
+    wrong = subprocess.run(command, env=toy.environment, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 1 and wrong.stderr.endswith(
+        "\nerror: profile = 123: is not there; there are quick, laptop\n"
+    )
 
 
 def test_table_page_and_report_follow_the_runs(toy):
