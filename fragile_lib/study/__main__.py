@@ -135,28 +135,23 @@ def _attempt(told: str, failed: str, work: Callable[..., object], *given: object
 
 
 def report(root: Path, profile: str, published: bool) -> None:
-    """Build the HTML report of a profile, or of the published study."""
+    """Collect, and build the HTML report of a profile, or of the published study."""
     if published:
         say(*study.collect_published(root), study.build(root, root / "reports", root / "reports"))
         return
-    home = _home(root, profile)
-    say(study.build(root, home, home / "report"))
+    home = profile_dir(root, profile)
+    say(*study.collect_profile(root, profile), study.build(root, home, home / "report"))
 
 
 def pdf(root: Path, profile: str, published: bool) -> None:
     """Print the whole report into study.pdf beside its folder."""
     from fragile_lib.study.report.whole import print_report
 
-    out = root / "reports" if published else _home(root, profile) / "report"
+    select(load_specs(root / "params"), profile)
+    out = root / "reports" if published else profile_dir(root, profile) / "report"
     remedy = "is not there; build it first (make study, make reports)"
     require((out / "index.html").exists(), "report", str(out), remedy)
     say(f"printed: {print_report(out, out.parent / 'study.pdf')}")
-
-
-def _home(root: Path, profile: str) -> Path:
-    """Return the folder of a profile; raise InputError where no notebook has it."""
-    select(load_specs(root / "params"), profile)
-    return profile_dir(root, profile)
 
 
 def publish(root: Path, profile: str, notebook: str | None) -> None:

@@ -20,6 +20,7 @@ from scipy import stats
 
 from fragile_lib.agreement import MIN_SEEDS
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
+from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import load_yaml
 
@@ -28,7 +29,7 @@ NEAR = 0.1  # how near to the paper's figure the whole interval of our mean lies
 RELIABLE = 0.5  # reliability of a truth below which nothing is said of estimates
 CENTRAL = (2.5, 97.5)  # percentiles of our single numbers among which a consistent figure lies
 RANGE_TOLERANCE = 0.1  # the ends of a range are single numbers, and vary more than a mean
-MIN_SPREAD = 0.2
+MIN_SPREAD = 0.2  # of the numbers of a range, largest minus smallest within a seed
 SIGNIFICANT = 0.05
 MIN_CHANGE = 0.05
 NOT_DEGENERATE = ("ok", "indefinite")
@@ -57,7 +58,6 @@ class Part:
     paired: str | None = None  # "seed": the two selections of a difference are averaged over test points first
     paper_high: float | None = None
     paper_low: float | None = None
-    min_spread: float = MIN_SPREAD
     max_spread: float | None = None  # of a number that is steady over seeds
     at_least: dict = field(default_factory=dict)  # column -> the number from which on a run is of the claim's scale
 
@@ -118,7 +118,7 @@ def judge_part(results: pd.DataFrame, part: Part) -> PartVerdict:
     except Undecidable as reason:
         return PartVerdict(part.kind, part.label, "undecided", f"{reason}", "undecided", **counts)
     before = _value_before(sample, part) if part.kind == "value" else outcome
-    if reason := _untested(pd.concat(rows), part):
+    if reason := _untested(pd.concat(rows), part, counts["reliability"]):
         outcome, sentence = reason[0], f"{sentence} {reason[1]}"
     found = sample.mean, sample.interval, sample.n_seeds, sample.n_units
     return PartVerdict(
@@ -135,15 +135,14 @@ def _direction(part: Part, mean: float) -> str:
     return ""
 
 
-def _untested(rows: pd.DataFrame, part: Part) -> tuple[str, str] | None:
+def _untested(rows: pd.DataFrame, part: Part, reliability: float | None) -> tuple[str, str] | None:
     """Why the rows could not have shown what is claimed: the scale, or the noise of the truth."""
     for column, least in part.at_least.items():
         most = rows[column].max() if column in rows else np.inf
         if most < least:
             return "not tested at this scale", f"Judged at {column} {most:g}; the claim is of {least:g} at least."
-    known = rows["reliability"].dropna() if "reliability" in rows else pd.Series(dtype=float)
-    if part.statistic.startswith(("spearman", "pearson")) and len(known) and known.mean() < RELIABLE:
-        return "truth too noisy", f"The truth’s reliability is {number(known.mean())}, below {RELIABLE:g}."
+    if part.statistic.startswith(("spearman", "pearson")) and reliability is not None and reliability < RELIABLE:
+        return "truth too noisy", f"The truth’s reliability is {number(reliability)}, below {RELIABLE:g}."
     return None
 
 
@@ -173,9 +172,9 @@ def _judge_range(data: Numbers, part: Part) -> Judgement:
     """Judge the spread within a seed by its interval, and its ends by their distance from the paper's."""
     sample, high, low = data.spread()
     said = f"The spread within a seed is {_estimate(sample)}: "
-    if not sample.interval[0] > part.min_spread:
-        return "not", said + f"the interval is not wholly above {number(part.min_spread)}.", sample
-    said += f"wholly above {number(part.min_spread)}. The largest and smallest are {number(high)} and {number(low)}, "
+    if not sample.interval[0] > MIN_SPREAD:
+        return "not", said + f"the interval is not wholly above {number(MIN_SPREAD)}.", sample
+    said += f"wholly above {number(MIN_SPREAD)}. The largest and smallest are {number(high)} and {number(low)}, "
     near = max(abs(high - part.paper_high), abs(low - part.paper_low)) <= part.margin
     said += f"{'both' if near else 'not both'} within {part.margin:g} of the paper’s {part.paper_high:g}"
     return "reproduced" if near else "partly", said + f" and {part.paper_low:g}.", sample
@@ -409,13 +408,13 @@ def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
 
 def _check_part(name: str, raw: dict) -> None:
     kind, unit = raw.get("kind"), raw.get("unit", "seed")
-    _check_choice(f"{name}: kind", kind, _KINDS)
+    check_name(f"{name}: kind", kind, tuple(_KINDS))
     missing = sorted(({"label", "statistic"} | _KINDS[kind][1]) - set(raw))
     require(not missing, name, missing, f"a part of kind {kind} needs these keys")
     _check_keys(name, raw, {field.name for field in fields(Part)})
     for key, choices in {"direction": SIGNS, "transform": TRANSFORMS, "unit": UNITS, "paired": ("seed",)}.items():
         if raw.get(key) is not None:
-            _check_choice(f"{name}: {key}", raw[key], choices)
+            check_name(f"{name}: {key}", raw[key], tuple(filter(None, choices)))
     pointwise = kind != "range" or unit == "test_point"
     require(pointwise, f"{name}: unit", unit, "a part of kind range needs unit: test_point")
     fits = not raw.get("paired") or kind == "difference"
@@ -424,7 +423,3 @@ def _check_part(name: str, raw: dict) -> None:
 
 def _check_keys(name: str, raw: dict, known: set[str]) -> None:
     require(not set(raw) - known, name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
-
-
-def _check_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
-    require(value in choices, name, value, f"choose one of {', '.join(filter(None, choices))}")

@@ -33,7 +33,7 @@ def record(
     profile: str,
     notebook: str,
     run: Mapping[str, Any],
-    parameters: Mapping[str, Any] | Any,
+    parameters: Mapping[str, Any],
     rows: pd.DataFrame | list[dict[str, Any]],
     certificates: pd.DataFrame | list[dict[str, Any]] = (),  # type: ignore[assignment]
     points: list[dict[str, Any]] = (),  # type: ignore[assignment]
@@ -52,14 +52,13 @@ def record(
 
     rows = pd.DataFrame(rows)
     if output_dir:
-        values = dict(parameters) if isinstance(parameters, Mapping) else vars(parameters)
         content = {
             "run_id": run_id,
             "profile": profile,
             "notebook": notebook,
             "status": status,
             "run": plain(run),
-            "parameters": plain({k: v for k, v in values.items() if k not in NOT_RECORDED}),
+            "parameters": plain({k: v for k, v in parameters.items() if k not in NOT_RECORDED}),
             "rows": _table(rows),
             "certificates": plain(certificates, digits=6),
             "points": plain(list(points), digits=DIGITS),

@@ -174,7 +174,7 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
     parameters, failed = spec.page_parameters(profile) or {}, target.parent / ".failed" / spec.notebook
 
     def depends_on(notebook: Notebook, package: Path) -> str:
-        table = hashlib.sha256(results.read_bytes()).hexdigest() if results.exists() else ""
+        table = hashlib.sha256(results.read_bytes()).hexdigest() if results.is_file() else ""
         return page_fingerprint([parameters, table], code_cells(notebook), package)
 
     fingerprint = depends_on(source, package_dir(root))
@@ -187,7 +187,7 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
                 return ("new text" if place == target else "restored") if changed else "up to date"
     job = {"run_id": f"{spec.notebook}-page", "notebook": spec.notebook, "profile": profile, "fingerprint": fingerprint}
     with attempt(failed, root, job) as partial:
-        given = {"results": results} if results.exists() else {}
+        given = {"results": results} if results.is_file() else {}
         execute_for_study(partial / NOTEBOOK, parameters, root, job | spec.limits, depends_on, **given)
         executed = read_notebook(partial / NOTEBOOK, root)
         executed["metadata"]["fragile"] = {"page": spec.notebook, "profile": profile, "fingerprint": fingerprint}

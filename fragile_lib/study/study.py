@@ -28,7 +28,7 @@ from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prep
 from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
 from fragile_lib.tools.errors import require
-from fragile_lib.tools.files import json_text, locked, write_if_changed
+from fragile_lib.tools.files import dump_yaml, json_text, locked, write_if_changed
 from fragile_lib.tools.processes import OWNERS, ending_children, say
 
 # Published as soon as it has run; a profile of larger scale takes its place only by the command `publish`.
@@ -240,7 +240,7 @@ def _planned(root: Path, profile: str) -> list[Job]:
 def _publish_run(job: Job, reports: Path) -> list[str]:
     target, state = reports / "records" / job.run.run_id, job.state
     if state == "finished":
-        write_if_changed(target / "params.yaml", (job.directory / "params.yaml").read_bytes())
+        write_if_changed(target / "params.yaml", dump_yaml(job.run.parameters))
         write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
         (target / "failure.json").unlink(missing_ok=True)
         return []

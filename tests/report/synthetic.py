@@ -14,6 +14,8 @@ import pandas as pd
 from nbformat import v4
 from PIL import Image
 
+from fragile_lib.study.collect import collect
+
 REPOSITORY = Path(__file__).parents[2]
 SEEDS = range(5)
 HOSTILE = "<script>alert(1)</script> & <b>bold</b>"
@@ -201,6 +203,7 @@ def make_study(root: Path) -> tuple[Path, Path]:
         if run_id != FAILED:
             text = json.dumps(record(run_id, activation, depth, width, decay))
             (folder / "result.json").write_text(text[: len(text) // 2] if run_id == BROKEN else text)
+    collect(sorted(source.glob("*/result.json")), source / "results.csv")
     image = png()
     nbformat.write(notebook(image), source / WITH_NOTEBOOK / "run.ipynb")
     nbformat.write(notebook(image), source / "pages" / "iris.ipynb")

@@ -254,7 +254,6 @@ OF_TEST_POINTS = {
     "range, both ends apart": (WIDER, "range", RANGE, "partly", "", {}),
     "range with more tolerance": (WIDER, "range", {**RANGE, "tolerance": 0.3}, "reproduced", "", {}),
     "no range": (spread_over(0.85, 0.95), "range", RANGE, "not", "", {}),
-    "range below the least": (WIDE, "range", {**RANGE, "min_spread": 0.55}, "not", "", {}),
     "range of one test point": (nets(noisy, 2, 1), "range", {"paper_high": 1, "paper_low": 0}, "undecided", "", {}),
     "steady": (ups(0.01), "steady", {"max_spread": 0.1}, "reproduced", "",
                {"n_seeds": 4, "n_units": 32, "estimate": np.std([0.5, 0.51, 0.52, 0.53], ddof=1)}),

@@ -19,6 +19,7 @@ from bs4 import BeautifulSoup
 
 from fragile_lib.estimates import ESTIMATORS
 from fragile_lib.study.claims import Part, judge_part
+from fragile_lib.study.collect import collect
 from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, taken_out
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
@@ -170,6 +171,7 @@ def test_cells_on_a_card_are_told_beside_the_profile(study):
     (study.source / card).mkdir()
     record = record.replace('"quick"', '"gpu", "machine": "A Card"').replace(synthetic.WITH_NOTEBOOK, card)
     (study.source / card / "result.json").write_text(record)
+    collect(sorted(study.source.glob("*/result.json")), study.source / "results.csv")
     assert "profiles are mixed" not in study.build()
     assert "1 of 2 have been run (A Card); the others are open." in page(study, "runs")
 
@@ -274,7 +276,7 @@ def test_malformed_methods_are_named(tmp_path, old, new, named):
 def test_layout_of_the_study_of_record(study):
     """reports/records, reports/pages, reports/results.csv; the table is not copied onto itself."""
     reports = study.params.parent / "reports"
-    shutil.copytree(study.source, reports / "records", ignore=shutil.ignore_patterns("pages", "report"))
+    shutil.copytree(study.source, reports / "records", ignore=shutil.ignore_patterns("pages", "report", "*.csv"))
     (reports / "pages").mkdir()
     for path in (study.source / "pages").glob("*.ipynb"):
         page = taken_out(read_notebook(path, study.source), path.stem, reports)

@@ -18,11 +18,10 @@ from markupsafe import Markup
 from fragile_lib import agreement
 from fragile_lib.study import claims
 from fragile_lib.study.claims import evaluate_claims
-from fragile_lib.study.collect import results_csv
 from fragile_lib.study.files import shown
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import tables
-from fragile_lib.study.report.explore import as_json, point_sets, static_points
+from fragile_lib.study.report.explore import point_sets, static_points
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
@@ -32,6 +31,7 @@ from fragile_lib.tools.processes import say
 GENERATOR = "fragile_lib report"
 LEAD = "lead.png"
 PEERS = Path("reports", "peers.json")  # of the project's root: what `make bench-peers` measured
+ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the order that the records have
 ENVIRONMENT.filters.update(
     number=claims.number, duration=tables.duration, quote=quote, math=lambda tex: Markup(mathml(tex)), bold=bold
 )
@@ -75,11 +75,9 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         text = ENVIRONMENT.get_template(template).render({**shared, **context})
         (built / path).write_text(text, encoding="utf-8")
 
-    target = out / "results.csv"
-    if study.results_path is None:
-        (built / target.name).write_text(results_csv(study.records), encoding="utf-8")
-    elif not (target.exists() and target.samefile(study.results_path)):
-        shutil.copyfile(study.results_path, built / target.name)
+    table = study.results_path
+    if table and table.resolve() != (out / table.name).resolve():
+        shutil.copyfile(table, built / table.name)
     for name, page in pages.items():
         write(f"{name}.html", "notebook.html.j2", page=page, name=name)
     for run_id, page in of_runs.items():
@@ -109,7 +107,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         "folder": shown(study.source.resolve(), params_dir.resolve().parent),
     }
     sets = point_sets(study)
-    to_explore = {"sets": sets, "points": as_json(sets), "static_points": static_points(sets[0]) if sets else []}
+    to_explore = {"sets": sets, "static_points": static_points(sets[0]) if sets else []}
     contexts = {"runs": {"run_link": links}, "map": {}, "explore": to_explore, "reproducibility": of_rerun}
     if peers:
         contexts["peers"] = {}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
-from markupsafe import Markup
 
 from fragile_lib.study.report.source import Study
 
@@ -43,11 +40,6 @@ def _set(record: dict, point: dict, words: dict) -> dict:
         lists = {name: values for name, values in (point.get(kind) or {}).items() if values}
         found[kind] = {name: lists[name] for name in sorted(lists, key=lambda n: not n.endswith("_minus_control"))}
     return found | {key: point[key] for key in ("labels", "pixels", "pictured") if key in point}
-
-
-def as_json(sets: list[dict]) -> Markup:
-    """The sets for a script element, in which no text can end it."""
-    return Markup(json.dumps(sets, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def static_points(found: dict) -> list[tuple[float, float]]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
-from fragile_lib.study.collect import results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
@@ -95,9 +93,10 @@ def read_study(source: Path, params_dir: Path) -> Study:
     # In the order of the plan, missing ones included; found runs that are not planned come last.
     found = {**planned, **{n: replace(r, notebook=planned.get(n, r).notebook) for n, r in found.items()}}
     problems += [f"{run.run_id}: {run.problem}" for run in found.values() if run.problem]
-    path, results = _results(source, [run.record for run in found.values() if run.record])
-    held = set(results["run_id"]) if len(results) else set()
-    runs = [replace(run, outdated=bool(path and run.record and run.run_id not in held)) for run in found.values()]
+    path = next((p for p in (source / "results.csv", source.parent / "results.csv") if p.is_file()), None)
+    results = pd.read_csv(path, low_memory=False) if path else pd.DataFrame(columns=["run_id"])
+    held = set(results["run_id"])
+    runs = [replace(run, outdated=bool(run.record and run.run_id not in held)) for run in found.values()]
     cells = _planned(params_dir, CARD, [])
     done = sum(bool(found[name].record) for name in cells if name in found)
     settings = load_yaml(params_dir / "report.yaml") if (params_dir / "report.yaml").exists() else {}
@@ -131,14 +130,6 @@ def _planned(params_dir: Path, profile: str, problems: list[str]) -> dict[str, s
         problems.append(f"The plan could not be read, so missing runs are not shown: {error}")
         return {}
     return {run.run_id: spec.notebook for spec in specs for run in spec.runs(profile)}
-
-
-def _results(source: Path, records: list[dict]) -> tuple[Path | None, pd.DataFrame]:
-    """The collected table where there is one, else the rows of the records."""
-    for path in (source / "results.csv", source.parent / "results.csv"):
-        if path.is_file() and path.stat().st_size:
-            return path, pd.read_csv(path, low_memory=False)
-    return None, pd.read_csv(StringIO(results_csv(records)), low_memory=False) if records else pd.DataFrame()
 
 
 def _pages(source: Path, order: list[str]) -> dict[str, Path]:
