@@ -63,6 +63,7 @@ def lock(root: Path, profile: str) -> AbstractContextManager[None]:
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
     """Start a program of this Python's, which ends when this process does; what it says comes through a pipe."""
     environment = {**os.environ, OWNERS: str(os.getpid()), "FRAGILE_ROOT": str(root), "PYTHONUNBUFFERED": "1"}
+    environment |= {"TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([sys.executable, "-m", *words], text=True, errors="replace", env=environment, **pipes)
 
@@ -118,17 +119,18 @@ def run_cells(root: Path, profile: str, notebook: str | None, seconds: float) ->
     require(seconds > 0, "seconds", seconds, "give a number above 0")
     ends, jobs = time.monotonic() + seconds, prepare(root, profile, notebook)[0]
     pending, failed = [job for job in jobs if job.state != "finished"], 0
-    environment = {**os.environ, "FRAGILE_ROOT": str(root), "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
     say(f"{len(jobs) - len(pending)} of {len(jobs)} finished already")
     for job in pending:
         if (left := ends - time.monotonic()) <= 0:
             break
-        command = [sys.executable, "-m", "fragile_lib.study", "execute", "--plain", str(job.directory)]
-        try:
-            failed += subprocess.run(command, env=environment, timeout=left, stdin=subprocess.DEVNULL).returncode != 0
-        except subprocess.TimeoutExpired:
-            say(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
-            break
+        with ending_children():
+            process = start(root, "fragile_lib.study", "execute", "--plain", str(job.directory))
+            try:
+                say(process.communicate(timeout=left)[0].rstrip())
+            except subprocess.TimeoutExpired:
+                say(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
+                break
+        failed += process.returncode != 0
     still_open = [job.run.run_id for job in jobs if job.state != "finished"]
     say(f"open: {', '.join(still_open)}" if still_open else "all are finished")
     return failed

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toy import wait_for
 
+from fragile_lib.study.__main__ import main
 from fragile_lib.study.params import load_spec
 from fragile_lib.study.plan import prepare
 from fragile_lib.study.record_file import read_record
@@ -75,12 +77,18 @@ def test_what_the_seconds_do_not_suffice_for_is_ended_and_told(toy):
     (toy.notebook.parent / "hold").touch()
     done = toy.call("cells", "--seconds", "6")
     assert done.returncode == 0 and "toy-d1 was not finished in the 6 s" in done.stdout
-    assert "open: toy-d1, toy-d2" in done.stdout
+    assert "open: toy-d1, toy-d2" in done.stdout and not toy.processes()
+    killed = subprocess.Popen(toy.command("cells"), env=toy.environment, stdout=subprocess.DEVNULL)
+    wait_for(lambda: list(toy.run_dir("toy-d1").glob(".partial-*/run.ipynb")), "a cell that computes")
+    killed.kill()
+    killed.wait()
+    wait_for(lambda: not toy.processes(), "all to end", 20)
 
 
-def test_no_seconds_are_refused(toy):
-    done = toy.call("cells", "--seconds", "0")
-    assert done.returncode == 2 and "seconds = 0.0: give a number above 0" in done.stderr
+def test_no_seconds_are_refused(toy, capsys):
+    for text, named in (("0", "seconds = 0.0"), ("nan", "seconds = nan")):
+        assert main(["cells", "--seconds", text]) == 2
+        assert f"{named}: give a number above 0" in capsys.readouterr().err
 
 
 # -- the profile itself ----------------------------------------------------------------------------------------------
