@@ -27,8 +27,7 @@ LONGEST = ("report/test_quick_study.py", "test_readme.py")
 FEW = ("iris-relu-d3-w5-wd0.005", "small_mnist-wd0.001-s0", "mnist-vgg13-wd0.001-adam-s0")
 SMALLER = {
     "believe": {"grid_results": FEW},
-    "mnist_cifar10": {"epochs": 4, "test_count": 1, "train_count": 4},
-    "puzzles": {"train_count": 3, "curve_epochs": 2},
+    "mnist_cifar10": {"n_train": 100, "test_count": 1, "train_count": 5},
     "small_mnist": {"steps": 200, "test_count": 1, "train_count": 4, "repeats": 1},
 }
 

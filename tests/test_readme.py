@@ -76,13 +76,14 @@ if "output_dir" in globals():
 """
 
 
-# Of each notebook the profiles that README speaks of, and no more, as every run and page is a kernel.
+# The notebooks and the profiles that README's commands speak of, and no more, as every run and page is a kernel.
 KEPT = {"iris": ("quick", "laptop"), "mnist_cifar10": ("gpu",), "imagenet": ("paper",)}
+KEPT |= dict.fromkeys(("small_mnist", "summary"), ())
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project at toy size: all parameters files and notebooks, with one run a profile that records one row."""
+    """A project at toy size: parameters files and notebooks, with one run a profile that records one row."""
     root = tmp_path_factory.mktemp("readme") / "project"
     for name in ("params", "workflow"):
         shutil.copytree(ROOT / name, root / name)
@@ -95,9 +96,12 @@ def project(tmp_path_factory):
     (root / ".venv").symlink_to(sys.prefix)
     os.environ["FRAGILE_DATA"] = str(root / "data")  # as the grids that need data are cut, too
     for name, spec in load_specs(ROOT / "params").items():
+        if name not in KEPT:
+            (root / "params" / f"{name}.yaml").unlink()
+            continue
         content = load_yaml(root / "params" / f"{name}.yaml")
         content["profiles"] = {}
-        for profile in KEPT.get(name, ()):
+        for profile in KEPT[name]:
             run = spec.runs(profile)[0]
             (first, value), *others = run.parameters.items()
             grid = {"run_id": run.run_id, "set": dict(others), first: [value]}
