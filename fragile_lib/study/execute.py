@@ -31,7 +31,7 @@ LIBRARY_WARNINGS = (
 START_ERRORS = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
 # What Python, NumPy, torch on a CPU and torch on a GPU say.
 NO_MEMORY = ("Cannot allocate memory", "Unable to allocate", "can't allocate memory", "out of memory")
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and other commands to a terminal
 
 
 class NotebookFailed(RuntimeError):

@@ -10,13 +10,12 @@ figure, or a new parameter that is off, reruns nothing.
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fragile_lib.tools.files import json_digest
 from fragile_lib.tools.reached import PACKAGE, definition, reached
 
 NOT_SCIENCE = ("study", "plots", "__init__", "tools")
@@ -36,17 +35,16 @@ def run_fingerprint(parameters: Mapping[str, Any], cells: list[str], package: Pa
     used = {name: value for name, value in parameters.items() if name in named}
     given = frozenset(_texts(used)) & _entries(package)  # few differ, so that what is reached is found once for many
     own = ast.Module([s for s in executed.body if not _package_import(s)], [])
-    return digest([used, unread, _canonical(own), _science(ast.unparse(executed), given, package, _stamp(package))])
+    return json_digest(
+        [used, unread, _canonical(own), _science(ast.unparse(executed), given, package, _stamp(package))]
+    )
 
 
 def page_fingerprint(given: list[Any], cells: list[str], package: Path) -> str:
     """Return the fingerprint of an executed page: its figures are part of it, and every statement of its cells."""
-    return digest([given, [canonical_code(cell) for cell in cells], science_code(cells, package, ("plots",), None)])
-
-
-def digest(content: Any) -> str:
-    """Return the SHA-256 of JSON-able content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_digest(
+        [given, [canonical_code(cell) for cell in cells], science_code(cells, package, ("plots",), None)]
+    )
 
 
 def science_code(
@@ -98,12 +96,12 @@ def _stamp(package: Path) -> tuple:
 
 
 def _hashed(found: Mapping[str, list[ast.stmt]]) -> dict[str, str]:
-    return {place: digest([_node_hash(node) for node in nodes]) for place, nodes in found.items() if nodes}
+    return {place: json_digest([_node_hash(node) for node in nodes]) for place, nodes in found.items() if nodes}
 
 
 @lru_cache(maxsize=20_000)
 def _node_hash(node: ast.stmt) -> str:
-    return digest(_canonical(node))
+    return json_digest(_canonical(node))
 
 
 def _tree(source: str) -> ast.Module | None:

@@ -17,6 +17,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from fragile_lib.study.execute import ANSI
+
 ENVIRONMENT = Environment(
     loader=PackageLoader("fragile_lib.study.report"),
     autoescape=True,
@@ -26,7 +28,6 @@ ENVIRONMENT = Environment(
 )
 _DROPPED = ("script", "style", "link", "meta", "base", "iframe", "object", "embed", "form", "noscript")
 _HEADING = re.compile(r"h[1-6]$")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LONG = 30  # rows of a table from which on it scrolls by itself
 _FORMATTER = HtmlFormatter(nowrap=True)
 # What latex2mathml does not know, in terms of what it does.
@@ -87,7 +88,7 @@ def python(source: str) -> str:
 
 def plain(text: str) -> str:
     """Remove terminal colours and overwritten progress lines, then escape."""
-    text = _ANSI.sub("", text.replace("\r\n", "\n"))
+    text = ANSI.sub("", text.replace("\r\n", "\n"))
     return escape("\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n")))
 
 
