@@ -190,7 +190,7 @@ def signals(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     grid, ends = Grid(place, 4), []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = grid.start()
-        wait_for(lambda: grid.processes("fragile_lib.study.sources"), "a kernel")
+        wait_for(lambda: grid.processes("fragile_lib.study.sources"), "a kernel", 300)
         process.send_signal(number)
         begun = time.monotonic()
         assert process.wait(60) == 130, f"{number.name}: exit code {process.returncode}"
