@@ -20,6 +20,7 @@ from fragile_lib.tools.errors import bad_input
 Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows, and what the caption says of it
 SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
 SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
+SWEPT = "damping"  # empty but in the rows of runs that try several
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,14 @@ def require(rows: pd.DataFrame, *columns: str) -> None:
 def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     """The rows of single test points that `where` lets through, in an order that does not depend on the table's.
 
-    A value of `where` is one value, a list of values, or None for all. The column `first_point` says whether a row is
-    of the test point that stands first in its run.
+    A value of `where` is one value, a list of values, or None for all. Runs over several values of `SWEPT` are passed
+    over unless `where` names it: they ask the networks of other runs once more. The column `first_point` says whether
+    a row is of the test point that stands first in its run.
     """
     rows = results.sort_index(kind="stable").reset_index(drop=True)
+    rows = rows if SWEPT in rows.columns else rows.assign(**{SWEPT: np.nan})
+    if "run_id" in rows.columns and SWEPT not in where:
+        rows = rows[rows.groupby("run_id")[SWEPT].transform("count") == 0]
     if {"run_id", "test_point"} <= set(rows.columns):
         first = rows.groupby("run_id")["test_point"].transform("first")
         rows = rows.assign(first_point=rows["test_point"] == first)[rows["test_point"].notna()]

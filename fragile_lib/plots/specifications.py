@@ -157,6 +157,21 @@ OF_SMALL_MNIST = {
         unit=POINTS,
         steps=(steps.later_fit, steps.reached, steps.targets),
     ),
+    "small_mnist_dampings": _but(
+        SMALL,
+        {"weight_decay": DECAY, "estimator": "exact", "damping": None}
+        | {"ground_truth": ["minimum", "warm_minibatch", "unrolled_minibatch"]},
+        at="damping",
+        statistics=("spearman", "slope"),
+        hue="ground_truth",
+        rows="statistic",
+        columns="train_choice",
+        wrap=1,
+        steps=(steps.later_fit, steps.over_dampings, steps.reached),
+        dots=False,
+        topic="Order and size of the exact Hessian's estimates, from the least damping to the most",
+        note="A slope of 1 says that an estimate has the size of the truth; above 1 it is too small",
+    ),
     "small_mnist_solvers": COMPARED,
     "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
     "small_mnist_subsets": _subsets(

@@ -86,6 +86,19 @@ def reached(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return found, few if lost else ""
 
 
+def over_dampings(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows at a damping of their own, without ceilings, which are the same at all of them and told in words."""
+    rows = rows[rows["damping"].notna()]
+    known = rows.dropna(subset="reliability") if "reliability" in rows.columns else rows.iloc[:0]
+    reached = np.sqrt(known.groupby(["ground_truth", "train_choice"])["reliability"].mean().clip(lower=0))
+    told = [
+        f"{words.code(truth)}, images {words.code(choice)}: {words.number(ceiling)}"
+        for (truth, choice), ceiling in reached.items()
+    ]
+    note = f"What an estimate without error would reach: {'; '.join(told)}" if told else ""
+    return rows.drop(columns=["reliability", "ceiling_spearman"], errors="ignore"), note
+
+
 def own_estimates(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Of each ground truth the rows with the estimate that belongs to it (`OWN`)."""
     own = rows["ground_truth"].map(lambda truth: OWN.get(truth, "exact"))

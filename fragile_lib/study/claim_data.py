@@ -44,18 +44,19 @@ class Sample:
 def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
     """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included).
 
-    None asks for rows in which the column is empty, or that have no such column.
-
-    Of the rows that all else leaves, `largest` takes those with the column's largest number, and `most_runs` those with
-    the number that most runs have (of several the smallest).
+    None asks for the rows of runs in which the column is empty throughout, or absent. Of the rows that all else leaves,
+    `largest` takes those with the column's largest number, and `most_runs` those with the number that most runs have
+    (of several the smallest).
     """
     keep = np.full(len(results), True)
     for column, wanted in where.items():
         if str(wanted) in _OF_THE_REST:
             continue
+        if wanted is None:
+            there = results.get(column, pd.Series(np.nan, index=results.index)).notna()
+            keep &= ~results["run_id"].isin(results.loc[there, "run_id"]).to_numpy()
+            continue
         if column not in results:
-            if wanted is None:
-                continue
             return results.iloc[:0]
         keep &= _matches(results[column], wanted)
     rows = results[keep]
@@ -74,8 +75,6 @@ _OF_THE_REST: dict[str, Callable[[pd.DataFrame, str], float]] = {
 def _matches(column: pd.Series, wanted: object) -> np.ndarray:
     if isinstance(wanted, dict):
         return column.between(wanted.get("min", -np.inf), wanted.get("max", np.inf)).to_numpy()
-    if wanted is None:
-        return column.isna().to_numpy()
     if isinstance(wanted, list):
         return np.logical_or.reduce([_matches(column, each) for each in wanted])
     if isinstance(wanted, bool) or not isinstance(wanted, int | float):

@@ -121,6 +121,26 @@ def _small_rows(decay: float, rng: np.random.Generator) -> list[dict]:
     return rows
 
 
+def dampings(values: tuple[float, ...] = (0.0003, 0.001, 0.01, 0.1), count: int = 3) -> pd.DataFrame:
+    """A run over dampings: rows at the network's own (no number), and at each value; damping makes estimates small."""
+    rng, rows = np.random.default_rng(21), []
+    run = {"run_id": "small_mnist-wd0.001-s2-dampings", "profile": "laptop", "dataset": "small_mnist", "seed": 2}
+    run |= {"architecture": "small_cnn", "weight_decay": 1e-3, "n_train": 5500, "n_params": 2616, "fit": "certified"}
+    run |= {"test_choice": "max_loss", "activation": "tanh", "grad_norm": 1e-7, "eig_min": 1e-6, "eig_max": 20.0}
+    ways = itertools.product(
+        range(count),
+        ("top_influence", "p30_influence"),
+        ("minimum", "warm_minibatch", "unrolled_minibatch"),
+        (np.nan, *values),
+    )
+    for test_point, train, truth, damping in ways:
+        value = 0.9 - 10 * np.nan_to_num(damping, nan=0.5) ** 1.5
+        row = _small_row("exact", truth, value, rng, train) | {"reliability": 0.81, "damping": damping}
+        row["slope"] = 1 + 30 * np.nan_to_num(damping, nan=0.5)
+        rows.append(run | {"test_point": float(test_point), "test_loss": 3.0 - test_point} | row)
+    return pd.DataFrame(rows)
+
+
 @functools.cache
 def _networks() -> pd.DataFrame:
     rng = np.random.default_rng(5)
@@ -208,7 +228,7 @@ def everything(count: int = 8) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     again = repeated(table)
     once = table.merge(again[PLACE].drop_duplicates(), on=PLACE, how="left", indicator=True)["_merge"] == "left_only"
-    return pd.concat([table[once.to_numpy()], again, subsets(again)], ignore_index=True)
+    return pd.concat([table[once.to_numpy()], again, subsets(again), dampings()], ignore_index=True)
 
 
 def repeated(table: pd.DataFrame) -> pd.DataFrame:

@@ -319,6 +319,21 @@ def test_finish_counts_each_network_once():
     assert "indefinite 1" not in picture.caption  # outcomes are of estimates
 
 
+def test_runs_over_dampings_are_shown_over_damping_and_nowhere_else():
+    table, swept = plot_tables.everything(), plot_tables.dampings()
+    shown = show_rows(table, plots.SPECS["small_mnist_dampings"])
+    assert set(shown.rows["run_id"]) == set(swept["run_id"]) and shown.rows["damping"].notna().all()
+    key = {"damping": 0.01, "ground_truth": "minimum", "train_choice": "p30_influence"}
+    for statistic in ("spearman", "slope"):
+        found = mark("small_mnist_dampings", table, statistic=statistic, **key)
+        assert found["n"] == 3 and found["mean"] == pytest.approx(rows_of(swept, key)[statistic].mean())
+    caption = plots.figure("small_mnist_dampings", table).caption
+    assert "certified minimum, images at the 30th percentile of |influence|: 0.90" in caption
+    others = {name: show_rows(table, spec) for name, spec in plots.SPECS.items() if name != "small_mnist_dampings"}
+    assert all(swept["run_id"][0] not in set(shown.rows["run_id"]) for shown in others.values())
+    assert show_rows(table.drop(columns="damping"), plots.SPECS["small_mnist_dampings"]) is None
+
+
 # -- architectures -----------------------------------------------------------------------------------------------------
 
 

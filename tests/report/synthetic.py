@@ -85,7 +85,7 @@ def record(run_id: str, activation: str, depth: int, width: int, decay: float) -
         "parameters": {"depth": depth}, "rows": {"columns": list(table), "data": table.to_numpy().tolist()},
         "certificates": [{"seed": s, "fit": "descent", "status": "constant" if (depth, s) == (8, 4) else "ok"}
                          for s in SEEDS],
-        "points": [point()] if run_id == WITH_NOTEBOOK else [], "seeds": list(SEEDS),
+        "points": [point(), point() | ORDINARY] if run_id == WITH_NOTEBOOK else [], "seeds": list(SEEDS),
         "versions": {"python": "3.11.7", "torch": "2.0"}, "fingerprint": "", "seconds_by_part": {},
         "git": {"commit": "0123abc", "dirty": depth == 2}, "device": "cpu", "threads": 1, "seconds": 12.5 * depth,
         "peak_memory_mb": 512.0, "started": "2025-01-01T10:00:00Z", "finished": "2025-01-02T10:00:00Z",
@@ -98,11 +98,15 @@ def point() -> dict:
     Image.linear_gradient("L").resize((24, 8)).save(buffer, "png")
     return {
         "seed": 0, "test_point": 17, "test_choice": "max_loss", "train_choice": "top_influence", "index": [3, 5, 8, 13],
-        "estimate": {"exact": [0.2, -0.1, 0.05, 0.1], "identity": [0.1, 0.2, None, 0.3]},
+        "estimate": {"exact": [0.2, -0.1, 0.05, 0.1], "identity": [0.1, 0.2, None, 0.3],
+                     "exact, damping 0.1": [0.02, 0.01, 0.03, None], "exact, damping 0.001": [0.2, -0.1, 0.05, 0.1]},
         "truth": {"warm": [1.2, 0.9, 1.05, 1.1], "warm_minus_control": [0.2, -0.1, 0.05, 0.1]},
         "error": {"warm_minus_control": [0.01, 0.02, 0.03, 0.04]},
         "labels": [7, 1, 2], "pictured": [0, 3], "pixels": base64.b64encode(buffer.getvalue()).decode(),
     }  # fmt: skip
+
+
+ORDINARY = {"train_choice": "p30_influence", "truth": {"warm_minus_control": [0.2, -0.1, 0.05, 0.1]}}
 
 
 def png() -> str:

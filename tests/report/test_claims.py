@@ -378,10 +378,13 @@ def test_sizes_are_chosen_among_the_rows_that_all_else_leaves():
     assert len(select(results.drop(columns="n_train"), {"n_train": "largest", "depth": 1})) == 15
 
 
-def test_null_asks_for_rows_in_which_a_column_is_empty() -> None:
-    results = pd.DataFrame({"run_id": ["a", "b", "c"], "damping": [None, 0.1, None]})
-    assert list(select(results, {"damping": None})["run_id"]) == ["a", "c"]
-    assert len(select(results.drop(columns="damping"), {"damping": None})) == 3
+def test_null_asks_for_runs_in_which_a_column_is_empty():
+    once = table(lambda *_: 0.3, [1]).assign(run_id="a")
+    again = pd.concat([once.assign(damping=np.nan), once.assign(damping=0.1, spearman=0.9)]).assign(run_id="b")
+    wanted = {"damping": None, "depth": 1}
+    assert set(select(pd.concat([once, again]), wanted)["run_id"]) == {"a"} == set(select(once, wanted)["run_id"])
+    part = Part("value", "x", "spearman", {"damping": None}, paper=0.3)
+    assert judge_part(pd.concat([once, again]), part).estimate == pytest.approx(0.3)
 
 
 COMBINED = {

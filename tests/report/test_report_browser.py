@@ -125,7 +125,7 @@ def test_the_whole_report_is_printed(chromium, report, tmp_path):
 
 def test_the_scatter_tells_of_each_removal_by_pointer_and_keyboard(opened, report):
     tab = opened(report.out / "explore.html")
-    marks, told, image = (tab.locator(s) for s in ("circle", ".explore-told", ".explore-image"))
+    marks, told, image = (tab.locator(s) for s in (".explore-plot circle", ".explore-told", ".explore-image"))
     assert marks.count() == 4 and image.count() == 1 and "test example, label 7" in told.inner_text()
     assert "4 removals: Spearman 1.00, Pearson 1.00" in tab.inner_text(".explore-numbers")
     marks.nth(3).hover()
@@ -143,8 +143,34 @@ def test_the_scatter_tells_of_each_removal_by_pointer_and_keyboard(opened, repor
 
 def test_the_scatter_stands_without_a_script(opened, report):
     tab = opened(report.out / "explore.html", java_script_enabled=False)
-    assert tab.locator("circle").count() == 4 and not tab.locator("form").is_visible()
-    assert "exact across, warm_minus_control upwards" in tab.inner_text(".explore-told")
+    assert tab.locator(".explore-plot circle").count() == 4 and not tab.locator("form").is_visible()
+    assert "Across: Influence with the Hessian. Upwards: warm, control subtracted" in tab.inner_text(".explore-told")
+
+
+SHOWN = "[...document.querySelectorAll('.frame')].map((f) => f.offsetHeight > 0)"
+
+
+def test_the_slider_shows_a_damping_at_a_time_and_all_of_them_without_a_script_and_in_print(opened, report):
+    tab = opened(report.out / "explore.html")
+    slider, told = tab.locator(".slider input"), tab.locator(".slider output")
+    assert tab.evaluate(SHOWN) == [True, False] and told.inner_text() == "0.001"
+    label = tab.locator(".frame svg").first.get_attribute("aria-label")
+    assert label.startswith("Damping 0.001, warm, control subtracted") and label.endswith("Spearman 1.00, slope 1.00")
+    slider.focus()
+    tab.keyboard.press("ArrowRight")
+    assert tab.evaluate(SHOWN) == [False, True] and told.inner_text() == slider.get_attribute("aria-valuetext") == "0.1"
+    assert "3 removals, Spearman 0.50, slope 7.50" in tab.locator(".frame svg").nth(2).get_attribute("aria-label")
+    box = slider.bounding_box()
+    tab.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    assert tab.evaluate(SHOWN) == [True, False] and not tab.complaints
+    tab.emulate_media(media="print")
+    assert tab.evaluate(SHOWN) == [True, True] and not slider.is_visible()
+    still = opened(report.out / "explore.html", java_script_enabled=False)
+    assert still.evaluate(SHOWN) == [True, True] and not still.locator(".slider").is_visible()
+    drawn = still.locator(".frame .marks").evaluate_all(
+        "marks => marks.map((m) => m.getAttribute('d').split('M').length)"
+    )
+    assert drawn == [5, 5, 4, 4]
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in RECORD.glob("*.html")))

@@ -20,8 +20,7 @@ from fragile_lib.study import claims
 from fragile_lib.study.claims import evaluate_claims
 from fragile_lib.study.files import shown
 from fragile_lib.study.notebook_file import FOLDER
-from fragile_lib.study.report import tables
-from fragile_lib.study.report.explore import point_sets, static_points
+from fragile_lib.study.report import explore, tables
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
 from fragile_lib.study.report.source import Run, Study, read_study
@@ -106,8 +105,13 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         "references": references(params_dir.parent / "references.bib"),
         "folder": shown(study.source.resolve(), params_dir.resolve().parent),
     }
-    sets = point_sets(study)
-    to_explore = {"sets": sets, "static_points": static_points(sets[0]) if sets else []}
+    sets = explore.point_sets(study)
+    to_explore = {
+        "sets": sets,
+        "names": explore.names(study, sets),
+        "static_points": explore.static_points(sets[0]) if sets else [],
+        "dampings": explore.damping_frames(study),
+    }
     contexts = {"runs": {"run_link": links}, "map": {}, "explore": to_explore, "reproducibility": of_rerun}
     if peers:
         contexts["peers"] = {}

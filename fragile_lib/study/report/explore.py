@@ -1,21 +1,28 @@
-"""Estimated against true changes of single removals, to be explored: what the page's small script draws from."""
+"""Estimated against true changes of single removals, to be explored: what the page and its small script draw from."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
+from fragile_lib.agreement import compare
 from fragile_lib.study.report.source import Study
 
 MOST = 8  # networks on the page
 NEEDED = {"test_point", "index", "estimate", "truth"}
 LISTS = ("estimate", "truth", "error")
+CONTROL = "_minus_control"
+_AT = re.compile(r"(.+), damping (\S+)$")  # an estimate at a damping that is not its network's own
+_FOR = re.compile(r"(.+)_([\d.]+)$")  # a truth after another share of the training steps
 
 
 def point_sets(study: Study) -> list[dict]:
     """The first test point of a few networks: images before others, of each data set and network the largest.
 
     Each has a name, `estimate`, `truth` and `error` by code (lists over removals), the removals' ids, and, where the
-    record has images, `labels`, `pixels` and the places of the `pictured`, as in the record.
+    record has images, `labels`, `pixels` and the places of the `pictured`, as in the record. A run over dampings has a
+    place of its own.
     """
     ranked = []
     for record in study.records:
@@ -25,27 +32,111 @@ def point_sets(study: Study) -> list[dict]:
             ranked.append(("pixels" in point, run.get("n_train") or 0, -(run.get("depth") or 0), record, point))
     best: dict[tuple, dict] = {}
     for *_, record, point in sorted(ranked, key=lambda entry: entry[:3], reverse=True):
-        key = record["run"].get("dataset"), record["run"].get("architecture")
+        key = record["run"].get("dataset"), record["run"].get("architecture"), bool(_dampings(point))
         best.setdefault(key, _set(record, point, study.settings.get("words", {})))
     return list(best.values())[:MOST]
 
 
 def _set(record: dict, point: dict, words: dict) -> dict:
-    run = record["run"]
-    named = [str(words.get(run.get(c), run.get(c))) for c in ("dataset", "architecture") if run.get(c)]
-    name = f"{', '.join(dict.fromkeys(named))}, {run.get('n_train', 0):,} training examples"
-    name += f", test point {point['test_point']}"
+    name = f"{_network(record, words)}, test point {point['test_point']}"
+    name += ", several dampings" if _dampings(point) else ""
     found = {"name": name, "run": record["run_id"], "ids": point["index"]}
     for kind in LISTS:  # what the control does by itself is no effect of a removal: a truth without it goes first
         lists = {name: values for name, values in (point.get(kind) or {}).items() if values}
-        found[kind] = {name: lists[name] for name in sorted(lists, key=lambda n: not n.endswith("_minus_control"))}
+        found[kind] = {name: lists[name] for name in sorted(lists, key=lambda n: not n.endswith(CONTROL))}
     return found | {key: point[key] for key in ("labels", "pixels", "pictured") if key in point}
+
+
+def _network(record: dict, words: dict) -> str:
+    run = record["run"]
+    named = [str(words.get(run.get(c), run.get(c))) for c in ("dataset", "architecture") if run.get(c)]
+    return f"{', '.join(dict.fromkeys(named))}, {run.get('n_train', 0):,} training examples"
 
 
 def static_points(found: dict) -> list[tuple[float, float]]:
     """(x, y) in percent of the square for the set's first estimator and truth: what stands without a script."""
     pairs = np.array([next(iter(found[kind].values())) for kind in LISTS[:2]], dtype=float)
-    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    low, high = min(pairs.min(), 0.0), max(pairs.max(), 0.0)
+    return _placed(pairs[:, np.isfinite(pairs).all(axis=0)], pairs)
+
+
+def _placed(pairs: np.ndarray, among: np.ndarray) -> list[tuple[float, float]]:
+    """(x, y) in percent of a square that holds zero and all of `among`; `pairs` (2, k)."""
+    low, high = min(np.nanmin(among), 0.0), max(np.nanmax(among), 0.0)
     x, y = 5 + 90 * (pairs - low) / (high - low or 1.0)
     return [(round(float(a), 2), round(float(100 - b), 2)) for a, b in zip(x, y, strict=True)]
+
+
+def names(study: Study, sets: list[dict]) -> dict[str, str]:
+    """What each estimator and truth of the sets is called, by its code."""
+    return {code: _called(code, study) for found in sets for kind in LISTS[:2] for code in found[kind]}
+
+
+def _called(code: str, study: Study) -> str:
+    titles = {entry["name"]: entry["title"] for entry in study.methods}
+    if match := _AT.match(code):
+        return f"{_called(match[1], study)}, damping {match[2]}"
+    if code.endswith(CONTROL):
+        return f"{_called(code.removesuffix(CONTROL), study)}, control subtracted"
+    if (match := _FOR.match(code)) and match[1] in titles:
+        return f"{titles[match[1]]}, {float(match[2]):.0%} of the steps"
+    return titles.get(code, code.replace("_", " "))
+
+
+def _dampings(point: dict) -> dict[float, str]:
+    """Damping -> the estimate there, of the first estimator that has several."""
+    found = [(match, code) for code in point["estimate"] if (match := _AT.match(code))]
+    of_first = {float(match[2]): code for match, code in found if match[1] == found[0][0][1]}
+    return dict(sorted(of_first.items())) if len(of_first) > 1 else {}
+
+
+def damping_frames(study: Study) -> dict | None:
+    """Of the first run over dampings a frame for each: a panel for each truth and choice of training examples.
+
+    A frame has its `damping` and `panels`; a panel `truth`, `choice`, `marks` (x, y in percent of a square that is the
+    same in all frames, small changes spread), `spearman` and `slope`. None without such a run.
+    """
+    for record in study.records:
+        points = [p for p in record.get("points") or [] if p.keys() >= NEEDED]
+        points = [p for p in points if p["test_point"] == points[0]["test_point"] and _dampings(p)]
+        if points:
+            return _frames(record, points, study)
+    return None
+
+
+def _frames(record: dict, points: list[dict], study: Study) -> dict:
+    words = study.settings.get("words", {})
+    frames: dict[float, list[dict]] = {damping: [] for damping in _dampings(points[0])}
+    for truth in points[0]["truth"]:
+        if truth + CONTROL in points[0]["truth"]:
+            continue  # the same but for a shift
+        for point in (p for p in points if truth in p["truth"]):
+            named = {"truth": _called(truth, study), "choice": words.get(point["train_choice"], point["train_choice"])}
+            true = np.array(point["truth"][truth], dtype=float)
+            estimates = {d: np.array(point["estimate"][code], dtype=float) for d, code in _dampings(point).items()}
+            for damping, panel in _panels(estimates, true).items():
+                frames[damping].append(named | panel)
+    estimator = _called(_AT.match(next(iter(_dampings(points[0]).values())))[1], study)
+    return {
+        "run": record["run_id"],
+        "of": f"{_network(record, words)}, one test example",
+        "estimator": estimator,
+        "frames": [{"damping": f"{damping:g}", "panels": panels} for damping, panels in frames.items()],
+    }
+
+
+def _panels(estimates: dict[float, np.ndarray], true: np.ndarray) -> dict[float, dict]:
+    """The panel of each damping, on axes that all share; bent, since sizes differ by decades."""
+    known = {damping: np.isfinite(true) & np.isfinite(estimate) for damping, estimate in estimates.items()}
+    sizes = np.abs(true[np.isfinite(true) & (true != 0)])
+    typical = np.quantile(sizes, 0.25) if sizes.size else 1.0
+    pairs = {d: np.arcsinh(np.stack([e, true])[:, known[d]] / typical) for d, e in estimates.items()}
+    among, found = np.concatenate([p.ravel() for p in pairs.values()] + [[0.0]]), {}
+    for damping, estimate in estimates.items():
+        agreed = compare(estimate[known[damping]], true[known[damping]])
+        found[damping] = {
+            "marks": _placed(pairs[damping], among),
+            "zero": _placed(np.zeros((2, 1)), among)[0],
+            "spearman": agreed.spearman,
+            "slope": agreed.slope,
+        }
+    return found

@@ -67,7 +67,7 @@ function draw() {
     `${both.length} removals: Spearman ${correlation(ranks(x), ranks(y)).toFixed(2)}, Pearson ${correlation(x, y).toFixed(2)}.`;
   [run.textContent, run.href] = [set.run, `runs.html#run-${set.run}`];
   const label = set.labels ? `The test example, label ${set.labels[0]}. ` : "";
-  tell(set, 0, `${label}${word(fields.estimate.value)} across, ${word(fields.truth.value)} upwards.`);
+  tell(set, 0, `${label}Across: ${word(fields.estimate.value)}. Upwards: ${word(fields.truth.value)}.`);
 }
 
 function choose() {
