@@ -64,7 +64,7 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
     details = (
         "A black mark is what an estimate without any error would reach, the root of one retraining's reliability",
     )
-    return _told(figure, head, setting, details, means.reset_index())
+    return _told(figure, head, setting, details, rows[["run_id", "test_point", *by, *means.columns]])
 
 
 def over_damping(rows: pd.DataFrame) -> Picture:
@@ -75,7 +75,8 @@ def over_damping(rows: pd.DataFrame) -> Picture:
     rows = _of(rows, "logistic")
     if rows.empty:
         return Picture(None, "No rows of the logistic regression.")
-    means = rows.groupby(["train_choice", "estimator", "damping"])[["pearson", "spearman", "slope"]].mean()
+    by, measures = ["train_choice", "estimator", "damping"], ["spearman", "slope"]
+    means = rows.groupby(by)[measures].mean()
     with base.theme():
         figure, axes = base.new_figure(6.2, 2, 2, sharex=True)
         for line, statistic in zip(axes, ("spearman", "slope"), strict=True):
@@ -88,7 +89,7 @@ def over_damping(rows: pd.DataFrame) -> Picture:
     head = "Softmax regression: agreement with the certified minima without each image, over damping"
     setting = f"Means over {words.counted(rows['test_point'].nunique(), 'test image')}"
     details = ("A slope of 1 says that an estimate has the size of the truth; below 1 it is too large",)
-    return _told(figure, head, setting, details, means.reset_index())
+    return _told(figure, head, setting, details, rows[["run_id", "test_point", *by, *measures]])
 
 
 def _damping_axis(ax: Axes, statistic: str, choice: str) -> None:

@@ -51,14 +51,16 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     told = [f"{words.code(t)} by {words.code(e)}: {full}" for (e, t), (_, full) in numbers.items()]
     figure = _draw(panels, keys)
     bent = any(ax.get_xscale() == "symlog" for ax in figure.axes)
-    facts = (*texts.FACTS, "train_choice", "test_choice", "profile")
+    facts = (*texts.FACTS, "train_choice", "test_choice", "profile", "n_train", "run_id")
     of = "".join(f"{words.code(name)}: " for name in sorted({p["dataset"] for p in wanted if "dataset" in p}))
     head = f"{of}true against estimated change of the test loss"
     short = [f"{words.code(t)} by {words.code(e)} {title.split(chr(10))[0]}" for (e, t), (title, _) in numbers.items()]
+    table = pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted])
     lines = (
         [f"{head}: {'; '.join(short)}" if len(short) < 3 else head],
-        [texts.setting(pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted]), ())],
+        [texts.brief(table)],
         [
+            texts.setting(table, ()),
             f"Each mark is the removal of one training point; {_marked(keys)}",
             "On the dashed line estimate and truth are equal; above zero the example was helpful",
             "Axes are linear near zero and logarithmic outwards" if bent else "",

@@ -47,6 +47,7 @@ def architectures(shown: Shown, name: str) -> Styler:
     marked = "Where known, the paper's figures are in the last line of a cell (a question mark where one is not)"
     caption = words.sentences(
         "Each cell: mean Pearson / mean Spearman, and below it the interval of Spearman",
+        texts.brief(rows),
         texts.setting(rows, shown.spec.keys),
         texts.averages(shown),
         texts.scale(rows),
@@ -77,7 +78,7 @@ def costs(shown: Shown, name: str) -> Styler:
     caption = words.sentences(
         "Median seconds for one network: estimates are of every training image's influence on all examined test "
         "points, retraining leaves out each chosen image in turn",
-        texts.setting(shown.rows, (), ()),
+        texts.brief(shown.rows),
         texts.scale(shown.rows),
     )
     return styled(table, caption, name)

@@ -20,6 +20,7 @@ CHOICES = ("train_choice", "test_choice", "estimator", "ground_truth")
 OF_NETWORKS = {"eig_max", "eig_min", "grad_norm", "networks"}  # which no choice of points and no estimate can change
 SEVERAL = 3  # values below which a mean is not worth a headline where others have more
 SUMMED = 5  # numbers of an axis from which on a series is told by its ends and extremes
+SERIES = 3  # whose numbers stand in a figure's point; all of them stand in the alternative text
 
 
 def alt(shown: Shown, damping: float | None) -> str:
@@ -49,13 +50,14 @@ def alt(shown: Shown, damping: float | None) -> str:
 
 
 def caption(shown: Shown, damping: float | None) -> str:
-    """Three lines: the point; setting, scale, profile, runs; what was averaged, what is missing, the paper's part."""
+    """Three lines: the point; data, size, profile, runs; then setting, averages, what is missing, the paper's part."""
     spec, rows = shown.spec, shown.rows
-    runs = words.counted(rows["run_id"].nunique(), "run") if "run_id" in rows.columns else ""
     lines = (
         [point(shown)],
-        [setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES), scale(rows), runs],
+        [brief(rows)],
         [
+            setting(rows, spec.keys, () if set(spec.statistics) <= OF_NETWORKS else CHOICES),
+            scale(rows),
             *(sums(shown) if spec.sums is not None and shown.marks["n"].max() > 1 else []),
             averages(shown),
             ceiling_sentence(shown.marks["ceiling"]),
@@ -81,9 +83,9 @@ def point(shown: Shown) -> str:
     spec, panels = shown.spec, shown.panels()
     if spec.falls:
         levels = shown.levels(spec.at)
-        most = {p.title: _largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels}
-        by = {rung: [name for name in most if most[name] == rung] for rung in dict.fromkeys(most.values())}
-        return f"{spec.topic}: most to {'; to '.join(f'{rung} ({words.joined(n)})' for rung, n in by.items())}"
+        most = [_largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels]
+        by = [f"{rung} in {most.count(rung)}" for rung in sorted(set(most), key=lambda r: (-most.count(r), r))]
+        return f"{spec.topic}: of {words.counted(len(most), 'network')} the most is lost to {words.joined(by)}"
     told, head = {}, [spec.topic or _subject(shown)]
     least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1
     for panel in panels if spec.by_panel else panels[:1]:
@@ -93,7 +95,7 @@ def point(shown: Shown) -> str:
             told[panel.title if spec.by_panel else ", ".join(_named(key))] = _in_short(shown, part)
             head += _named(key) if spec.by_panel and len(told) == 1 else []
     head += [panels[0].title] if len(panels) > 1 and panels[0].title and not spec.by_panel else []
-    numbers = "; ".join(f"{name} {text}".strip() for name, text in told.items()) if len(told) <= SUMMED else ""
+    numbers = "; ".join(f"{name} {text}".strip() for name, text in [*told.items()][:SERIES])
     return f"{', '.join(head)}: {numbers}" if numbers else ", ".join(head)
 
 
@@ -111,7 +113,7 @@ def _in_short(shown: Shown, marks: pd.DataFrame) -> str:
     if shown.spec.kind == "lines":
         ends = marks.sort_values(shown.spec.at, key=lambda c: c.map(levels.index))["mean"].iloc[[0, -1]]
         return " to ".join(words.number(x) for x in ends)
-    return f"{words.number(mean.mean())} in the mean, {words.number(mean.min())} to {words.number(mean.max())}"
+    return f"mean {words.number(mean.mean())}, {words.number(mean.min())} to {words.number(mean.max())}"
 
 
 def sums(shown: Shown) -> list[str]:
@@ -191,8 +193,25 @@ def _paper_sentence(paper: pd.DataFrame) -> str:
     return words.sentences(stars, f"Grey: the paper's range, {words.joined(told)}" if told else "")
 
 
+def brief(rows: pd.DataFrame) -> str:
+    """Data set, networks, size, profile and runs, in one line."""
+    named = [words.joined(map(words.code, words.ordered(rows["dataset"].dropna())))] if "dataset" in rows else []
+    networks = words.ordered(rows["architecture"].dropna()) if "architecture" in rows else []
+    if networks and networks != ["mlp"]:
+        few = len(networks) <= SERIES
+        named.append(words.joined(map(words.code, networks)) if few else words.counted(len(networks), "network"))
+    if "n_train" in rows:
+        named.append(f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples")
+    if "profile" in rows:
+        profiles = sorted(rows["profile"].dropna().astype(str).unique())
+        small = "" if set(profiles) <= set(words.OF_RECORD) else " (reduced: not a study of record)"
+        named += [f"profile {words.joined(profiles)}{small}"] if profiles else []
+    named += [words.counted(rows["run_id"].nunique(), "run")] if "run_id" in rows else []
+    return ", ".join(named)
+
+
 def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = CHOICES) -> str:
-    """What all rows have in common: data set, network, chosen points, estimate and truth, profile."""
+    """What all rows have in common: data set, network, chosen points, estimate and truth."""
     told = [c for c in (*FACTS, *choices) if c in rows.columns and c not in shown and rows[c].notna().all()]
     common = {c: rows[c].iloc[0] for c in told if rows[c].nunique() == 1}
     if common.get("architecture") == "mlp":
@@ -202,12 +221,11 @@ def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = C
     parts = [", ".join(words.value(c, v) for c, v in common.items() if c in FACTS)]
     parts += [words.value(c, v) for c, v in common.items() if c in ("train_choice", "test_choice")]
     parts += [f"{words.short(c)} {words.code(v)}" for c, v in common.items() if c in ("estimator", "ground_truth")]
-    profiles = sorted(rows["profile"].dropna().astype(str).unique()) if "profile" in rows.columns else []
-    return "; ".join(p for p in [*parts, f"profile {words.joined(profiles)}" if profiles else ""] if p)
+    return "; ".join(p for p in parts if p)
 
 
 def scale(rows: pd.DataFrame) -> str:
-    """Training examples, parameters, which networks are narrower than published; a warning where that is reduced."""
+    """Training examples, parameters, which networks are narrower than published; whether that is reduced."""
     absent = pd.Series(np.nan, index=rows.index)
     width = rows.get("width_multiplier", absent).astype(float)
     parts = [f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples"]
@@ -217,11 +235,7 @@ def scale(rows: pd.DataFrame) -> str:
         names = [words.code(a) for a in words.ordered(rows.loc[width == factor, "architecture"])]
         parts.append(f"{words.joined(names)} at {factor:g} of the published width")
     reduced = width.notna().any() and ((width < 1).any() or (rows["n_train"] < FULL_SIZE).any())
-    small = sorted(set(rows.get("profile", absent).dropna().astype(str)) - set(words.OF_RECORD))
-    return words.sentences(
-        f"{'Scale, reduced from the published one: ' if reduced else ''}{', '.join(parts)}",
-        f"Reduced scale: profile {words.joined(small)}, not a study of record" if small else "",
-    )
+    return f"{'Scale, reduced from the published one: ' if reduced else ''}{', '.join(parts)}"
 
 
 def averages(shown: Shown) -> str:

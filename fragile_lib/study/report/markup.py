@@ -166,6 +166,8 @@ def _accessible(soup: BeautifulSoup, table: Tag) -> None:
             cell["scope"] = "colgroup" if int(cell.get("colspan", 1)) > 1 else "col"
         else:
             cell["scope"] = "rowgroup" if int(cell.get("rowspan", 1)) > 1 else "row"
+        for text in cell.find_all(string=lambda text: "_" in text):
+            text.replace_with(text.replace("_", "_\u200b"))  # a long name may go on in the next line
     if table.caption is None:
         given = table.find_parent(attrs={"data-caption": True})
         section = table.find_previous(_HEADING)

@@ -109,7 +109,8 @@ def _cell(cell: nbformat.NotebookNode, name: str, figures: list[Figure]) -> dict
     named = {"injected-parameters": "Parameters of this run", "parameters": "Parameters and their defaults"}
     summary = next((named[tag] for tag in tags if tag in named), summary)
     outputs = [found for output in cell.outputs if (found := _output(output, cell, name, figures))]
-    return {"claims": claims, "summary": summary, "code": Markup(python(cell.source)), "outputs": outputs}
+    shown = {"claims": claims, "summary": summary, "code": Markup(python(cell.source)), "outputs": outputs}
+    return shown | {"parameters": summary in named.values()}
 
 
 def _output(
