@@ -54,7 +54,10 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     facts = (*texts.FACTS, "train_choice", "test_choice", "profile", "n_train", "run_id")
     of = "".join(f"{words.code(name)}: " for name in sorted({p["dataset"] for p in wanted if "dataset" in p}))
     head = f"{of}true against estimated change of the test loss"
-    short = [f"{words.code(t)} by {words.code(e)} {title.split(chr(10))[0]}" for (e, t), (title, _) in numbers.items()]
+    short = [
+        f"{words.code(t)} by {words.code(e)} {', '.join(title.splitlines()[:2])}"
+        for (e, t), (title, _) in numbers.items()
+    ]
     table = pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted])
     lines = (
         [f"{head}: {'; '.join(short)}" if len(short) < 3 else head],
@@ -98,13 +101,13 @@ def _draw(panels: Mapping[tuple, pd.DataFrame], keys: Sequence[tuple]) -> Figure
     columns, marks, few = min(2, len(panels)), _looks(keys), len(keys) <= MOST_IN_LEGEND
     rows = -(-len(panels) // columns)
     with base.theme():
-        height = (6.2 if columns == 1 else 0.9 + 3.5 * rows) + (0.2 + 0.25 * -(-len(keys) // 3) if few else 0.5)
+        height = (6.2 if columns == 1 else 0.9 + 3.7 * rows) + (0.2 + 0.25 * -(-len(keys) // 3) if few else 0.5)
         figure, axes = base.new_figure(height, rows, columns, layout="compressed")
         for ax in list(axes.flat)[len(panels) :]:
             ax.set_axis_off()
         for i, (ax, ((estimator, truth), found)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             _draw_panel(ax, found, marks, 5 if columns > 1 else 9)
-            title = [textwrap.fill(words.code(name), 27) for name in (truth, estimator)]
+            title = [textwrap.fill(words.code(name), 20 if columns > 1 else 40) for name in (truth, estimator)]
             ax.set_title("\n".join([*title, _numbers(found)[0]]), fontsize=11.5)
             ax.set_xlabel("estimated loss change" if i + columns >= len(panels) else "")
             ax.set_ylabel("true loss change" if i % columns == 0 else "")
@@ -174,7 +177,7 @@ def _numbers(found: pd.DataFrame) -> tuple[str, str]:
         means = [
             words.number(float(np.mean([getattr(a, s) for a in usable]))) for s in ("pearson", "spearman", "slope")
         ]
-        title = "Pearson {}, Spearman {}\nslope {}".format(*means)
+        title = "Pearson {}\nSpearman {}\nslope {}".format(*means)
     lost = [a.status for a in agreements if a.status != "ok"]
     other = "".join(f", {lost.count(s)} {words.code(s)}" for s in sorted(set(lost)))
     over = f" ({len(both)} pairs of {words.counted(found['seed'].nunique(), 'seed')}"
