@@ -26,6 +26,7 @@ from fragile_lib.study.report.markup import mathml, tidy
 from fragile_lib.study.report.source import read_methods
 from fragile_lib.study.report.whole import references, whole_page
 from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.files import load_yaml
 from fragile_lib.truths import TRUTHS
 
 
@@ -494,3 +495,26 @@ def test_a_finding_states_mean_and_interval_and_is_left_out_without_its_numbers(
     assert tables.finding_sentences(study, "findings") == ["At depth 1 it is 0.80."]
     assert tables.finding_sentences(study, "findings", with_intervals=True) == ["At depth 1 it is 0.80 [0.70, 0.90]."]
     assert tables.finding_sentences(SimpleNamespace(results=RESULTS, settings={}), "findings") == []
+
+
+def test_words_that_compare_stand_only_where_the_numbers_do():
+    """As the committed records are, README's words are so too; rows that contradict change each sentence."""
+    settings = load_yaml(synthetic.REPOSITORY / "params" / "report.yaml")
+    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv", low_memory=False)
+    level = results.assign(**dict.fromkeys(("spearman", "spearman_single", "reliability", "reliability_single"), 0.5))
+    for which in ("opening", "findings", "numbers"):
+        entries = settings[which]
+        real, flat = (
+            tables.finding_sentences(SimpleNamespace(results=rows, settings=settings), which)
+            for rows in (results, level.assign(slope=0.5))
+        )
+        start = {
+            kind: [entry.get(kind, entry["say"]).partition("{")[0] for entry in entries]
+            for kind in ("say", "otherwise")
+        }
+        assert [said.startswith(words) for said, words in zip(real, start["say"], strict=True)] == [True] * len(entries)
+        assert [said.startswith(words) for said, words in zip(flat, start["otherwise"], strict=True)] == [True] * len(
+            entries
+        )
+        assert all(said != other for said, other, entry in zip(real, flat, entries, strict=True) if "when" in entry)
+        assert all("when" in entry for entry in entries if entry.get("values"))

@@ -70,22 +70,23 @@ def finding_sentences(study: Study, which: str, with_intervals: bool = False) ->
     """What the study found beyond the claims, in the words of report.yaml and the numbers of the results.
 
     An entry of the list `which` there is `say`, a text with {0}, {1} ..., and `values`, for each of them a `statistic`
-    and the rows `where` it stands: the mean over seeds. One with a number that the results do not give is left out.
+    and the rows `where` it stands: the mean over seeds. Where one of the conditions `when` ("{0} > {1} + 0.1") does not
+    hold, `otherwise` is said instead. One with a number that the results do not give is left out.
     """
     sentences = []
     for finding in study.settings.get(which, []):
-        numbers = [_mean(study.results, value, with_intervals) for value in finding["values"]]
-        if all(numbers):
-            sentences.append(finding["say"].format(*numbers))
+        found = [_numbers(study.results, value) for value in finding.get("values", [])]
+        if all(len(numbers) >= MIN_SEEDS for numbers in found):
+            means = [float(numbers.mean()) for numbers in found]
+            held = all(pd.eval(condition.format(*means), engine="python") for condition in finding.get("when", []))
+            told = map(_with_interval, means, map(seed_interval, found)) if with_intervals else map(number, means)
+            sentences.append(finding["say" if held else "otherwise"].format(*told))
     return sentences
 
 
-def _mean(results: pd.DataFrame, value: dict, with_interval: bool) -> str:
+def _numbers(results: pd.DataFrame, value: dict) -> pd.Series:
     rows = select(results, value["where"])
-    found = pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
-    if len(found) < MIN_SEEDS:
-        return ""
-    return _with_interval(found.mean(), seed_interval(found)) if with_interval else number(found.mean())
+    return pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
 
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:
