@@ -36,7 +36,7 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
         for panel in panels:
             ax = axes[panel.row, panel.column]
             ax.set_axis_on()
-            ax.set_title(textwrap.fill(panel.title, (48 if across else 64) // columns))
+            ax.set_title(textwrap.fill(panel.title, (48 if across else 52) // columns))
             _draw_panel(ax, shown, panel)
             _draw_paper(ax, shown, panel, paper)
             scale_axis(ax, "x" if across else "y", shown, panel, damping)

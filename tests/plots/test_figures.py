@@ -173,7 +173,8 @@ def test_finished_training_has_a_panel_for_each_fit_and_decay_and_names_what_is_
     table = plot_tables.iris()
     figure = plots.figure("iris_finished_relu", table).figure
     fits = ("gradient descent", "certified optimum")
-    assert [ax.get_title() for ax in figure.axes] == [f"{f}, {d}" for f in fits for d in ("decay 0.005", "no decay")]
+    titles = [ax.get_title().replace("\n", " ") for ax in figure.axes]
+    assert titles == [f"{f}, {d}" for f in fits for d in ("decay 0.005", "no decay")]
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
     part = plots.figure("iris_finished_relu", table[(table["fit"] == "descent") & (table["estimator"] == "exact")])
     assert len(part.figure.axes) == 2
