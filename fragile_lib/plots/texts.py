@@ -84,8 +84,10 @@ def point(shown: Shown) -> str:
     if spec.falls:
         levels = shown.levels(spec.at)
         most = [_largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels]
-        by = [f"{rung} in {most.count(rung)}" for rung in sorted(set(most), key=lambda r: (-most.count(r), r))]
-        return f"{spec.topic}: of {words.counted(len(most), 'network')} the most is lost to {words.joined(by)}"
+        rungs = sorted(set(most), key=lambda rung: (-most.count(rung), rung))
+        if len(most) > 1:
+            rungs = [f"{rung} ({most.count(rung)} of {len(most)} networks)" for rung in rungs]
+        return f"{spec.topic}: most to {words.joined(rungs)}"
     told, head = {}, [spec.topic or _subject(shown)]
     least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1
     for panel in panels if spec.by_panel else panels[:1]:

@@ -150,11 +150,11 @@ def test_alt_and_caption_hold_numbers_setting_and_the_papers_figures():
     assert "The paper, no weight decay, depth 1: 0.51" in picture.alt
     for text in ("Iris", "ReLU", "width 5", "profile quick", "4 seeds", "95% bootstrap", "too short", "constant 1"):
         assert text in picture.caption, text
-    for text in ("diverged 1", "indefinite 1", "Reduced scale: profile quick", "Stars: the paper's figures"):
+    for text in ("diverged 1", "indefinite 1", "profile quick (reduced: not a study", "Stars: the paper's figures"):
         assert text in picture.caption, text
     assert stars(picture.figure.axes[0]) == [0.508, 0.97]
     assert "The paper" not in plots.figure("iris_depth_tanh", table.assign(activation="tanh")).alt
-    assert "Reduced" not in plots.figure("iris_depth", table.assign(profile="laptop")).caption
+    assert "(reduced" not in plots.figure("iris_depth", table.assign(profile="laptop")).caption
 
 
 def test_solvers_are_paired_by_seed():
