@@ -356,7 +356,7 @@ HEADLINES = (
     "waterfall",
     "networks_size",
     "iris_finished_relu",
-    "small_mnist_truths",
+    "small_mnist_dampings",
     "networks_estimators",
     "networks_longer",
 )
