@@ -132,7 +132,7 @@ def list_folder(folder: Path | str, name: str = "folder") -> Listing:
             remedy = f"images lie directly in it: {LAYOUT}" if flat else f"holds no images: {LAYOUT}"
         raise bad_input(name, str(folder), remedy)
     odd = [entry.path for entry in entries if not os.path.exists(entry.path)]
-    by_class = [[os.fsencode(path) for path in _images(entry.path, (str(root),), odd)] for entry in folders]
+    by_class = [[os.fsencode(path) for path in _images(entry.path, {_identity(root)}, odd)] for entry in folders]
     counts, names = [len(inside) for inside in by_class], [one for inside in by_class for one in inside]
     empty = [entry.name for entry, count in zip(folders, counts, strict=True) if not count]
     if empty:
@@ -173,21 +173,28 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _images(folder: str, above: tuple[str, ...], odd: list[str], inside: str = "") -> Iterator[str]:
+def _images(folder: str, seen: set[tuple[int, int]], odd: list[str], inside: str = "") -> Iterator[str]:
     """Names of the images of a class folder and of the folders in it, sorted; what is passed over goes to `odd`.
 
-    `above` are the folders that this one lies in: a link to one of them would never end.
+    `seen` are the folders that this class has been in, or lies in: a link to one of them would never end, or be found
+    again along every other way.
     """
-    within = (*above, folder)
+    seen.add(_identity(folder))
     for entry in _entries(Path(folder)):
         path, name = entry.path, inside + entry.name
-        circle = entry.is_symlink() and any(os.path.exists(path) and os.path.samefile(path, one) for one in within)
-        if os.path.isdir(path) and not circle:
-            yield from _images(path, within, odd, f"{name}/")
+        again = os.path.isdir(path) and _identity(path) in seen
+        if os.path.isdir(path) and not again:
+            yield from _images(path, seen, odd, f"{name}/")
         elif os.path.isfile(path) and _is_image(name):
             yield name
-        elif circle or not os.path.exists(path) or (_is_image(name) and not os.path.isdir(path)):
+        elif again or not os.path.exists(path) or _is_image(name):
             odd.append(path)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    """What tells a folder from every other, by whatever links it was come to."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _is_image(name: str) -> bool:

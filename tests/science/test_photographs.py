@@ -583,6 +583,19 @@ def read(path: Path, size: int = 64) -> Photo:
     return PhotoSet(list_folder(path.parents[1]), size)[0]
 
 
+def test_a_folder_that_many_links_lead_to_is_listed_once(tmp_path):
+    names = [f"class{i:02d}" for i in range(12)]  # along every way there would be more than ten million images
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "own.png")
+    for name in names:
+        for other in set(names) - {name}:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    with pytest.warns(UserWarning, match="passed over as links to nowhere, circles"):
+        found = list_folder(tmp_path)
+    assert np.bincount(found.labels).tolist() == [12] * 12
+
+
 def test_links_in_circles_and_what_is_no_file_are_named_and_passed_over_at_once(tmp_path):
     for name in ("ant/0.png", "bee/inner/1.png"):
         noise(tmp_path / name)
