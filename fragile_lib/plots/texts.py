@@ -86,7 +86,8 @@ def point(shown: Shown) -> str:
         most = [_largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels]
         rungs = sorted(set(most), key=lambda rung: (-most.count(rung), rung))
         if len(most) > 1:
-            rungs = [f"{rung} ({most.count(rung)} of {len(most)} networks)" for rung in rungs]
+            first, *others = (f"{rung} ({most.count(rung)}" for rung in rungs)
+            rungs = [f"{first} of {len(most)} networks)", *(f"{other})" for other in others)]
         return f"{spec.topic}: most to {words.joined(rungs)}"
     told, head = {}, [spec.topic or _subject(shown)]
     least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1
