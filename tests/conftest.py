@@ -24,7 +24,7 @@ RECORDS = Path(__file__).parents[1] / "reports" / "records"
 # Files whose tests share what takes long and so are one piece of work, by falling seconds; notebooks come after them.
 LONGEST = ("report/test_quick_study.py", "test_readme.py")
 # Three networks of three data sets: for each pair of networks a page's rules are fitted anew.
-FEW = ("iris-relu-d3-w5-wd0.005", "small_mnist-wd0.001-s0", "mnist-vgg13-wd0.001-adam-s0")
+FEW = ("iris-relu-d2-w5-wd0", "small_mnist-wd0.03-s0", "mnist-lenet-n2000-s0")
 SMALLER = {
     "believe": {"grid_results": FEW},
     "mnist_cifar10": {"n_train": 100, "test_count": 1, "train_count": 5},
