@@ -418,5 +418,5 @@ def retrainings_needed(told: pd.DataFrame) -> pd.DataFrame:
     columns = ["measured", "foretold", "by controls"]
     table = told.groupby(["network", "n_train"])[columns].median()
     for name in columns:
-        table[f"R, {name}"] = [retrainings_for(ENOUGH, single) for single in table[name]]
+        table[f"R, {name}"] = pd.array([retrainings_for(ENOUGH, single) for single in table[name]], dtype="Int64")
     return table.reset_index()
