@@ -77,7 +77,7 @@ LIGHTS = {
         0.9, 0.5, "the derivative of going on has another order", "that derivative itself, if going on is what is asked"
     ),
     "retrainings": Light(1, 10, "one retraining is mostly noise", "the mean of as many retrainings as this, or groups"),
-    "believable": Light(0.8, 0.5, "the rule doubts it", "leave some examples out, and see"),
+    "believable": Light(0.8, 0.2, "by a rule", "leave some examples out, and see"),
 }
 
 

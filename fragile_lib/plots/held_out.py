@@ -28,7 +28,7 @@ def held_out_curves(cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what:
     if not known or not 0 < good.sum() < len(good):
         return Picture(None, "No held-out cases of both kinds.")
     with base.theme():
-        figure, ((left, right),) = base.new_figure(4.2, 1, 2)
+        figure, ((left, right),) = base.new_figure(4.6, 1, 2, layout="compressed")
         for place, (name, score) in enumerate(known.items()):
             kept = np.isfinite(score)
             look = {"color": base.CYCLE[place % len(base.CYCLE)], "ls": base.DASHES[place % len(base.DASHES)]}
@@ -82,7 +82,7 @@ def foretold(told: pd.DataFrame) -> Picture:
     if known.empty:
         return Picture(None, "No unrolled derivative was repeated beside a retraining.")
     with base.theme():
-        figure, ((ax,),) = base.new_figure(4.6, 1, 1)
+        figure, ((ax,),) = base.new_figure(4.9, 1, 1, layout="compressed")
         for place, (name, part) in enumerate(known.groupby("network", sort=False)):
             look = {"color": base.CYCLE[place % len(base.CYCLE)], "marker": base.MARKERS[place % len(base.MARKERS)]}
             ax.plot(part["foretold"], part["measured"], ls="", ms=4, alpha=0.7, label=words.code(name), **look)
