@@ -64,7 +64,7 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
     details = (
         "A black mark is what an estimate without any error would reach, the root of one retraining's reliability",
     )
-    return _told(figure, head, setting, details, rows[["run_id", "test_point", *by, *means.columns]])
+    return _told(figure, head, setting, details, rows.filter(items=["run_id", "test_point", *by, *means.columns]))
 
 
 def over_damping(rows: pd.DataFrame) -> Picture:
@@ -89,7 +89,7 @@ def over_damping(rows: pd.DataFrame) -> Picture:
     head = "Softmax regression: agreement with the certified minima without each image, over damping"
     setting = f"Means over {words.counted(rows['test_point'].nunique(), 'test image')}"
     details = ("A slope of 1 says that an estimate has the size of the truth; below 1 it is too large",)
-    return _told(figure, head, setting, details, rows[["run_id", "test_point", *by, *measures]])
+    return _told(figure, head, setting, details, rows.filter(items=["run_id", "test_point", *by, *measures]))
 
 
 def _damping_axis(ax: Axes, statistic: str, choice: str) -> None:

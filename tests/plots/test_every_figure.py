@@ -297,3 +297,9 @@ plots.show(plots.Picture(figure, "an empty frame", "caption of it"), pd.DataFram
     assert [o.output_type for o in outputs] == ["display_data", "display_data"]
     assert outputs[0].metadata["image/png"] == {"alt": "an empty frame", "caption": "caption of it"}
     assert outputs[0].data["text/plain"] == "an empty frame" and "<table" in outputs[1].data["text/html"]
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_rows_of_a_page_s_own_run_are_drawn_too(name) -> None:
+    own = getattr(plots, name)(table("committed").drop(columns=["run_id", "profile"]))
+    assert own.figure is not None and "run_id" not in own.rows
