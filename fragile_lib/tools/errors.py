@@ -13,7 +13,9 @@ class InputError(ValueError):
     """A value that the user gave cannot be used; the message names it and says what to do, at no great length."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= 900 else f"{message[:600]}...{message[-297:]}")
+        most = 4_000 if "\n" in message else 900  # on several lines: what each route to a data set came to
+        kept = 2 * most // 3
+        super().__init__(message if len(message) <= most else f"{message[:kept]}...{message[kept + 3 - most :]}")
 
 
 class _Short(reprlib.Repr):
