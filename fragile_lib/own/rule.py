@@ -357,8 +357,10 @@ def answer(table: pd.DataFrame, by: str, goal: float) -> str:
     return "\n".join(
         [
             f"Area under the curve, one {by} held out at a time:",
-            f"{told(chosen)}; the goal of {goal:g} {said}.",
-            f"Best by these very areas, which flatters it: {told(best)}.",
+            f"{told(chosen)};",
+            f"the goal of {goal:g} {said}.",
+            "Best by these very areas, which flatters it:",
+            f"{told(best)}.",
             f"Simplest near it: {told(simplest)}.",
             f"What others go by: {others}.",
         ]
@@ -398,7 +400,7 @@ def retrainings(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     single = rows.dropna(subset=["reliability_single"])
     measured = single[single["ground_truth"].isin(RETRAINED)].rename(columns={"reliability_single": "measured"})
     derived = single[single["ground_truth"].isin(UNROLLED)].rename(columns={"reliability_single": "foretold"})
-    facts = ["dataset", "architecture", "depth", "n_train", "ground_truth", "repeats", "measured"]
+    facts = ["dataset", "architecture", "depth", "n_train", "ground_truth", "measured"]
     told = measured.drop_duplicates(keys)[keys + facts].merge(
         derived.drop_duplicates(keys)[[*keys, "foretold"]], on=keys
     )
