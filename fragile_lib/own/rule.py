@@ -50,7 +50,11 @@ RUN_CHECKS = ("unrolled", "agreement", "damping_rank", "signal", "residual")
 PAIR_CHECKS = ("pair_unrolled", "size", "pair_damping", "damping_rank", "trace")
 APART = 3.0  # powers of ten between an estimate and the unrolled derivative: not more, and where the signs differ
 CHOSEN = "the rule that the others choose"
-BASELINES = {"metasmoothness": ("metasmoothness",), "stability under damping": ("damping_rank",)}
+BASELINES = {
+    "metasmoothness": ("metasmoothness",),
+    "stability under damping": ("damping_rank",),
+    "surrogate of damping": ("surrogate",),
+}
 
 
 def judged_runs(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +72,11 @@ def judged_runs(known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     told = told.dropna(subset=["order"]).sort_values("order").drop_duplicates(RUN_KEYS)
     kept = told[[*RUN_KEYS, "ground_truth", "spearman_corrected", "reliability_single"]]
     asked = rows[rows["ground_truth"].isin(UNROLLED)].drop_duplicates(RUN_KEYS)[[*RUN_KEYS, "spearman"]]
-    found = known.merge(kept, on=RUN_KEYS).merge(asked.rename(columns={"spearman": "unrolled"}), "left", RUN_KEYS)
+    found = (
+        with_surrogate(known)
+        .merge(kept, on=RUN_KEYS)
+        .merge(asked.rename(columns={"spearman": "unrolled"}), "left", RUN_KEYS)
+    )
     return _prepared(found).assign(good=found["spearman_corrected"].ge(GOOD).to_numpy())
 
 
@@ -86,7 +94,7 @@ def judged_pairs(known: pd.DataFrame, points: Iterable[dict]) -> pd.DataFrame:
     keys = ("run_id", "seed", "fit", "test_point")
     by = {(*map(p.get, keys), i): (p, k) for p in points for k, i in enumerate(p.get("index", ()))}
     found = []
-    for row in known[known["pairs"].notna()].to_dict("records") if "pairs" in known else ():
+    for row in with_surrogate(known[known["pairs"].notna()]).to_dict("records") if "pairs" in known else ():
         pairs = row.pop("pairs")
         largest = np.nanmax(np.abs(pairs["estimate"]))
         for place, index in enumerate(pairs["index"]):
@@ -105,6 +113,28 @@ def judged_pairs(known: pd.DataFrame, points: Iterable[dict]) -> pd.DataFrame:
             good = 1 / FACTOR <= true / estimate <= FACTOR if estimate else False
             found.append(row | own | {"index": index, "true": true, "estimate": estimate, "good": good})
     return _prepared(pd.DataFrame(found)) if found else pd.DataFrame(columns=[*PAIR_SIGNALS, "good", "network"])
+
+
+def with_surrogate(known: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with `surrogate`: cos(t, -dt / d log damping), t the estimates; a mean over a run's test points.
+
+    A higher damping raises the cosine of t and any truth o exactly where cos(o, r) < cos(o, t) cos(t, r), r = -dt /
+    d damping. So cos(t, r), which needs no truth, says how much there is to gain: it is 1 where only the size of the
+    estimates depends on the damping. This is how arXiv 2505.24261 chooses a damping without retraining, as its abstract
+    tells and as derived here (its full text was not consulted). The derivative is by differences between the two other
+    dampings of `signals.signals`, over the removals of its `pairs`; nan for a run without them.
+    """
+    of = [key for key in RUN_KEYS if key not in ("test_point", "train_choice")]
+    pairs = known["pairs"] if "pairs" in known else pd.Series(None, known.index, dtype=object)
+    cosines = [np.nan if one is None or one is np.nan else _surrogate(**one) for one in pairs]
+    told = known.assign(surrogate=np.array(cosines, dtype=float))
+    return told.assign(surrogate=told.groupby(of, dropna=False)["surrogate"].transform("mean"))
+
+
+def _surrogate(estimate: Sequence[float], more: Sequence[float], less: Sequence[float], **_: object) -> float:
+    t, fall = np.array(estimate, dtype=float), np.array(less, dtype=float) - np.array(more, dtype=float)
+    sizes = np.linalg.norm(t) * np.linalg.norm(fall)
+    return float(t @ fall / sizes) if sizes > 0 else np.nan
 
 
 def _apart(estimate: float, point: dict, place: int) -> float:
@@ -255,7 +285,8 @@ def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     """
     names = [name for name in names if cases[name].notna().any()]
     tried = {f"{name}": (name,) for name in names} | {" and ".join(pair): pair for pair in combinations(names, 2)}
-    tried |= {"all": tuple(names)} | {name: one for name, one in BASELINES.items() if set(one) <= set(names)}
+    told = [name for name in cases if cases[name].notna().any()]
+    tried |= {"all": tuple(names)} | {name: one for name, one in BASELINES.items() if set(one) <= set(told)}
     found = [(name, judge(cases, some, by)) for name, some in tried.items()]
     columns = ["rule", "signals", "area", "by_cases", "brier", "baseline", "used", "scores"]
     values = [(n, len(f.signals), f.area, f.by_cases, f.brier, n in BASELINES, f.signals, f.scores) for n, f in found]

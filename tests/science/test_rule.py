@@ -35,6 +35,7 @@ from fragile_lib.own.rule import (
     scores,
     shown,
     splits,
+    with_surrogate,
 )
 from fragile_lib.tools.errors import InputError
 
@@ -121,6 +122,25 @@ def test_pairs_are_judged_where_the_truth_stands_clear():
     assert judged_pairs(told.drop(columns="pairs"), [point]).empty
 
 
+def test_the_surrogate_is_the_cosine_of_estimates_and_how_they_fall_with_damping():
+    rng, damping = np.random.default_rng(0), 1.0
+    pulls, curvature = rng.standard_normal((5, 40)), 100 * (1 + 9 * rng.random(40))  # examples along eigenvectors of H
+
+    def at(damping):
+        return pulls @ (np.ones(40) / (curvature + damping))
+
+    falls = pulls @ (np.ones(40) / (curvature + damping) ** 2)  # -dt / d damping
+    exact = at(damping) @ falls / np.linalg.norm(at(damping)) / np.linalg.norm(falls)
+    pairs = {"estimate": at(damping), "more": at(3 * damping), "less": at(damping / 3)}
+    flat = {"estimate": [1.0, -2.0], "more": [0.5, -1.0], "less": [2.0, -4.0]}  # only the size depends on the damping
+    nothing = {"estimate": [0.0, 0.0], "more": [0.0, 0.0], "less": [0.0, 0.0]}
+    told = [known(pairs=pairs), known(test_point=5), known("b", pairs=flat), known("c"), known("d", pairs=nothing)]
+    found = with_surrogate(pd.DataFrame(told))["surrogate"].tolist()
+    assert exact < 0.99 and found[:2] == pytest.approx([exact, exact], abs=1e-3)  # a run's other test points share it
+    assert found[2] == pytest.approx(1) and np.isnan(found[3:]).all()
+    assert with_surrogate(pd.DataFrame([known()]))["surrogate"].isna().all()
+
+
 def test_what_is_held_out_takes_no_part_in_its_own_score():
     table = cases()
     whole = held_out(table, ["residual", "metasmoothness"], "network")
@@ -150,6 +170,9 @@ def test_the_simplest_rule_near_the_best_is_named():
     found = rules(table, ["residual", "signal", "damping_rank", "metasmoothness"], "network")
     assert found.loc[found["simplest"], "rule"].tolist() == ["residual"]
     assert set(found.loc[found["baseline"], "rule"]) == {"stability under damping"}
+    others = rules(table.assign(surrogate=table["signal"]), ["residual", "signal"], "network")  # no candidate of ours
+    assert set(others.loc[others["baseline"], "rule"]) == {"stability under damping", "surrogate of damping"}
+    assert not others["used"].map(lambda used: "surrogate" in used)[~others["baseline"]].any()
     assert "metasmoothness" not in set(found["rule"])  # it was measured of no run
     assert found["area"].is_monotonic_decreasing and {"all", "residual and signal"} <= set(found["rule"])
     assert shown(found)["low"].notna().all() and {"residual", "stability under damping"} <= set(scores(found))
