@@ -12,7 +12,7 @@ from fragile_lib.agreement import beside_reliability, compare, retrainings_for
 from fragile_lib.choices import Estimate, Points, Removals, Truth, choose
 from fragile_lib.network import Network
 from fragile_lib.own.fitted import read_rules
-from fragile_lib.own.signals import PAIRED, signals
+from fragile_lib.own.signals import FACTOR, PAIRED, signals
 
 SOME = 100  # training examples whose gradients tell what a removal changes
 RELIABLE = 0.5  # below this a truth is too noisy to judge by
@@ -22,7 +22,11 @@ ENOUGH = 0.8  # reliability that a number of retrainings is asked for
 
 @dataclass(frozen=True)
 class Light:
-    """From where on a signal is green, and from where on red; what red means, and what to do about it."""
+    """From where on a signal is green, and from where on red; what red means, and what to do about it.
+
+    The remedy is a format of `trust`'s numbers: `damping`, that of the network, `more` and `less`, the two others that
+    the signals tried, `upright`, -lambda_min, `best`, the estimator of least residual, and `times`, retrainings.
+    """
 
     green: float
     red: float
@@ -40,7 +44,10 @@ class Light:
 # Bounds follow from what each number means; they are not fitted. `rule` judges the signals beside truths.
 LIGHTS = {
     "residual": Light(
-        SOLVED, 1, "the solver has not solved its equation", "more iterations, a direct solver, or more damping"
+        SOLVED,
+        1,
+        "the solver has not solved its equation",
+        "more iterations, a direct solver, or a damping of {more:.2g} (now {damping:.2g})",
     ),
     "gradient_share": Light(
         1e-3, 0.1, "training has not ended, so that the network is no minimum", "train on, or ask what going on does"
@@ -49,23 +56,26 @@ LIGHTS = {
         -0.1,
         -1,
         "the damped curvature has a direction downwards",
-        "the Gauss-Newton matrix, or a damping above -lambda_min",
+        "the Gauss-Newton matrix, or a damping above {upright:.2g} (now {damping:.2g})",
     ),
     "trace_share": Light(
         0.1, 0.5, "few examples hold the curvature", "rescaled influence or the Newton step for these"
     ),
-    "agreement": Light(
-        0.9, 0.5, "estimators disagree on the order", "believe the one of least residual and least move left"
+    "agreement": Light(0.9, 0.5, "estimators disagree on the order", "{best}, whose residual is the least"),
+    "damping_rank": Light(
+        0.95,
+        0.8,
+        "the order depends on the damping",
+        "a damping of {less:.2g} (now {damping:.2g}) or less, with a solver that bears it",
     ),
-    "damping_rank": Light(0.95, 0.8, "the order depends on the damping", "less damping, with a solver that bears it"),
     "test_curvature": Light(
         0.2, 1, "the test loss bends along the move", "the loss at the end of the estimated move itself"
     ),
     "left_out_gradient": Light(
-        0.5, 1, "the move does not lead to the optimum without the example", "less damping, or an exact solver"
-    ),
-    "signal": Light(
-        3, 1, "single effects drown in the noise of one retraining", "groups, or the mean of several retrainings"
+        0.5,
+        1,
+        "the move does not lead to the optimum without the example",
+        "a damping of {less:.2g} (now {damping:.2g}), or an exact solver",
     ),
     "derivative_size": Light(
         0.5,
@@ -76,7 +86,12 @@ LIGHTS = {
     "unrolled": Light(
         0.9, 0.5, "the derivative of going on has another order", "that derivative itself, if going on is what is asked"
     ),
-    "retrainings": Light(1, 10, "one retraining is mostly noise", "the mean of as many retrainings as this, or groups"),
+    "retrainings": Light(
+        1,
+        10,
+        "one retraining is mostly noise",
+        "the mean of {times:.0f} retrainings; random groups are no help: the noise of each example adds up too",
+    ),
     "believable": Light(0.8, 0.2, "by a rule", "leave some examples out, and see"),
 }
 
@@ -115,16 +130,33 @@ def trust(
     used = "unrolled" if "unrolled" in told else "before"
     rule = read_rules()[used]
     told["believable"] = rule.probability(told)
+    numbers = _numbers(network, told)
     found = []
     for row in told.to_dict("records"):
         for name, light in LIGHTS.items():
             value = float(row.get(name, np.nan))
             colour = light.of(value)
-            why = (light.means, light.remedy) if colour in ("red", "amber") else ("", "")
+            why = (
+                (light.means, light.remedy.format(**numbers, times=row.get("retrainings", np.nan)))
+                if colour in ("red", "amber")
+                else ("", "")
+            )
             why = (str(rule), why[1]) if name == "believable" else why
             found.append((row["estimator"], name, value, colour, *why))
     table = pd.DataFrame(found, columns=["estimator", "signal", "value", "light", "why", "remedy"])
     return table[table["light"] != "unknown"].reset_index(drop=True)
+
+
+def _numbers(network: Network, told: pd.DataFrame) -> dict[str, object]:
+    """What remedies name; see `Light`."""
+    solved = told.sort_values("residual", key=lambda found: found.fillna(np.inf))
+    return {
+        "damping": network.damping,
+        "more": FACTOR * network.damping,
+        "less": network.damping / FACTOR,
+        "upright": -network.certificate.get("eig_min", np.nan),
+        "best": solved["estimator"].iloc[0],
+    }
 
 
 def _going_on(

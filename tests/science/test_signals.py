@@ -217,6 +217,14 @@ def test_lights_of_a_minimum_and_of_a_solver_that_solves_nothing():
     assert found["exact", "residual"].why == found["exact", "residual"].remedy == ""
     rough = found["identity", "residual"]
     assert rough.light == "amber" and "not solved its equation" in rough.why and "direct solver" in rough.remedy
+    assert "a damping of 0.0003 (now 0.0001)" in rough.remedy
+
+
+def test_where_estimators_disagree_the_one_of_least_residual_is_named():
+    network, points, by = lit(0.3)
+    table = trust(network, points, by | {"identity": replace(by["identity"], changes=-by["identity"].changes)}, 10)
+    remedies = table[table["signal"] == "agreement"]["remedy"].tolist()
+    assert remedies == ["exact, whose residual is the least"] * 2
 
 
 def test_lights_of_heavy_damping_and_of_training_cut_short():
@@ -225,6 +233,8 @@ def test_lights_of_heavy_damping_and_of_training_cut_short():
     assert {"gradient_share", "eig_share"} <= red
     move = found["exact", "left_out_gradient"]
     assert move.light == "amber" and move.value > 0.9 and "does not lead to the optimum" in move.why
+    assert move.remedy == "a damping of 17 (now 50), or an exact solver"
+    assert "a damping above 80 (now 50)" in found["exact", "eig_share"].remedy
 
 
 def test_the_derivative_of_going_on_tells_what_to_believe_and_how_often_to_retrain():
@@ -240,6 +250,8 @@ def test_the_derivative_of_going_on_tells_what_to_believe_and_how_often_to_retra
     chosen = choose(true[:, :1], {"top_influence": 10}).all()
     single = beside_reliability(derived.on(chosen)[:, 0], derived.repeats_on(chosen, 0))["reliability_single"]
     assert of["exact", "retrainings"] == retrainings_for(0.8, single) > 1
+    remedy = found.set_index(["estimator", "signal"])["remedy"]["exact", "retrainings"]
+    assert remedy.startswith(f"the mean of {retrainings_for(0.8, single):.0f} retrainings;")
     assert {"unrolled", "retrainings"} & set(without["signal"]) == set()
     assert without.set_index(["estimator", "signal"])["why"]["exact", "believable"] == str(read_rules()["before"])
     loss = float(network.test_losses()[points.index[0]])
@@ -263,7 +275,6 @@ def test_values_are_those_of_the_signals():
 @pytest.mark.parametrize(("name", "value", "light"), [
     ("residual", 0.05, "green"), ("residual", 0.5, "amber"), ("residual", 1.0, "red"), ("residual", np.nan, "unknown"),
     ("damping_rank", 0.96, "green"), ("damping_rank", 0.9, "amber"), ("damping_rank", 0.8, "red"),
-    ("signal", 9.0, "green"),
 ])  # fmt: skip
 def test_bounds(name, value, light):
     assert LIGHTS[name].of(value) == light
