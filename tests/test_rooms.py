@@ -1,10 +1,14 @@
 """The house: which rooms there are, and that imports between them go down its floors and never up."""
 
 import ast
+import json
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 PACKAGE = Path(__file__).resolve().parents[1] / "fragile_lib"
 FLOORS = (
     ("tools",),
@@ -85,3 +89,11 @@ def test_science_knows_nothing_of_notebooks_yaml_or_html() -> None:
         if name.split(".")[0] in ELSEWHERE
     ]
     assert not found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short(path: Path) -> None:
+    """At most 24 cells, and no code cell but the parameters over 12 lines."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [c for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", ())]
+    assert len(cells) <= 24 and max(len(cell["source"]) for cell in code) <= 12
