@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -126,7 +127,8 @@ def check_whole(grid: Grid, expected: Expected, profile: str = "quick") -> None:
     assert set(found) == planned, f"missing: {sorted(planned - set(found))}"
     for name in planned:
         assert found[name] == {**expected()[name], "profile": profile}, f"{name} differs from the undisturbed grid's"
-    assert grid.call("collect", "--profile", profile).returncode == 0
+    collected = grid.call("collect", "--profile", profile)
+    assert collected.returncode == 0, collected.stderr
     rows = (grid.root / "runs" / profile / "results.csv").read_text().splitlines()[1:]
     assert len(rows) == len(set(rows)) == 2 * len(planned), "rows are missing or stand twice"
     left = [p for name in planned for p in grid.run_dir(name, profile).iterdir() if p.name.startswith(".partial")]
@@ -208,8 +210,9 @@ def several(place: Path, expected: Expected, _: argparse.Namespace) -> str:
     grid.edit("set: {seeds: [0, 1, 2]}\n    grids: {depths: {depth: [1, 2]}}", "grids: {all: {depth: [1, 2]}}")
     three, other = [grid.start() for _ in range(3)], grid.start("--profile", "laptop")
     codes = sorted(process.wait(MINUTES * 60) for process in three)
-    assert codes == [0, 2, 2], codes
-    assert other.wait(MINUTES * 60) == 0 and grid.said().count("is being run by process") == 2
+    assert codes == [0, 2, 2], f"{codes}\n{grid.said()}"
+    assert (code := other.wait(MINUTES * 60)) == 0, f"the other profile: exit code {code}\n{grid.said()}"
+    assert (refused := grid.said().count("is being run by process")) == 2, f"{refused} refused\n{grid.said()}"
     for profile in ("quick", "laptop"):
         check_whole(grid, expected, profile)
     return "three of one profile, one of another: two refused, both profiles whole"
@@ -351,7 +354,7 @@ def main() -> int:
             try:
                 found = SCENARIOS[name](place, lambda: running["undisturbed"].result()[2], asked)
             except (AssertionError, subprocess.SubprocessError) as error:
-                found = error
+                found = AssertionError(f"{error} [{traceback.extract_tb(error.__traceback__)[-1].line}]")
                 for root in place.rglob("study"):
                     for process in Grid.processes(SimpleNamespace(root=root)):
                         process.kill()

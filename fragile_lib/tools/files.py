@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 import yaml
 
@@ -64,13 +65,22 @@ def locked(path: Path, name: str, value: str, remedy: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
-            raise bad_input(name, value, remedy.format(file.read().strip() or "another process")) from None
+            raise bad_input(name, value, remedy.format(_holder(file))) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
         file.truncate(0)
+
+
+def _holder(file: TextIO) -> str:
+    """Return what the holder of a lock wrote into its file, which it does a moment after it has the lock."""
+    for _ in range(20):
+        file.seek(0)
+        if found := file.read().strip():
+            return found
+        time.sleep(0.05)
+    return "another process"
 
 
 def json_text(content: object) -> str:

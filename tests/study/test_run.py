@@ -1,11 +1,13 @@
 """One run through papermill: what it leaves, what a failure leaves; the grid under Snakemake; interrupts and kills."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from fragile_lib.study.execute import THREADED, NotebookFailed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record_file import read_record, write_record
+from fragile_lib.tools.errors import InputError
+from fragile_lib.tools.files import locked
 
 PROJECT = Path(__file__).parents[2]
 WORKFLOW = PROJECT / "workflow"
@@ -390,6 +394,16 @@ def test_a_process_whose_owner_is_gone_ends_even_where_its_child_ended_meanwhile
     owner.kill()
     owner.wait()
     assert owned.wait(20) == 1
+
+
+def test_who_is_refused_learns_who_holds_the_lock_though_its_name_comes_a_moment_later(tmp_path):
+    """Two studies that start at once: the second looks before the first has written who it is."""
+    path = tmp_path / ".quick.lock"
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.3, lambda: path.write_text("process 7 on x")).start()
+        with pytest.raises(InputError, match="held by process 7 on x"), locked(path, "profile", "q", "held by {}"):
+            pass
 
 
 def test_resuming_after_interrupts_and_kills(toy, start):
