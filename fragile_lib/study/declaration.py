@@ -102,8 +102,7 @@ def declare(name: str, content: Any) -> Declaration:
     def check(right: bool, key: str, value: object, remedy: str) -> None:
         require(right, f"parameters.{name}{key}", value, remedy)
 
-    usable = name.isidentifier() and not hasattr(dict, name)
-    check(usable, "", content, "the name must be a Python identifier and no method of dict")
+    check(name.isidentifier(), "", content, "the name must be a Python identifier")
     check(isinstance(content, dict), "", content, "give its type and meaning, like {type: int, min: 1, help: ...}")
     kind, choices = content.get("type"), content.get("choices")
     check(isinstance(kind, str) and kind in CONSTRAINTS, ".type", kind, f"give one of {', '.join(CONSTRAINTS)}")

@@ -15,7 +15,8 @@ import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any
 
 import yaml
 
@@ -234,25 +235,10 @@ def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None)
     return chosen
 
 
-class Parameters(dict):
-    """The checked parameters of a notebook: a dict that also reads `parameters.depth` and cannot be changed."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the parameter of that name."""
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no parameter {name!r}; {did_you_mean(name, self)}") from None
-
-    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("parameters are fixed once checked; change the parameters cell and run it again")
-
-    __setattr__ = __delattr__ = __setitem__ = __delitem__ = _fixed
-    update = pop = popitem = clear = setdefault = __ior__ = _fixed  # type: ignore[assignment]
-
-
-def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
+def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the declared parameters found in a notebook's `namespace`, checked; works in every working directory.
+
+    They are fixed from here on: who wants others changes the parameters cell and runs it again.
 
     Raises InputError for a missing, mistyped or out-of-range value, and for an injected name that the notebook does
     not know (papermill itself only warns there and runs the defaults).
@@ -264,7 +250,7 @@ def check_parameters(notebook: str, namespace: Mapping[str, Any]) -> Parameters:
             remedy = f"is not a parameter; {did_you_mean(name, spec.declarations)}"
             require(name in (*spec.declarations, *STANDARD), name, value, remedy)
         values = {name: namespace[name] for name in spec.declarations if name in namespace}
-        return Parameters(check_values(spec.declarations, values))
+        return MappingProxyType(check_values(spec.declarations, values))
 
 
 def _injected(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 The truth about a run is its `result.json`: it is finished when that file can be read and carries the run's present
 fingerprint. Snakemake deletes a rule's outputs before it runs and after it fails, so no result is ever its output.
-It sees a stamp, `.done/<run_id>`, made from `.job.json`; both are derived here and can be deleted at any time.
+It sees a stamp, `.done/<run_id>`, and runs what has none. Stamps are brought in line here, and can be deleted at any
+time.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,10 +119,9 @@ def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list
     jobs = make_plan(root, profile, notebook)
     told = left_out(root, profile, notebook)
     for job in jobs:
-        job_file = job.directory / ".job.json"
         told += _set_aside(job, root)
         write_if_changed(job.directory / "params.yaml", dump_yaml(job.run.parameters))
-        write_if_changed(job_file, json.dumps(job.described(), indent=1) + "\n")
+        write_if_changed(job.directory / ".job.json", json.dumps(job.described(), indent=1) + "\n")
         if job.state != "finished" and profile in RESTORED_PROFILES:
             told += _restore(job, root)
         if job.state != "finished":
@@ -130,16 +129,8 @@ def prepare(root: Path, profile: str, notebook: str | None = None) -> tuple[list
             continue
         for left in job.directory.glob(".partial-*"):  # killed just after its record was in place
             remove(left)
-        if not job.stamp.exists() or job.stamp.stat().st_mtime < job_file.stat().st_mtime:
-            write_stamp(job.stamp, job.fingerprint, job_file)
+        write_if_changed(job.stamp, "")
     return jobs, told
-
-
-def write_stamp(stamp: Path, fingerprint: str, job_file: Path) -> None:
-    """Write a stamp that is not older than its job file, even where the clock was set back in between."""
-    write_whole(stamp, fingerprint + "\n")
-    least = max(stamp.stat().st_mtime_ns, job_file.stat().st_mtime_ns)
-    os.utime(stamp, ns=(least, least))
 
 
 def _set_aside(job: Job, root: Path) -> list[str]:

@@ -32,7 +32,7 @@ from fragile_lib.study.notebook_file import (
     refreshed,
 )  # fmt: skip
 from fragile_lib.study.params import DEFAULT_LIMITS, Spec
-from fragile_lib.study.plan import RESTORED_PROFILES, write_stamp
+from fragile_lib.study.plan import RESTORED_PROFILES
 from fragile_lib.study.record_file import read_record, write_record
 from fragile_lib.study.sources import KEPT, as_imported
 from fragile_lib.tools.errors import InputError, require
@@ -71,7 +71,6 @@ def execute(run_dir: Path, plainly: bool = False) -> float:
             (partial / name).replace(run_dir / name)
     for name in ("failure.json", "failed.ipynb", "result.json.unreadable"):
         remove(run_dir / name)
-    write_stamp(run_dir.parent / ".done" / job["run_id"], job["fingerprint"], run_dir / ".job.json")
     return content["seconds_total"]
 
 

@@ -8,14 +8,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
+MOST = 900  # characters in a line of a message
+
 
 class InputError(ValueError):
-    """A value that the user gave cannot be used; the message names it and says what to do, at no great length."""
+    """A value that the user gave cannot be used; the message names it and says what to do, in lines of no great length.
+
+    Most messages are one line; where there are several routes to a data set, each has one.
+    """
 
     def __init__(self, message: str) -> None:
-        most = 4_000 if "\n" in message else 900  # on several lines: what each route to a data set came to
-        kept = 2 * most // 3
-        super().__init__(message if len(message) <= most else f"{message[:kept]}...{message[kept + 3 - most :]}")
+        kept = 2 * MOST // 3
+        lines = message.split("\n")
+        cut = [line if len(line) <= MOST else f"{line[:kept]}...{line[kept + 3 - MOST :]}" for line in lines]
+        super().__init__("\n".join(cut))
 
 
 class _Short(reprlib.Repr):
