@@ -64,7 +64,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
     place = study_root() / "notebooks" / path
     remedy = "no table is there; run a study first, or give '' for no figures"
     require(place.exists(), "grid_results", str(path), remedy)
-    return pd.read_csv(place, low_memory=False)  # a column has one type, whatever part of the file is read
+    # A column has one type, whatever part of the file is read; only what is empty is missing, and `NA` a name as any.
+    return pd.read_csv(place, low_memory=False, keep_default_na=False, na_values=[""])
 
 
 def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> list[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +40,7 @@ from fragile_lib.own.rule import (
     splits,
     with_surrogate,
 )
+from fragile_lib.study import read_points, read_results
 from fragile_lib.tools.errors import InputError
 
 KEYS = {"seed": 0, "fit": "descent", "test_point": 4, "train_choice": "top_influence"}
@@ -288,6 +292,20 @@ def test_the_rules_that_trust_asks_are_those_of_the_study():
     assert set(before.signals) <= set(BEFORE) and list(unrolled.signals) == ["unrolled"]
     assert unrolled.weights[0] > 0 and unrolled.networks >= 10
     assert unrolled.reached["network"][0] > before.reached["network"][0]
+
+
+@pytest.mark.slow
+def test_the_committed_rules_are_what_the_committed_records_give():
+    """Fitted again on their signals; which signals they take is chosen by believe.ipynb, in minutes."""
+    table = Path(__file__).parents[2] / "reports" / "results.csv"
+    runs = judged_runs(pd.DataFrame(read_points(table, part="signals")), read_results(table))
+    for name, committed in read_rules().items():
+        cases = runs[runs["unrolled"].notna()] if name == "unrolled" else runs
+        tables = {by: rules(cases, committed.signals, by) for by in splits(cases)}
+        again, expected = asdict(fitted(cases, tables, committed.signals)), asdict(committed)
+        expected |= {key: pytest.approx(expected[key], rel=1e-3) for key in ("mean", "scale", "weights", "intercept")}
+        expected["reached"] = {by: pytest.approx(areas, abs=2e-3) for by, areas in committed.reached.items()}
+        assert again == expected, f"{name} is of other records or code; give its file to believe.ipynb as rules_file"
 
 
 def test_without_both_kinds_there_is_no_rule():

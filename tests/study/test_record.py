@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fragile_lib.study.__main__ import main
-from fragile_lib.study.collect import COLUMNS, results_csv
+from fragile_lib.study.collect import COLUMNS, read_results, results_csv
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record import record
@@ -250,3 +250,7 @@ def test_results_table(tmp_path, example_record):
     assert [c["depth"] for c in cells] == ["1", "1", ""], "whole numbers with gaps stay whole"
     assert [c["spearman"] for c in cells] == ["0.5", "", "0.25"] and cells[2]["test_point"] == "7"
     assert results_csv([]) == ",".join(COLUMNS) + "\n"
+    (tmp_path / "results.csv").write_text(results_csv([example_record(profile="NA"), two]))
+    table = read_results(tmp_path / "results.csv")
+    assert list(table["profile"]) == ["NA", "NA", "quick"] and list(table["new"].isna()) == [True, True, False]
+    assert list(table["spearman"].isna()) == [False, True, False]
