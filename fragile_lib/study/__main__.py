@@ -1,6 +1,6 @@
 """The command line of the study: `python -m fragile_lib.study {list,run,cells,execute,collect,pages,...}`.
 
-A command is a function: its name, its docstring, and its parameters but `root` are what the command line asks for.
+A command is a function: its name, its docstring, and its parameters but the root are what the command line asks for.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="python -m fragile_lib.study", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, function in COMMANDS.items():
-        text = inspect.getdoc(function)
+        text = inspect.getdoc(function).partition("\n")[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         for option in list(inspect.signature(function).parameters)[1:]:
             if option in PLACES:
@@ -97,11 +97,6 @@ def run(root: Path, profile: str, notebook: str | None, jobs: str | None, only_r
     remedy = "give an int, at least 1 and at most 9999, without leading zeros: the number of runs side by side"
     require(re.fullmatch("[1-9][0-9]{0,3}", text), "jobs", text, remedy)
     return study.run_study(root, profile, notebook, int(text), only_runs)
-
-
-def cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
-    """Run as many runs as some seconds allow, one after the other, with little more than torch."""
-    return study.run_cells(root, profile, notebook, seconds)
 
 
 def execute(_: Path, plain: bool, run_dir: Path) -> int:
@@ -162,7 +157,7 @@ def publish(root: Path, profile: str, notebook: str | None) -> None:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {  # each returns how many runs or pages failed
     function.__name__.rstrip("_"): function
-    for function in (list_, run, cells, execute, collect, pages, report, pdf, publish)
+    for function in (list_, run, study.cells, execute, collect, pages, report, pdf, publish)
 }
 
 if __name__ == "__main__":

@@ -52,13 +52,12 @@ def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
     for column, wanted in where.items():
         if str(wanted) in _OF_THE_REST:
             continue
-        if wanted is None:
-            there = results.get(column, pd.Series(np.nan, index=results.index)).notna()
-            keep &= ~results["run_id"].isin(results.loc[there, "run_id"]).to_numpy()
-            continue
         if column not in results:
-            return results.iloc[:0]
-        keep &= _matches(results[column], wanted)
+            keep &= wanted is None
+        elif wanted is None:
+            keep &= (results.groupby("run_id")[column].transform("count") == 0).to_numpy()
+        else:
+            keep &= _matches(results[column], wanted)
     rows = results[keep]
     for column, wanted in where.items():
         if str(wanted) in _OF_THE_REST and column in rows and rows[column].notna().any():

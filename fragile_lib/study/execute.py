@@ -52,16 +52,13 @@ def execute_notebook(
     an incomplete notebook. A kernel that did not start is tried once more; nothing else is.
     """
     prepare_environment(threads)
-    given = (source, output, parameters, cell_minutes)
-    try:
+    for last in (False, True):
         try:
-            notebook = _papermill(*given)
-        except RuntimeError as error:
-            if not str(error).startswith(START_ERRORS):
-                raise
-            notebook = _papermill(*given)
-    except Exception as error:
-        raise explain(error, cell_minutes) from error
+            notebook = _papermill(source, output, parameters, cell_minutes)
+            break
+        except Exception as error:
+            if last or not str(error).startswith(START_ERRORS):
+                raise explain(error, cell_minutes) from error
     # Papermill's note of where it ran: a published page does not tell of the machine's folders.
     note = notebook.metadata.get("papermill", {})
     note |= {key: os.path.relpath(note[key], root) for key in ("input_path", "output_path") if note.get(key)}

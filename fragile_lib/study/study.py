@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fragile_lib.study.collect import collect
@@ -39,10 +38,12 @@ NEWS = re.compile(r"(finished|failed) ([A-Za-z0-9._-]+)(?:: | )(.*)")
 def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_runs: bool = False) -> int:
     """Run a profile and report it; return the number of runs and pages that failed (they are named at the end).
 
-    Raises InputError before anything is written; KeyboardInterrupt with all finished results kept.
+    Raises InputError before anything is written, also where a living study holds the profile; KeyboardInterrupt with
+    all finished results kept.
     """
     chosen = validated(root, profile, notebook)
-    with lock(root, profile):
+    held = root / "runs" / f".{profile}.lock"
+    with locked(held, "profile", profile, "is being run by {}; wait for it or end it"):
         jobs, told = prepare(root, profile, notebook)
         say(*told)
         said = run_grid(root, jobs, cores, notebook)
@@ -53,11 +54,6 @@ def run_study(root: Path, profile: str, notebook: str | None, cores: int, only_r
     if problems:
         say(f"{len(problems)} failed; what finished is kept, and the same command runs only the rest")
     return len(problems)
-
-
-def lock(root: Path, profile: str) -> AbstractContextManager[None]:
-    """Hold a profile for this process; raise InputError where a living study holds it."""
-    return locked(root / "runs" / f".{profile}.lock", "profile", profile, "is being run by {}; wait for it or end it")
 
 
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
@@ -106,12 +102,12 @@ def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None) -> d
     return said
 
 
-def run_cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
-    """Run what is not finished of a profile while there are seconds left, with little more than torch.
+def cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int:
+    """Run as many runs as some seconds allow, one after the other, with little more than torch.
 
-    One run after the other, in the order of the grids, each in a process of its own and its record in place as it ends:
-    so a short time on a card yields whole records. A run that the seconds did not suffice for is ended, and begins anew
-    with the next call. Returns how many runs failed.
+    In the order of the grids, each in a process of its own and its record in place as it ends: so a short time on a
+    card yields whole records. A run that the seconds did not suffice for is ended, and begins anew with the next call;
+    what is finished is not run again. Returns how many runs failed.
 
     Raises:
         InputError: seconds that are not above 0, an unknown profile or notebook, or bad parameters.

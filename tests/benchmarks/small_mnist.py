@@ -47,9 +47,6 @@ class Sizes:
     batch: int = 500  # images of a minibatch, and those that torch.func sees at once
 
 
-SMALL = Sizes(images=300, examples=50, training=100, steps=3, batch=100)
-
-
 @dataclass(frozen=True)
 class Case:
     """A trained network, and how much is timed on it."""
