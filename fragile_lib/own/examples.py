@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.base import SMALL, Objective, pulled_back
 from fragile_lib.objectives.losses import Loss
 from fragile_lib.tools.errors import bad_input
 
+PULLED = 16  # vectors that go back through a graph at once
 Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 
 
-class DatasetObjective(Objective):
+class OwnObjective(Objective):
+    """J on a user's data, with shorter ways where network and data are small: the same numbers but for rounding.
+
+    Where the gradients of all examples are few numbers (n P at most `SMALL`), they serve every direction, and every
+    member of a stack of one and the same network (`expand`), which test gradients are asked of; and `PULLED` vectors
+    at once go back through the graph of a gradient, unless there are convolutions, which that would make grouped ones.
+    Examples still go in chunks.
+    """
+
+    @property
+    def few(self) -> bool:
+        """Whether the gradients of all examples are few numbers."""
+        return self.n * len(self.decay) <= SMALL
+
+    def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
+        if not self.few:
+            return super().directional(theta, v, dataset)
+        return v @ self.example_gradients(theta, dataset).mT
+
+    def gradient(  # noqa: D102
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
+    ) -> Tensor:
+        same = len(theta) > 1 and not theta.stride(0)
+        if cotangent is not None or not (self.few and same):
+            return super().gradient(theta, weights, dataset, cotangent)
+        return weights.to(theta) @ self.example_gradients(theta[:1])[0] + self.decay * theta
+
+    def _hessian_products(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if not self._pulls_many:
+            return super()._hessian_products(theta, v, weights, x, y)
+        theta = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(self._weighted(theta, weights, x, y), theta, create_graph=True)[0]
+        return self._pulled(gradient, theta, v)
+
+    @cached_property
+    def _pulls_many(self) -> bool:
+        return self.few and not any(isinstance(part, _ConvNd) for part in self.model.bare().modules())
+
+    def _pulled(self, out: Tensor, at: Tensor, cotangents: Tensor) -> Tensor:
+        """`pulled_back`, several at once."""
+        if not out.requires_grad:
+            return pulled_back(out, at, cotangents)
+        how = {"retain_graph": True, "is_grads_batched": True, "materialize_grads": True}
+
+        def at_once(some: Tensor) -> Tensor:
+            return torch.autograd.grad(out, at, some[0], **how)[0][None]
+
+        alone = partial(pulled_back, out, at)
+        return torch.cat([self._each(at_once, alone, some[None])[0] for some in cotangents.split(PULLED)])
+
+
+class DatasetObjective(OwnObjective):
     """J on a Dataset, whose examples are fetched by their indices, a chunk at a time, and not kept.
 
     Example i is `dataset[i]` whatever the order in which a loader would draw it. Solvers that need all examples at once
@@ -71,7 +125,7 @@ class DatasetObjective(Objective):
     def like(self, data: Data, **changed: object) -> Objective:
         """The same J on data in memory."""
         same = {"model": self.model, "weight_decay": self.weight_decay, "device": str(self.device)}
-        return Objective(data=data, **{**same, **self.options, **changed})
+        return OwnObjective(data=data, **{**same, **self.options, **changed})
 
     def _fetched(self, rows: Sequence[int]) -> Data:
         found = self.collate([self.dataset[i] for i in rows])
@@ -91,7 +145,7 @@ def objective_of(
     """
     if _are_tensors(examples):
         x, y = examples
-        return Objective(model, Data(x[None], y[None]), weight_decay, loss=loss, chunk=chunk)
+        return OwnObjective(model, Data(x[None], y[None]), weight_decay, loss=loss, chunk=chunk)
     found = DatasetObjective(model, *_indexed(examples), weight_decay, chunk, loss)
     return found if streamed else found.like(found.data)
 

@@ -17,8 +17,10 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
-from fragile_lib.choices import Chosen, Estimate, Points, Removals, choose_points
+from fragile_lib.choices import Chosen, Estimate, Points, Removals, Truth, choose_points
 from fragile_lib.data import image_subset
+from fragile_lib.data.raw import mnist_raw
+from fragile_lib.data.sets import IMAGE_SETS
 from fragile_lib.estimates import estimate
 from fragile_lib.minimise.descent import STATIONARY
 from fragile_lib.minimise.newton import newton
@@ -26,8 +28,10 @@ from fragile_lib.minimise.perceptrons import Loader, PerceptronTrainer
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
 from fragile_lib.objectives.losses import CROSS_ENTROPY, Loss, SquaredError
+from fragile_lib.own.dampings import over_dampings
 from fragile_lib.own.network import network_of
-from fragile_lib.rows import compare
+from fragile_lib.rows import compare, together
+from fragile_lib.tools.checks import check_name
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.truths import leave_out
 from fragile_lib.truths.stacked import AGAIN
@@ -75,7 +79,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done: examples, test points of highest and as many of median loss, removals of each choice, R."""
+    """How much is done: examples, test points of highest and as many of median loss, removals of each choice, R.
+
+    source: `digits`: drawn evenly over the classes from those that need no download; `first`: the first of MNIST's
+    training set, and of its test set, which are dattri's.
+    """
 
     n_train: int
     n_test: int
@@ -83,12 +91,25 @@ class Sizes:
     train_count: int
     repeats: int
     seed: int = 0
+    source: str = "digits"
 
 
 def digits(sizes: Sizes) -> tuple[Pair, Pair]:
-    """MNIST digits (n, 784) that need no download, standardised, with their labels."""
-    parts = image_subset("mnist", "digits", sizes.n_train, sizes.n_test, sizes.seed)
-    return tuple((part.x[0].flatten(1), part.y[0]) for part in parts)
+    """MNIST digits (n, 784), standardised as dattri does, with their labels.
+
+    Raises:
+        InputError: another source; MNIST cannot be had.
+    """
+    check_name("source", sizes.source, ("digits", "first"))
+    if sizes.source == "digits":
+        parts = image_subset("mnist", "digits", sizes.n_train, sizes.n_test, sizes.seed)
+        return tuple((part.x[0].flatten(1), part.y[0]) for part in parts)
+    raw, known = mnist_raw(), IMAGE_SETS["mnist"]
+    halves = (raw.train_images, raw.train_labels, sizes.n_train), (raw.test_images, raw.test_labels, sizes.n_test)
+    return tuple(
+        ((torch.tensor(x[:n]).flatten(1) / 255 - known.mean[0]) / known.deviation[0], torch.tensor(y[:n]).long())
+        for x, y, n in halves
+    )
 
 
 def perceptron_rows(
@@ -139,13 +160,9 @@ def logistic_rows(weight_decay: float, dampings: Sequence[float], sizes: Sizes) 
     scores = estimate([network], [points], ["exact_undamped"])
     chosen = both_choices(scores[0]["exact_undamped"], sizes)
     truths = leave_out([network], [points], [chosen], ["minimum"], sizes.repeats)
-    rows = []
-    for damping in dampings:
-        damped = network.with_damping(damping)
-        found = estimate([damped], [points], ["exact", "ekfac", "identity", "datainf"])
-        told = {"puzzle": "logistic", "fit": f"damping {damping:g}", "damping": damping}
-        rows += [row | told for row in compare([damped], [points], [chosen], found, truths)]
-    return rows
+    names = ["exact", "ekfac", "identity", "datainf"]
+    rows, _ = over_dampings([network], [points], [chosen], names, truths, dampings)
+    return [row | {"puzzle": "logistic", "fit": f"damping {row['damping']:g}"} for row in rows]
 
 
 def convex_minimum(train: Pair, test: Pair, weight_decay: float, seed: int = 0) -> Network:
@@ -197,9 +214,10 @@ def curve_rows(
 ) -> list[dict]:
     """The loss of some test examples together after leaving out the k that help them most, for each k of `counts`.
 
-    By the scores of EK-FAC, of conjugate gradients on the Gauss-Newton matrix and of the plain product of gradients,
-    and drawn at random; trained anew from R starts. `loss_after` and `loss_before` are means over the starts and the
-    test examples, `loss_error` the standard error of their difference, `estimated` the change as the scores have it.
+    `selected_by` tells by whose scores: EK-FAC's, those of conjugate gradients on the Gauss-Newton matrix, of the plain
+    product of gradients, or drawn at random. Trained anew from R starts: `loss_after` and `loss_before` are means over
+    the starts and the test examples, `loss_error` the standard error of their difference, `estimated` the change as the
+    row's estimator has it; correlations are over the test examples.
     """
     train, (x, y) = table_of(table)
     test = x[:queries], y[:queries]
@@ -207,26 +225,30 @@ def curve_rows(
     network = recipe.trained(train, test, SquaredError(), damping, seed)
     points = Points(np.arange(queries), ["all"] * queries)
     scores = estimate([network], [points], ["cg_ggn", "ekfac", "identity"])[0]
-    helps = {name: found.changes.sum(1) for name, found in scores.items()}
-    orders = {name: np.argsort(-values, kind="stable") for name, values in helps.items()}
+    orders = {name: np.argsort(-found.changes.sum(1), kind="stable") for name, found in scores.items()}
     orders["random"] = np.random.default_rng([seed, 11]).permutation(n)
-    asked = [(name, k) for name in orders for k in counts]
-    removals = Removals.groups([orders[name][:k] for name, k in asked], n)
-    chosen = Chosen({"most_helpful": [removals] * queries})
+    left = {f"{name}_{k}": Removals.groups([order[:k]], n) for name, order in orders.items() for k in counts}
+    chosen = Chosen({called: [one] * queries for called, one in left.items()})
     starts = {"scratch_starts": {"schedule": network.schedule, "seeds": range(-AGAIN, repeats - AGAIN)}}  # 0 .. R - 1
-    truth = leave_out([network], [points], [chosen], list(starts), options=starts)[0]["scratch_starts"]
-    each = truth.changes[None] if truth.repeats is None else truth.repeats
-    each = TORCHS * each[:, truth.removals.places(removals)].mean(2)
-    before = TORCHS * np.mean([_control(network, points, start) for start in range(repeats)])
-    rows = []
-    for place, (name, k) in enumerate(asked):
-        told = {"seed": seed, "test_choice": "all_together", "train_choice": f"most_helpful_{k}", "estimator": name}
-        told |= {"ground_truth": "scratch_starts", "fit": table, "puzzle": "curve", "removed": k, "repeats": repeats}
-        told |= {"loss_before": float(before), "loss_after": float(before + each[:, place].mean()), "status": "ok"}
-        told |= {"loss_error": float(each[:, place].std(ddof=1) / repeats**0.5) if repeats > 1 else np.nan}
-        some = helps.get(name, np.full(n, np.nan))[orders[name][:k]]
-        rows.append(told | {"test_point": None, "estimated": TORCHS * float(some.sum()) / queries})
+    truths = leave_out([network], [points], [chosen], list(starts), options=starts)
+    before = TORCHS * float(np.mean([_control(network, points, start) for start in range(repeats)]))
+    told = {"puzzle": "curve", "fit": table, "repeats": repeats}
+    rows = together([network], [points], [chosen], [scores], truths)
+    for row in rows:
+        order, _, removed = row["train_choice"].rpartition("_")
+        one = left[row["train_choice"]]
+        row |= told | {"train_choice": f"most_helpful_{removed}", "selected_by": order, "removed": int(removed)}
+        row |= _on_the_curve(truths[0]["scratch_starts"], one, before)
+        row["estimated"] = TORCHS * float(scores[row["estimator"]].on(one).mean())
     return rows
+
+
+def _on_the_curve(truth: Truth, removals: Removals, before: float) -> dict[str, float]:
+    """The losses before and after one removal, and the standard error of their difference."""
+    each = truth.changes[None] if truth.repeats is None else truth.repeats
+    each = TORCHS * each[:, truth.removals.places(removals)].mean((1, 2))
+    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else np.nan
+    return {"loss_before": before, "loss_after": before + float(each.mean()), "loss_error": error}
 
 
 def _control(network: Network, points: Points, start: int) -> float:

@@ -117,8 +117,8 @@ def after_removal(rows: pd.DataFrame) -> Picture:
         figure, axes = base.new_figure(4.2, 1, len(tables))
         for ax, table in zip(axes[0], tables, strict=True):
             some = rows[rows["fit"] == table]
-            for place, name in enumerate(words.ordered(some["estimator"])):
-                by_count = some[some["estimator"] == name].groupby("removed")[
+            for place, name in enumerate(words.ordered(some["selected_by"])):
+                by_count = some[some["selected_by"] == name].groupby("removed")[
                     ["loss_before", "loss_after", "loss_error"]
                 ]
                 found, look = by_count.mean(), _look(place)

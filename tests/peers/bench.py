@@ -1,11 +1,12 @@
 """Seconds, memory and correctness of this library and of others on the same work: `make bench-peers`.
 
-CASE=logistic, mlp, cnn, resnet or traps measures one alone and leaves what else stands in reports/peers.json. The
-libraries take turns, and the median of each counts, in processor time, since other work may be on the machine; memory
-is the rise of a process of its own. In `ALONE`, where a call is long, each is timed in that process, and after a call
-on a few examples. The errors are against the dense matrix in float64 of the method (the Hessian, the Gauss-Newton
-matrix, or none), the ranks against certified minima without single examples; both are kept on disk. What would take too
-long, or cannot be done, stands in `SKIPPED` with the reason; in `PARTS` it is done for some test examples alone.
+CASE=logistic, mlp, cnn, resnet or traps measures one alone, LIBRARY=fragile_lib one library, and leaves what else
+stands in reports/peers.json. The libraries take turns, and the median of each counts, in processor time, since other
+work may be on the machine, whose load stands beside; memory is the rise of a process of its own. In `ALONE`, where a
+call is long, each is timed in that process, after a call on a few examples, and given up after `GIVEN` seconds or where
+it asks for more than `MOST` bytes: its row says so. The errors are against the dense matrix in float64 of the method
+(the Hessian, the Gauss-Newton matrix, or none), the ranks against certified minima without single examples; both are
+kept on disk. What cannot be done stands in `SKIPPED` with the reason; in `PARTS` it is done for some test examples.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from datetime import date
 from functools import partial
@@ -48,6 +51,8 @@ LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "trake
 REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
 ALONE = "cnn", "resnet"
 LONG_AS = 20  # seconds after which such a call is not made again
+GIVEN = {"exact": 240}  # seconds of processor time that a method has in `ALONE`; 900 where none is told
+MOST = 10 * 10**9  # bytes that it may ask for
 LEFT_OUT = {"logistic": 1, "mlp": 10, "cnn": 55}  # every so many-th example is left out for real
 TITLES = {
     "logistic": "Logistic regression, breast cancer",
@@ -55,18 +60,11 @@ TITLES = {
     "cnn": "Small convolutional network, MNIST",
     "resnet": "ResNet-18 at a quarter of the width, CIFAR-10",
 }
-LONG = "a Hessian by a backward pass for each parameter, longer than this whole comparison may take"
 NO_MATRIX = "701,466 parameters: a matrix of that size needs 2 TB"
-MEMORY = "its Hessian is one vectorised pass over all images and parameters: 100 GB and more"
-COLUMNS = "a product with all images for each of 2,616 columns: longer than this whole comparison may take"
 HOURS = "hundreds of products with all images for every test image: hours"
 NORMS = "does not treat the scales and shifts of batch normalisation"
 # (case, method, library; None: all) -> why not.
 SKIPPED: dict[tuple[str, str, str | None], str] = {
-    ("cnn", "exact", "captum"): LONG,
-    ("cnn", "exact", "torch-influence"): LONG,
-    ("cnn", "exact", "dattri"): MEMORY,
-    ("cnn", "exact", "fragile_lib"): COLUMNS,
     ("resnet", "exact", None): NO_MATRIX,
     ("resnet", "cg", None): HOURS,
     ("resnet", "cg_ggn", None): HOURS,
@@ -168,14 +166,28 @@ def alone(case: str, method: str, library: str, kept: str) -> tuple[Tensor, floa
     return scores, spent if spent > LONG_AS else quietly(run, problem)[1], peak.mb
 
 
-def in_a_process(case: str, method: str, library: str, problem: Problem) -> tuple[Tensor, float, float]:
-    """`alone` in a process that has done nothing but import."""
+def in_a_process(case: str, method: str, library: str, problem: Problem) -> tuple[Tensor, float, float] | str:
+    """`alone` in a process that has done nothing but import; or why it was given up."""
     clean = get_context("forkserver")
     clean.set_forkserver_preload(["bench"])
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, clean) as fresh:
+    given = GIVEN.get(method, 900)
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, clean, _bound, (given,)) as fresh:
         kept = Path(folder) / "problem.pt"
         torch.save(problem, kept)
-        return fresh.submit(alone, case, method, library, str(kept)).result()
+        try:
+            return fresh.submit(alone, case, method, library, str(kept)).result()
+        except BrokenProcessPool:
+            return f"given up after {given} s of processor time"
+        except (MemoryError, RuntimeError) as error:
+            if "allocate" not in str(error):
+                raise
+            return f"given up: it asks for more than {MOST / 1e9:.0f} GB"
+
+
+def _bound(seconds: int) -> None:
+    """End this process after so much processor time, and let it have `MOST` bytes of its own."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST, MOST))
 
 
 def in_turns(case: str, problem: Problem, runs: dict[str, Callable]) -> dict[str, tuple[Tensor, float]]:
@@ -189,33 +201,43 @@ def in_turns(case: str, problem: Problem, runs: dict[str, Callable]) -> dict[str
     return {name: (scores[name], float(np.median(took[name]))) for name in runs}
 
 
-def measured(case: str) -> dict:
-    """All rows of one case."""
+def measured(case: str, asked: str = "", before: Sequence[dict] = ()) -> dict:
+    """All rows of one case; those of other libraries than the one asked for are the ones from before."""
     problem, rows = CASES[case](), []
     m = len(problem.y_test)
     dense, left, changes = compared_with(case, problem)
+    kept = {(row["method"], row["library"]): row for row in before}
     for method in METHODS:
         ways, ours = ways_of(case, method), None
         able = {name: run for name, run in ways.items() if reason(case, method, name) is None}
+        able = {name: run for name, run in able.items() if name.startswith(asked)}
         timed = {} if case in ALONE else in_turns(case, problem, able)
         for name in ways:
+            if not name.startswith(asked):
+                rows.append(kept[method, name])
+                continue
             row = {"method": method, "library": name, "skipped": reason(case, method, name)}
             if name in able:
                 count = entry(PARTS, case, method, name) or m
-                scores, seconds, mb = in_a_process(case, method, name, problem.first(problem.n, count))
-                scores, seconds = timed.get(name, (scores, seconds * m / count))
-                ours = scores if name == "fragile_lib" else ours
-                row |= {
-                    "seconds": seconds,
-                    "memory_mb": mb,
-                    "error": off(scores, dense[method][:, :count]) if method in dense else None,
-                    "spearman": ranks(scores.numpy()[left], changes[:, :count]),
-                    "from_ours": _apart(scores, ours),
-                }
+                found = in_a_process(case, method, name, problem.first(problem.n, count))
+                row |= {"load": round(os.getloadavg()[0], 1)}
                 row |= {"test_examples": count} if count < m else {}
+                if isinstance(found, str):
+                    row["skipped"] = found
+                else:
+                    scores, seconds, mb = found
+                    scores, seconds = timed.get(name, (scores, seconds * m / count))
+                    ours = scores if name == "fragile_lib" else ours
+                    row |= {
+                        "seconds": seconds,
+                        "memory_mb": mb,
+                        "error": off(scores, dense[method][:, :count]) if method in dense else None,
+                        "spearman": ranks(scores.numpy()[left], changes[:, :count]),
+                        "from_ours": _apart(scores, ours),
+                    }
             rows.append(row)
             print(case, *row.values(), flush=True)
-            if case in ALONE:  # what there is is written as it comes
+            if case in ALONE and not asked:  # what there is is written as it comes
                 write({case: _case(case, problem, len(left), rows) | {"unfinished": True}}, [])
     return _case(case, problem, len(left), rows)
 
@@ -241,8 +263,10 @@ def main() -> None:
     asked = os.environ.get("CASE", "")
     if asked and asked not in (*CASES, "traps"):
         sys.exit(f"error: CASE = {asked!r}: give one of {', '.join(CASES)}, traps, or nothing for all")
+    library = os.environ.get("LIBRARY", "")
     for case in (name for name in CASES if asked in ("", name)):
-        write({case: measured(case)}, [])
+        before = [row for told in stored()["cases"] if told["case"] == case for row in told["rows"]]
+        write({case: measured(case, library, before)}, [])
     if asked in ("", "traps"):
         traps = [
             {"name": n, "library": trap.library, "what": trap.what, "effect": trap.effect.format(value=trap.measure())}
@@ -251,17 +275,22 @@ def main() -> None:
         write({}, traps)
 
 
+def stored() -> dict:
+    """What the file holds."""
+    return json.loads(OUT.read_text()) if OUT.exists() else {"cases": [], "traps": []}
+
+
 def write(cases: dict[str, dict], traps: list[dict]) -> None:
     """What was measured now, beside what else the file holds, with where and of what versions."""
-    stored = json.loads(OUT.read_text()) if OUT.exists() else {"cases": [], "traps": []}
-    cases = {entry["case"]: entry for entry in stored["cases"]} | cases
+    before = stored()
+    cases = {entry["case"]: entry for entry in before["cases"]} | cases
     told = {
         "date": date.today().isoformat(),
         "machine": f"one core, {platform.machine()}, {platform.system()}, shared with other work",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "cases": [cases[name] for name in CASES if name in cases],
         "conventions": [{"library": name, "score": score, "factor": by} for name, (score, by) in CONVENTIONS.items()],
-        "traps": traps or stored["traps"],
+        "traps": traps or before["traps"],
     }
     write_whole(OUT, json.dumps(told, indent=1).encode())
 

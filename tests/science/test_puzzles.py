@@ -13,6 +13,7 @@ from torch import nn
 
 from fragile_lib import plots
 from fragile_lib.choices import Chosen, Points, Removals
+from fragile_lib.data.raw import Raw
 from fragile_lib.estimates import estimate
 from fragile_lib.minimise.perceptrons import BATCHES, Loader, PerceptronTrainer, forward
 from fragile_lib.minimise.schedule import Schedule
@@ -161,9 +162,22 @@ def test_the_curve_leaves_out_the_most_helpful_and_tells_the_loss_in_the_scale_o
     assert of[1].certificate["grad_norm"] == pytest.approx(
         float(of[1].train.gradient(of[1].theta[None], of[1].train.uniform(1)).norm())
     )
-    helpful = rows[rows.estimator != "random"].pivot(index="estimator", columns="removed", values="estimated")
+    helpful = rows[rows.estimator == rows.selected_by].pivot(index="estimator", columns="removed", values="estimated")
     assert (helpful[4] > helpful[2]).all() and (helpful[2] > 0).all()
-    assert rows.loss_error.gt(0).all() and len(rows) == 8
+    assert rows.loss_error.gt(0).all() and len(rows) == 24 and (rows.n_points == 5).all()
+
+
+def test_digits_are_the_first_of_mnist_or_drawn(monkeypatch):
+    pixels = torch.arange(60 * 784, dtype=torch.int64).remainder(251).byte().view(60, 28, 28).numpy()
+    raw = Raw(pixels, np.arange(60) % 10, pixels[::-1].copy(), np.arange(60)[::-1].copy() % 10)
+    monkeypatch.setattr(puzzles, "mnist_raw", lambda: raw)
+    (x, y), (held, labels) = puzzles.digits(puzzles.Sizes(20, 10, 1, 3, 1, source="first"))
+    want = (torch.tensor(pixels[:20]).flatten(1) / 255 - 0.13066048) / 0.30810780
+    torch.testing.assert_close(x, want)
+    assert y.tolist() == [*range(10)] * 2 and labels.tolist() == [*range(9, -1, -1)]
+    torch.testing.assert_close(held[0] * 0.30810780 + 0.13066048, torch.tensor(pixels[-1]).flatten() / 255)
+    with pytest.raises(InputError, match="^source = 'last'"):
+        puzzles.digits(puzzles.Sizes(20, 10, 1, 3, 1, source="last"))
 
 
 def test_tables_are_standardised_by_their_training_part(tmp_path):
@@ -191,7 +205,14 @@ def test_figures_draw_what_rows_there_are_and_nothing_else():
         "spearman_single": 0.4,
     }
     ways, damped = ([row | told for row in choices] for told in (way, {"puzzle": "logistic", "damping": 0.1}))
-    curve = {"puzzle": "curve", "fit": "concrete", "estimator": "random", "removed": 5, "repeats": 2}
+    curve = {
+        "puzzle": "curve",
+        "fit": "concrete",
+        "estimator": "ekfac",
+        "selected_by": "random",
+        "removed": 5,
+        "repeats": 2,
+    }
     curve |= {"loss_before": 1.0, "loss_after": 2.0, "loss_error": 0.1}
     draw = (plots.ways_of_training, plots.over_damping, plots.after_removal)
     for one, rows in zip(draw, (ways, damped, [curve]), strict=True):
