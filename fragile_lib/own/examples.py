@@ -66,11 +66,11 @@ class OwnObjective(Objective):
             return pulled_back(out, at, cotangents)
         how = {"retain_graph": True, "is_grads_batched": True, "materialize_grads": True}
 
-        def at_once(some: Tensor) -> Tensor:
-            return torch.autograd.grad(out, at, some[0], **how)[0][None]
+        def at_once(all_of: Tensor) -> Tensor:
+            pieces = [torch.autograd.grad(out, at, some, **how)[0] for some in all_of[0].split(PULLED)]
+            return torch.cat(pieces)[None]
 
-        alone = partial(pulled_back, out, at)
-        return torch.cat([self._each(at_once, alone, some[None])[0] for some in cotangents.split(PULLED)])
+        return self._each(at_once, partial(pulled_back, out, at), cotangents[None])[0]
 
 
 class DatasetObjective(OwnObjective):

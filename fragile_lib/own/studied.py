@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -24,7 +25,7 @@ from fragile_lib.objectives.losses import Loss
 from fragile_lib.own.examples import Examples
 from fragile_lib.own.network import MEASUREMENTS, network_of, trained_on
 from fragile_lib.rows import compare
-from fragile_lib.solvers.base import Solver
+from fragile_lib.solvers.base import AppliedInverse, Solution, Solver
 from fragile_lib.solvers.dense import ExactSolver
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
@@ -43,7 +44,8 @@ class Studied(Estimate):
     whose removal makes a test example worse is helpful: a loss that rises, a margin or logit that falls.
 
     Args:
-        residual: the largest relative residual of the solver's answers, on the full curvature.
+        residual: the largest relative residual of the solver's answers, on the full curvature; nan where it was not
+            measured.
         status: the solver's outcome (`fragile_lib.solvers`).
         seconds: of all of it; products: with the whole curvature, a test example.
         test_values: the measurement (m,) on the test examples.
@@ -154,7 +156,8 @@ def study_model(
 
     Args:
         module, loss, train, test: as in `network_of`.
-        estimator: a solver by its name in `params/methods.yaml`; options: of it.
+        estimator: a solver by its name in `params/methods.yaml`; options: of it, and `residual: False` for scores of
+            kfac, ekfac, datainf and identity alone: the residual is a product with the curvature for each test example.
         self_influence: the training examples for which it is wanted, or a mask: a solve for each.
         **settings: those of `network_of`: weight_decay, decayed, parameters, measurement, damping, schedule, seed,
             chunk, device.
@@ -166,7 +169,7 @@ def study_model(
     check_name("estimator", estimator, tuple(SOLVERS))
     network = network_of(module, loss, train, test, **settings)
     wanted = () if self_influence is None else rows_of("self_influence", self_influence, network.train.n)
-    solver = SOLVERS[estimator](network, **(options or {}))
+    solver = solver_of(estimator, network, **(options or {}))
     m, measurement = network.test.n, settings.get("measurement", "loss")
     found = influence(network, Points(np.arange(m), ["all"] * m), solver)
     itself = np.full(network.train.n, np.nan)
@@ -181,6 +184,27 @@ def study_model(
         measurement=measurement if isinstance(measurement, str) else getattr(measurement, "__name__", "own"),
         network=network,
     )
+
+
+def solver_of(estimator: str, network: Network, residual: bool = True, **options: object) -> Solver:
+    """The solver of a name; `residual`: whether one that applies an approximate inverse measures how far it is from it.
+
+    Raises:
+        InputError: without its residual an estimator that solves by it.
+    """
+    solver = SOLVERS[estimator](network, **options)
+    if residual:
+        return solver
+    if not isinstance(solver, AppliedInverse):
+        raise bad_input("residual", residual, f"{estimator} solves by its residual; leave it on")
+    return partial(applied, solver)
+
+
+def applied(solver: AppliedInverse, v: Tensor) -> Solution:
+    """The approximate inverse on rows v (K, P) alone, which is not called a solution: its residual is not known."""
+    x = solver.apply(v)
+    status = "not_converged" if bool(torch.isfinite(x).all()) else "solver_diverged"
+    return Solution(x, torch.full_like(v[:, 0], torch.nan), solver.seconds, status)
 
 
 def leave_out_again(

@@ -1,10 +1,11 @@
 """Seconds, memory and correctness of this library and of others on the same work: `make bench-peers`.
 
-CASE=logistic, mlp, cnn, resnet or traps measures one alone, LIBRARY=fragile_lib one library, and leaves what else
-stands in reports/peers.json. The libraries take turns, and the median of each counts, in processor time, since other
-work may be on the machine, whose load stands beside; memory is the rise of a process of its own. In `ALONE`, where a
-call is long, each is timed in that process, after a call on a few examples, and given up after `GIVEN` seconds or where
-it asks for more than `MOST` bytes: its row says so. The errors are against the dense matrix in float64 of the method
+CASE=logistic, mlp, cnn, resnet or traps measures one alone, METHOD=cg one method, LIBRARY=fragile_lib one library, and
+what else stands in reports/peers.json is left. The libraries take turns, and the median of each counts, in processor
+time, since other work may be on the machine, whose load stands beside; memory is the rise of a process of its own. In
+`ALONE`, where a call is long, each is timed in that process, after a call on a few examples, and given up after `GIVEN`
+seconds or where it asks for more than `MOST` bytes: its row says so.
+The errors are against the dense matrix in float64 of the method
 (the Hessian, the Gauss-Newton matrix, or none), the ranks against certified minima without single examples; both are
 kept on disk. What cannot be done stands in `SKIPPED` with the reason; in `PARTS` it is done for some test examples.
 """
@@ -51,7 +52,7 @@ LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "trake
 REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
 ALONE = "cnn", "resnet"
 LONG_AS = 20  # seconds after which such a call is not made again
-GIVEN = {"exact": 240}  # seconds of processor time that a method has in `ALONE`; 900 where none is told
+GIVEN = {"exact": 240, "cg": 240, "cg_ggn": 240}  # seconds of processor time of a call in `ALONE`; 900 of others
 MOST = 10 * 10**9  # bytes that it may ask for
 LEFT_OUT = {"logistic": 1, "mlp": 10, "cnn": 55}  # every so many-th example is left out for real
 TITLES = {
@@ -201,20 +202,20 @@ def in_turns(case: str, problem: Problem, runs: dict[str, Callable]) -> dict[str
     return {name: (scores[name], float(np.median(took[name]))) for name in runs}
 
 
-def measured(case: str, asked: str = "", before: Sequence[dict] = ()) -> dict:
-    """All rows of one case; those of other libraries than the one asked for are the ones from before."""
+def measured(case: str, before: Sequence[dict] = (), only: str = "", by: str = "") -> dict:
+    """All rows of one case; of other methods and libraries than the one asked for those from before."""
     problem, rows = CASES[case](), []
     m = len(problem.y_test)
     dense, left, changes = compared_with(case, problem)
-    kept = {(row["method"], row["library"]): row for row in before}
+    kept = {_key(row): row for row in before}
     for method in METHODS:
         ways, ours = ways_of(case, method), None
-        able = {name: run for name, run in ways.items() if reason(case, method, name) is None}
-        able = {name: run for name, run in able.items() if name.startswith(asked)}
+        asked = [name for name in ways if only in ("", method) and name.startswith(by)]
+        able = {name: ways[name] for name in asked if reason(case, method, name) is None}
         timed = {} if case in ALONE else in_turns(case, problem, able)
         for name in ways:
-            if not name.startswith(asked):
-                rows.append(kept[method, name])
+            if name not in asked:
+                rows += [kept[method, name]] if (method, name) in kept else []
                 continue
             row = {"method": method, "library": name, "skipped": reason(case, method, name)}
             if name in able:
@@ -237,9 +238,14 @@ def measured(case: str, asked: str = "", before: Sequence[dict] = ()) -> dict:
                     }
             rows.append(row)
             print(case, *row.values(), flush=True)
-            if case in ALONE and not asked:  # what there is is written as it comes
-                write({case: _case(case, problem, len(left), rows) | {"unfinished": True}}, [])
+            if case in ALONE:  # what there is is written as it comes
+                so_far = [*rows, *(old for key, old in kept.items() if key not in {_key(one) for one in rows})]
+                write({case: _case(case, problem, len(left), so_far)}, [])
     return _case(case, problem, len(left), rows)
+
+
+def _key(row: dict) -> tuple[str, str]:
+    return row["method"], row["library"]
 
 
 def _apart(scores: Tensor, ours: Tensor | None) -> float | None:
@@ -251,8 +257,13 @@ def _apart(scores: Tensor, ours: Tensor | None) -> float | None:
 
 
 def _case(case: str, problem: Problem, left_out: int, rows: list[dict]) -> dict:
+    """What the file holds of a case, in the order of the methods; whether some of it has not been run yet."""
     sizes = {"n": problem.n, "m": len(problem.y_test), "parameters": len(problem.theta), "left_out": left_out}
-    return {"case": case, "title": TITLES[case], **sizes, "repeats": REPEATS[case], "rows": rows}
+    told = {"case": case, "title": TITLES[case], **sizes, "repeats": REPEATS[case]}
+    order = [(method, name) for method in METHODS for name in ways_of(case, method)]
+    there = {_key(row): row for row in rows}
+    missing = {"unfinished": True} if len(there) < len(order) else {}
+    return told | missing | {"rows": [there[key] for key in order if key in there]}
 
 
 def main() -> None:
@@ -263,10 +274,10 @@ def main() -> None:
     asked = os.environ.get("CASE", "")
     if asked and asked not in (*CASES, "traps"):
         sys.exit(f"error: CASE = {asked!r}: give one of {', '.join(CASES)}, traps, or nothing for all")
-    library = os.environ.get("LIBRARY", "")
+    only = [os.environ.get(name, "") for name in ("METHOD", "LIBRARY")]
     for case in (name for name in CASES if asked in ("", name)):
         before = [row for told in stored()["cases"] if told["case"] == case for row in told["rows"]]
-        write({case: measured(case, library, before)}, [])
+        write({case: measured(case, before, *only)}, [])
     if asked in ("", "traps"):
         traps = [
             {"name": n, "library": trap.library, "what": trap.what, "effect": trap.effect.format(value=trap.measure())}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,14 @@ from test_any_module import C, ce, draw, labels, made, slope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from fragile_lib.data.sets import Data
 from fragile_lib.minimise.modules import train
 from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
 from fragile_lib.own import Studied, leave_out_again, study_model
-from fragile_lib.own.examples import DatasetObjective
+from fragile_lib.own import examples as own_examples
+from fragile_lib.own.examples import DatasetObjective, objective_of
 from fragile_lib.own.modules import model_of
 from fragile_lib.tools.errors import InputError
 
@@ -138,6 +143,46 @@ def test_a_residual_of_one_or_more_is_never_called_ok():
     assert found.residual >= 1 and found.status == "not_converged"
     exact = study_model(net(), CROSS_ENTROPY, wide, examples(M), **{**EXACT, "estimator": "exact_ggn"})
     assert exact.residual < 1e-8 and exact.status == "ok"
+
+
+@pytest.mark.parametrize("estimator", ["identity", "ekfac", "kfac", "datainf"])
+def test_an_approximate_inverse_can_do_without_its_residual_and_says_so(estimator):
+    how = {**EXACT, "estimator": estimator}
+    want, found = (
+        study_model(net(), CROSS_ENTROPY, examples(N), examples(M), self_influence=[2], options=options, **how)
+        for options in ({}, {"residual": False})
+    )
+    np.testing.assert_allclose(found.scores, want.scores, rtol=1e-12)
+    np.testing.assert_array_equal(found.self_influence, want.self_influence)
+    assert np.isnan(found.residual) and found.status == "not_converged" and np.isfinite(want.residual)
+
+
+def test_what_solves_by_its_residual_keeps_it():
+    how = {**EXACT, "estimator": "cg", "options": {"residual": False}}
+    with pytest.raises(InputError, match="^residual = False"):
+        study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **how)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["torch.func", "reverse mode"])
+@pytest.mark.parametrize("small", [0, 2**22], ids=["large", "small"])
+def test_small_data_take_shorter_ways_to_the_same_numbers(monkeypatch, small, plain):
+    """Against the objective of the study, in chunks and whole; the ways are seen by their calls."""
+    monkeypatch.setattr(own_examples, "SMALL", small)
+    model, (x, y) = model_of(net(), C), examples(N)
+    ours = objective_of(model, (x, y), DECAY, 4, CROSS_ENTROPY)
+    plainly = Objective(model, Data(x[None], y[None]), DECAY)
+    ours.plain = plain
+    theta, draw = model.theta[None], torch.Generator().manual_seed(0)
+    v = torch.randn(1, 35, theta.shape[1], generator=draw, dtype=theta.dtype)  # more than go back at once
+    weights = torch.rand(1, N, generator=draw, dtype=theta.dtype)
+    pulled, called = [], own_examples.OwnObjective._pulled
+    monkeypatch.setattr(own_examples.OwnObjective, "_pulled", lambda *a: pulled.append(1) or called(*a))
+    close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
+    close(ours.directional(theta, v), plainly.directional(theta, v))
+    close(ours.products(theta, v, weights), plainly.products(theta, v, weights))
+    many, each = theta.expand(3, -1), torch.eye(3, N, dtype=theta.dtype)
+    close(ours.gradient(many, each), plainly.gradient(many, each))
+    assert bool(pulled) == bool(small) == ours.few
 
 
 def test_a_study_is_saved_and_read(tmp_path):
