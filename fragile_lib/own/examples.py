@@ -18,16 +18,17 @@ from fragile_lib.objectives.losses import Loss
 from fragile_lib.tools.errors import bad_input
 
 PULLED = 16  # vectors that go back through a graph at once
+MANY = 4  # directions along which forward passes cost more than the gradient of every example
 Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 
 
 class OwnObjective(Objective):
     """J on a user's data, with shorter ways where network and data are small: the same numbers but for rounding.
 
-    Where the gradients of all examples are few numbers (n P at most `SMALL`), they serve every direction, and every
-    member of a stack of one and the same network (`expand`), which test gradients are asked of; and `PULLED` vectors
-    at once go back through the graph of a gradient, unless there are convolutions, which that would make grouped ones.
-    Examples still go in chunks.
+    Where the gradients of all examples are few numbers (n P at most `SMALL`), or directions are `MANY`, they serve every
+    direction, some examples at a time. Where they are few, they also serve every member of a stack of one and the same
+    network (`expand`), which test gradients are asked of; and `PULLED` vectors at once go back through the graph of a
+    gradient, unless there are convolutions, which that would make grouped ones. Examples still go in chunks.
     """
 
     @property
@@ -36,9 +37,16 @@ class OwnObjective(Objective):
         return self.n * len(self.decay) <= SMALL
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        if not self.few:
-            return super().directional(theta, v, dataset)
-        return v @ self.example_gradients(theta, dataset).mT
+        step = min(self.chunk, max(1, SMALL // len(self.decay)))
+        found: list[Tensor] = []
+        while (self.few or v.shape[1] >= MANY) and not self.plain:
+            first = len(found) * step
+            if first >= self.n:
+                return torch.cat(found, 2)
+            some = self.part(np.arange(first, min(first + step, self.n)))
+            found.append(v @ some.example_gradients(theta, dataset).mT)
+            self.plain = some.plain  # without torch.func one direction after the other takes fewer passes
+        return super().directional(theta, v, dataset)
 
     def gradient(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None

@@ -23,6 +23,7 @@ from fragile_lib.study.collect import collect
 from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, taken_out
 from fragile_lib.study.report import build_report, tables
 from fragile_lib.study.report.markup import mathml, tidy
+from fragile_lib.study.report.peers import standings
 from fragile_lib.study.report.source import read_methods
 from fragile_lib.study.report.whole import references, whole_page
 from fragile_lib.tools.errors import InputError
@@ -423,6 +424,31 @@ def test_what_was_measured_beside_other_libraries_has_a_page_and_its_numbers(stu
     ):
         assert words in text
     assert soup_of(study, "peers").select("td strong")[0].get_text() == "0.25 ×"
+    assert "reached in 1 of 1 works" in text and "Where it is not" not in text  # by the compiled way
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "want"),
+    [
+        ({"seconds": 1.0, "memory_mb": 50.0}, {"seconds": 2.0, "memory_mb": 50.0}, True),
+        ({"seconds": 1.0, "memory_mb": 51.0}, {"seconds": 2.0, "memory_mb": 50.0}, False),
+        ({"seconds": 1.0, "memory_mb": 9.0}, {"seconds": 2.0, "memory_mb": 1.0}, True),  # too little to compare
+        ({"seconds": 1.0, "memory_mb": 1.0}, {"seconds": 1.9, "memory_mb": 1.0}, False),
+        ({"seconds": 1.0, "memory_mb": 1.0}, {"seconds": 0.1, "memory_mb": 1.0, "from_ours": 0.1}, None),
+        ({"seconds": 1.0}, {"skipped": "given up"}, None),
+    ],
+)
+def test_the_goal_beside_others_is_judged_against_the_fastest_with_the_same_numbers(ours, theirs, want):
+    row = {"method": "cg", "skipped": None, "error": 0.0, "spearman": 0.5, "memory_mb": 1.0}
+    slow = row | {"library": "slow", "seconds": 99.0, "from_ours": 1e-6}
+    rows = [
+        row | {"library": "fragile_lib", "from_ours": 0.0} | ours,
+        row | {"library": "other", "from_ours": 1e-6} | theirs,
+    ]
+    found = standings([{"title": "A toy", "rows": rows}])
+    assert [one["reached"] for one in found] == ([] if want is None else [want])
+    (found,) = standings([{"title": "A toy", "rows": [*rows, slow]}])
+    assert (found["library"] == "slow") == (want is None)
 
 
 def test_same_input_gives_the_same_report_within_seconds(study):

@@ -23,6 +23,7 @@ from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import explore, tables
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
 from fragile_lib.study.report.notebook import Page, render_notebook
+from fragile_lib.study.report.peers import standings
 from fragile_lib.study.report.source import Run, Study, read_study
 from fragile_lib.study.report.whole import references
 from fragile_lib.tools.processes import say
@@ -114,7 +115,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     }
     contexts = {"runs": {"run_link": links}, "map": {}, "explore": to_explore, "reproducibility": of_rerun}
     if peers:
-        contexts["peers"] = {}
+        contexts["peers"] = {"standings": standings(peers["cases"])}
     for name, context in {**contexts, "index": of_index}.items():
         write(f"{name}.html", f"{name}.html.j2", name=name, **context)
 
