@@ -25,10 +25,10 @@ Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 class OwnObjective(Objective):
     """J on a user's data, with shorter ways where network and data are small: the same numbers but for rounding.
 
-    Where the gradients of all examples are few numbers (n P at most `SMALL`), or directions are `MANY`, they serve every
-    direction, some examples at a time. Where they are few, they also serve every member of a stack of one and the same
-    network (`expand`), which test gradients are asked of; and `PULLED` vectors at once go back through the graph of a
-    gradient, unless there are convolutions, which that would make grouped ones. Examples still go in chunks.
+    Where the gradients of all examples are few numbers (n P at most `SMALL`), or directions are `MANY`, they serve
+    every direction, some examples at a time. Few, they also serve every member of a stack of one and the same network
+    (`expand`), which test gradients are asked of; and `PULLED` vectors at once go back through the graph of a gradient,
+    unless there are convolutions, which that would make grouped ones. Examples still go in chunks.
     """
 
     @property
