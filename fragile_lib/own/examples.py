@@ -38,15 +38,14 @@ class OwnObjective(Objective):
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         step = min(self.chunk, max(1, SMALL // len(self.decay)))
-        found: list[Tensor] = []
-        while (self.few or v.shape[1] >= MANY) and not self.plain:
-            first = len(found) * step
-            if first >= self.n:
-                return torch.cat(found, 2)
-            some = self.part(np.arange(first, min(first + step, self.n)))
-            found.append(v @ some.example_gradients(theta, dataset).mT)
+        found = v.new_empty(*v.shape[:2], self.n)  # made before: a small tensor between large ones splits the heap
+        for rows in np.split(np.arange(self.n), range(step, self.n, step)):
+            if self.plain or not (self.few or v.shape[1] >= MANY):
+                return super().directional(theta, v, dataset)
+            some = self.part(rows)
+            found[:, :, rows[0] : rows[-1] + 1] = v @ some.example_gradients(theta, dataset).mT
             self.plain = some.plain  # without torch.func one direction after the other takes fewer passes
-        return super().directional(theta, v, dataset)
+        return found
 
     def gradient(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
