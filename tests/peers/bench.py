@@ -44,6 +44,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from traps import TRAPS, off
 
+from fragile_lib.tools.errors import InputError
 from fragile_lib.tools.files import write_whole
 from fragile_lib.tools.measure import Peak
 
@@ -52,7 +53,7 @@ LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "trake
 REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
 ALONE = "cnn", "resnet"
 LONG_AS = 20  # seconds after which such a call is not made again
-GIVEN = {"exact": 240, "cg": 120, "cg_ggn": 120}  # seconds of processor time of a call in `ALONE`; 900 of others
+GIVEN = {"exact": 240, "cg": 120, "cg_ggn": 120}  # seconds of processor time of a call in `ALONE`; others: 900
 MOST = 10 * 10**9  # bytes that it may ask for
 LEFT_OUT = {"logistic": 1, "mlp": 10, "cnn": 55}  # every so many-th example is left out for real
 TITLES = {
@@ -170,7 +171,7 @@ def in_a_process(case: str, method: str, library: str, problem: Problem) -> tupl
     """`alone` in a process that has done nothing but import; or why it was given up."""
     clean = get_context("forkserver")
     clean.set_forkserver_preload(["bench"])
-    given = GIVEN.get(method, 900)
+    given = 900 if library == COMPILED else GIVEN.get(method, 900)
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, clean, _bound, (given,)) as fresh:
         kept = Path(folder) / "problem.pt"
         torch.save(problem, kept)
@@ -178,6 +179,8 @@ def in_a_process(case: str, method: str, library: str, problem: Problem) -> tupl
             return fresh.submit(alone, case, method, library, str(kept)).result()
         except BrokenProcessPool:
             return f"given up after {given} s of processor time"
+        except InputError as error:
+            return f"refused: {error}"
         except (MemoryError, RuntimeError) as error:
             if "allocate" not in str(error):
                 raise

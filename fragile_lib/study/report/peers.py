@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 OURS = "fragile_lib"  # and what begins so: by other passes of this library
 TWICE = 2.0  # times as fast as the fastest other one is the goal
-SAME = 1e-3  # relative difference of scores that count as the same numbers
+SAME = 0.02  # relative difference of scores that count as the same numbers; single precision brings 1 to 2%
 ORDER = 0.05  # difference of Spearman's correlations with leaving out, where a method draws and has no dense reference
 LEAST_MB = 10.0  # below, memory is not compared
 
