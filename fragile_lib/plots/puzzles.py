@@ -112,6 +112,8 @@ def after_removal(rows: pd.DataFrame) -> Picture:
     rows = _of(rows, "curve")
     if rows.empty:
         return Picture(None, "No rows of the removal curve.")
+    by = rows.get("selected_by", rows["estimator"])
+    rows["selected_by"] = by.fillna(rows["estimator"])  # older records have one row for each, called by the estimator
     tables = list(dict.fromkeys(rows["fit"]))
     with base.theme():
         figure, axes = base.new_figure(4.2, 1, len(tables))
