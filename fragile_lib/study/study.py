@@ -185,14 +185,16 @@ def build(root: Path, source: Path, out: Path) -> str:
 
 def collect_profile(root: Path, profile: str) -> list[str]:
     """Write runs/<profile>/results.csv from all finished runs of all notebooks; return what is to be told."""
-    jobs, told = make_plan(root, profile), []
+    jobs, finished, told = make_plan(root, profile), [], []
     for job in jobs:
         state, fault = standing(job.record, job.fingerprint)
-        if state not in ("finished", "missing"):
+        if state == "finished":
+            finished.append(job.record)
+        elif state != "missing":
             fault = fault or "its result is of other parameters or code"
             told.append(f"left out of the table: {job.run.run_id}: {fault}")
     target = profile_dir(root, profile) / "results.csv"
-    count, unread = collect((job.record for job in jobs if job.state == "finished"), target)
+    count, unread = collect(finished, target)
     return [*told, *unread, f"{shown(target, root)}: {count} of {len(jobs)} runs"]
 
 

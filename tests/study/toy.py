@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 PARAMS = """
 notebook: toy
@@ -99,22 +100,11 @@ class Toy:
         self.write_notebook(CELLS)
 
     def write_notebook(self, cells: dict[str, str], prose: str = "# A toy") -> None:
-        def cell(name: str, source: str) -> dict:
+        notebook = new_notebook(cells=[new_markdown_cell(prose, id="prose")], metadata=KERNEL)
+        for name, source in cells.items():
             tags = {"tags": ["parameters"]} if name == "parameters" else {}
-            source = textwrap.dedent(source).strip()
-            return {
-                "cell_type": "code",
-                "id": name,
-                "execution_count": None,
-                "metadata": tags,
-                "outputs": [],
-                "source": source,
-            }
-
-        text = {"cell_type": "markdown", "id": "prose", "metadata": {}, "source": [prose]}
-        code = [cell(name, source) for name, source in cells.items()]
-        content = {"cells": [text, *code], "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 5}
-        self.notebook.write_text(json.dumps(content))
+            notebook.cells.append(new_code_cell(textwrap.dedent(source).strip(), id=name, metadata=tags))
+        self.notebook.write_text(json.dumps(notebook))
 
     def edit(self, old: str, new: str) -> None:
         text = self.params.read_text()
