@@ -83,7 +83,7 @@ bench: $(READY) ## time the hot paths against plain loops and print the ratios
 test-peers: $(PEERS)/.installed ## compare with captum, curvlinops, dattri, kronfluence and traker, traps included (a minute, and their installation)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -q tests/peers/agreement.py < /dev/null
 
-bench-peers: $(PEERS)/.installed ## time them side by side and write reports/peers.json (logistic, mlp and traps: some minutes; the others half an hour each)
+bench-peers: $(PEERS)/.installed ## time them side by side and write reports/peers.json (logistic, mlp and traps: some minutes; cnn and resnet: 33 and 14 of processor time)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/bench.py
 
 reports: $(READY) ## render reports/ again from its committed records; runs nothing
