@@ -12,7 +12,7 @@ are the figures of the report's first page.
 
 from fragile_lib.plots.base import Picture, png_bytes, show, theme
 from fragile_lib.plots.held_out import foretold, held_out_curves
-from fragile_lib.plots.photographs import influential_pictures, pictures
+from fragile_lib.plots.photographs import influential_pictures, left_out_photographs, pictures
 from fragile_lib.plots.puzzles import after_removal, over_damping, ways_of_training
 from fragile_lib.plots.specifications import SCATTERS, SPECS, figure, headlines
 from fragile_lib.plots.tables import imagenet_cost_table, solver_table
@@ -32,6 +32,7 @@ __all__ = [
     "held_out_curves",
     "imagenet_cost_table",
     "influential_pictures",
+    "left_out_photographs",
     "over_damping",
     "pictures",
     "png_bytes",

@@ -52,8 +52,8 @@ class Picture(NamedTuple):
     """A figure, what a reader who cannot see it is told, and what stands below it.
 
     Without a figure there was nothing to draw; `alt` says why, and `show` passes it over. The first line of a caption
-    is its point, the second says what the numbers are of, the others are details. `rows` are the numbers that the
-    figure is drawn from, with the runs that they are of in the column `run_id`.
+    is its point, the second says what the numbers are of, the others are details. `rows` are the numbers that are
+    drawn, with the runs that they are of in the column `run_id`, or in `runs` where a number is of all of them.
     """
 
     figure: Figure | None
@@ -61,6 +61,7 @@ class Picture(NamedTuple):
     caption: str = ""
     photographs: bool = False  # which need more colours, and fewer pixels
     rows: pd.DataFrame | None = None
+    runs: tuple[str, ...] = ()
 
     @property
     def told(self) -> dict[str, object]:
@@ -68,8 +69,8 @@ class Picture(NamedTuple):
         told: dict[str, object] = {"alt": self.alt, "caption": self.caption}
         told |= {"photographs": True} if self.photographs else {}
         if self.rows is not None and len(self.rows):
-            runs = self.rows["run_id"].dropna().unique() if "run_id" in self.rows.columns else []
-            told |= {"runs": [str(run) for run in runs if run]}
+            own = self.rows["run_id"].dropna().unique() if "run_id" in self.rows.columns else []
+            told |= {"runs": [str(run) for run in (*self.runs, *own) if run]}
             told |= {"rows": self.rows.to_csv(index=False, float_format="%.4g", lineterminator="\n")}
         return told
 

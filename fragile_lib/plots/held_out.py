@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fragile_lib.plots import base, words
+from fragile_lib.plots import base, texts, words
 from fragile_lib.plots.base import Picture
 
 BINS = 5  # of equal numbers of cases, for the frequency of what came true
 FEWEST = 10  # cases of a curve
+CORNERS = 200  # of a curve at most, evenly along it: no eye sees more, and all of them stand in the rows
 
 
 def held_out_curves(cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what: str) -> Picture:
@@ -27,29 +28,44 @@ def held_out_curves(cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what:
     good, known = cases["good"].to_numpy(bool), {n: s for n, s in scores.items() if np.isfinite(s).sum() >= FEWEST}
     if not known or not 0 < good.sum() < len(good):
         return Picture(None, "No held-out cases of both kinds.")
+    drawn = []
+    for name, score in known.items():
+        kept = np.isfinite(score)
+        for panel, points in (("curve", _curve), ("probabilities", _calibration)):
+            drawn.append(
+                pd.DataFrame(points(good[kept], score[kept]), columns=["x", "y"]).assign(rule=name, panel=panel)
+            )
+    rows = pd.concat(drawn, ignore_index=True)[["rule", "panel", "x", "y"]]
+    return _told(_draw(rows), cases, rows, what)
+
+
+def _curve(good: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(corners, 2): the share of others taken for good, and of good ones found, as the bar is lowered."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of equal scores all or none
+    corners = np.stack([np.cumsum(~good[order])[last] / (~good).sum(), np.cumsum(good[order])[last] / good.sum()], 1)
+    even = np.searchsorted(corners.sum(axis=1), np.linspace(0, 2 - 1e-9, CORNERS))
+    return np.concatenate([[[0.0, 0.0]], corners[np.unique(even)]])
+
+
+def _calibration(good: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(BINS, 2): the mean probability given in each group of cases, and the share that was good."""
+    parts = np.array_split(np.argsort(score, kind="stable"), BINS)
+    return np.array([[score[part].mean(), good[part].mean()] for part in parts])
+
+
+def _draw(rows: pd.DataFrame) -> Figure:
     with base.theme():
         figure, ((left, right),) = base.new_figure(4.6, 1, 2, layout="compressed")
-        for place, (name, score) in enumerate(known.items()):
-            kept = np.isfinite(score)
+        for place, (name, part) in enumerate(rows.groupby("rule", sort=False)):
             look = {"color": base.CYCLE[place % len(base.CYCLE)], "ls": base.DASHES[place % len(base.DASHES)]}
-            _curve(left, good[kept], score[kept], name, look)
-            _calibration(right, good[kept], score[kept], look | {"marker": base.MARKERS[place % len(base.MARKERS)]})
+            curve, given = (part[part["panel"] == panel] for panel in ("curve", "probabilities"))
+            left.plot(curve["x"], curve["y"], label=name, **look)
+            right.plot(given["x"], given["y"], marker=base.MARKERS[place % len(base.MARKERS)], **look)
         _frame(left, "mistaken for good", "good ones found")
         _frame(right, "probability given", "share that was good")
         base.legend_below(figure)
-    return _told(figure, cases, known, what)
-
-
-def _curve(ax: Axes, good: np.ndarray, score: np.ndarray, name: str, look: Mapping) -> None:
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of equal scores all or none
-    found, mistaken = np.cumsum(good[order])[last] / good.sum(), np.cumsum(~good[order])[last] / (~good).sum()
-    ax.plot([0, *mistaken], [0, *found], label=name, **look)
-
-
-def _calibration(ax: Axes, good: np.ndarray, score: np.ndarray, look: Mapping) -> None:
-    parts = np.array_split(np.argsort(score, kind="stable"), BINS)
-    ax.plot([score[part].mean() for part in parts], [good[part].mean() for part in parts], **look)
+    return figure
 
 
 def _frame(ax: Axes, x: str, y: str) -> None:
@@ -57,17 +73,22 @@ def _frame(ax: Axes, x: str, y: str) -> None:
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
 
 
-def _told(figure: Figure, cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what: str) -> Picture:
+def _told(figure: Figure, cases: pd.DataFrame, rows: pd.DataFrame, what: str) -> Picture:
+    curves = rows[rows["panel"] == "curve"].groupby("rule", sort=False)
+    areas = {name: np.trapezoid(curve["y"], curve["x"]) for name, curve in curves}
+    head = f"Rules on what they never saw, {what}: a good case stands before another at "
+    head += words.joined(f"{words.number(area)} ({name})" for name, area in [*areas.items()][: texts.SERIES])
     networks, good = cases["network"].nunique(), int(cases["good"].sum())
-    head = f"Rules on networks that they never saw: {what}"
-    setting = f"{words.counted(len(cases), 'case')} of {words.counted(networks, 'network')}, {good} of them good"
+    counts = f"{words.counted(len(cases), 'case')} of {words.counted(networks, 'network')}, {good} of them good"
     details = (
-        "Left: the share of good cases found against the share of others taken for good, as the bar is lowered",
+        "Left: the share of good cases found against the share of others taken for good, as the bar is lowered; the "
+        "area below a curve is how often a good case stands before another, each case alike",
         f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
     )
-    rows = cases[["run_id", "network", "good"]].assign(**scores)
+    setting = f"{texts.brief(cases)}; {counts}"
     caption = words.caption([head], [setting], details)
-    return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
+    runs = cases["run_id"].unique()
+    return Picture(figure, words.sentences(head, counts, *details), caption, rows=rows, runs=tuple(runs))
 
 
 def foretold(told: pd.DataFrame) -> Picture:
@@ -76,27 +97,28 @@ def foretold(told: pd.DataFrame) -> Picture:
     Retraining on all examples at once has no order of batches, and is left out.
 
     Args:
-        told: with `network`, `ground_truth`, `n_train`, `foretold` and `measured` (`own.rule.retrainings`).
+        told: with `network`, `dataset`, `ground_truth`, `n_train`, `foretold`, `measured` (`own.rule.retrainings`).
     """
     known = told[told["ground_truth"] == "warm_minibatch"].dropna(subset=["foretold", "measured"])
     if known.empty:
         return Picture(None, "No unrolled derivative was repeated beside a retraining.")
     with base.theme():
         figure, ((ax,),) = base.new_figure(4.9, 1, 1, layout="compressed")
-        for place, (name, part) in enumerate(known.groupby("network", sort=False)):
+        for place, name in enumerate(words.ordered(known["dataset"])):  # networks would be too many to tell apart
+            part = known[known["dataset"] == name]
             look = {"color": base.CYCLE[place % len(base.CYCLE)], "marker": base.MARKERS[place % len(base.MARKERS)]}
             ax.plot(part["foretold"], part["measured"], ls="", ms=4, alpha=0.7, label=words.code(name), **look)
         _frame(ax, "foretold: two unrolled derivatives", "measured: two retrainings")
         base.legend_below(figure)
     gap = (known["measured"] - known["foretold"]).abs()
     head = f"The noise of one retraining, known without retraining: foretold within {gap.median():.2f} in the median"
-    setting = f"{words.counted(len(known), 'pair')} of a test point and a choice of removals, "
-    setting += f"{words.counted(known['network'].nunique(), 'network')}"
+    counts = f"{words.counted(len(known), 'pair')} of a test point and a choice of removals, "
+    counts += f"{words.counted(known['network'].nunique(), 'network')}"
     details = (
         "Reliability: how well two retrainings on other orders of the batches agree on what leaving examples out does",
         "Foretold by how well the unrolled derivatives over these orders agree; on the dotted line it is right",
         f"Nine in ten are within {gap.quantile(0.9):.2f}",
     )
     rows = known[["run_id", "network", "n_train", "test_point", "train_choice", "foretold", "measured"]]
-    caption = words.caption([head], [setting], details)
-    return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
+    caption = words.caption([head], [f"{texts.brief(known)}; {counts}"], details)
+    return Picture(figure, words.sentences(head, counts, *details), caption, rows=rows)

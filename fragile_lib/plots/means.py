@@ -109,7 +109,7 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     expected = levels if shown.spec.falls else panel.marks[shown.spec.at]
     for name in set(expected) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
         style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, position[name], "no rows" if shown.spec.falls else "none", **style)
+        ax.text(0.02, position[name], "not measured" if shown.spec.falls else "none", **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:

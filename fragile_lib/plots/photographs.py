@@ -23,7 +23,8 @@ from fragile_lib.plots.base import Picture
 TEST_WIDTH = 2.0  # inches, of the test photograph
 SHOWN = 5  # training images in a row
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ORDINARY = {"p30_influence": "30th percentile", "random": "at random"}
+ORDINARY = {"p30_influence": "30th percentile", "random": "30th percentile"}
+PERCENTILE = 0.3  # of |estimate|, for ordinary images where those left out were drawn at random
 TRUTHS = ("warm_minibatch_minus_control", "warm_minibatch", "minimum", "pbrf")  # the first that a point has is shown
 
 
@@ -47,35 +48,97 @@ def _of_network(points: Sequence[Mapping]) -> Picture:
     """One test image: a row of helpful, one of harmful and one of ordinary training images, each with both changes."""
     first = next(p for p in points if p["train_choice"] == "top_influence")
     table = pd.concat([_changes(p) for p in points], ignore_index=True)
-    top = table[table["train_choice"] == "top_influence"].sort_values("estimate", ascending=False)
     rows = {
-        "most helpful": top[top["estimate"] > 0].head(SHOWN),
-        "most harmful": top[top["estimate"] < 0].tail(SHOWN)[::-1],
+        **_extremes(table[table["train_choice"] == "top_influence"]),
         **{
-            ORDINARY.get(choice, words.code(choice)): part.head(SHOWN)
+            ORDINARY.get(choice, words.code(choice)): _ordinary(part)
             for choice, part in table[table["train_choice"] != "top_influence"].groupby("train_choice")
         },
     }
-    rows = {name: part for name, part in rows.items() if len(part)}
     truth, estimator = _told_of(first)
-    told = []
-    for name, part in rows.items():
-        told.append(f"{name}: estimated {words.span(part['estimate'])}, true {words.span(part['truth'])}")
     label, network = _class(first, first["labels"][0]), words.code(first["architecture"])
     point = (
         f"{words.code(first['dataset'])}: what leaving a training image out does to the loss of one test image, {label}"
     )
+    profile = f"profile {first['profile']}, " if "profile" in first else ""
     facts = f"{network}, {first['n_train']:,} training images, weight decay {first['weight_decay']:g}; estimates by "
-    facts += f"{words.code(estimator)}, truth {words.code(truth)}; run {first['run_id']}"
+    facts += f"{words.code(estimator)}, truth {words.code(truth)}; {profile}run {first['run_id']}"
+    drawn = int((table["train_choice"] == "random").sum())
+    drawn = f"The 30th percentile is that of |estimate| among {drawn} images drawn at random" if drawn else ""
+    test = images_of(first)[0], _class(first, first["labels"][0])
+    return _picture(test, rows, table.assign(run_id=first["run_id"]), (point, facts, drawn))
+
+
+def left_out_photographs(
+    point: Mapping,
+    test: np.ndarray,
+    train: Sequence[np.ndarray],
+    scores: Sequence[float],
+    test_class: str,
+    train_classes: Sequence[str],
+    dataset: str,
+    estimator: str,
+) -> Picture:
+    """As `pictures`, of one test photograph and the training photographs that were really left out.
+
+    Args:
+        point: of a record, or as `rows.scatter` makes it: `index`, `estimate`, `truth` and, where repeated, `error`.
+        test, train, scores, test_class, train_classes, dataset, estimator: as in `influential_pictures`; those of the
+            point, by |estimate| (`network.photographs.pictures_of`).
+    """
+    if not point["truth"]:
+        return Picture(None, "No photograph was left out.")
+    truth, _ = _told_of(point)
+    order = np.argsort(-np.abs(np.asarray(point["estimate"][estimator], dtype=float)), kind="stable")[: len(train)]
+    errors = point.get("error", {}).get(truth) or [None] * len(point["index"])
+    numbers = {"truth": point["truth"][truth], "error": errors}
+    table = pd.DataFrame({name: np.asarray(values, dtype=float)[order] for name, values in numbers.items()})
+    table = table.assign(estimate=scores, index=np.asarray(point["index"])[order], label=train_classes)
+    run = {"run_id": point["run_id"]} if "run_id" in point else {}
+    table = table.assign(pixels=list(train), **run).dropna(subset=["estimate", "truth"])
+    head = f"{words.code(dataset)}: what leaving a training photograph out does to the loss of one test photograph, "
+    facts = [f"{point['n_train']:,} training photographs"] if "n_train" in point else []
+    facts += [f"profile {point['profile']}"] if "profile" in point else []
+    facts += [f"estimates by {words.code(estimator)}, truth {words.code(truth)}"]
+    return _picture((test, test_class), _extremes(table), table, (head + test_class, ", ".join(facts), ""))
+
+
+def _extremes(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The most helpful and the most harmful by their estimates."""
+    top = table.sort_values("estimate", ascending=False)
+    return {
+        "most helpful": top[top["estimate"] > 0].head(SHOWN),
+        "most harmful": top[top["estimate"] < 0].tail(SHOWN)[::-1],
+    }
+
+
+def _picture(
+    test: tuple[np.ndarray, str], rows: Mapping[str, pd.DataFrame], table: pd.DataFrame, said: tuple[str, str, str]
+) -> Picture:
+    """The figure of a test image (pixels, class) and rows of training images; `said`: point, setting, a detail."""
+    rows, (point, facts, detail) = {name: part for name, part in rows.items() if len(part)}, said
+    told = [
+        f"{name}: estimated {words.span(part['estimate'])}, true {words.span(part['truth'])}"
+        for name, part in rows.items()
+    ]
     details = words.sentences(
         *told,
+        detail,
         "Below each training image the estimated and the true change of the test loss; positive (blue): the loss rises "
         "without the image, which helped; negative (red): it harmed",
         "± is the standard error of the true change by its repetitions" if table["error"].notna().any() else "",
     )
     caption = "\n".join([words.sentences(point), words.sentences(facts), details])
-    table = table.drop(columns="pixels").assign(run_id=first["run_id"])
-    return Picture(_draw_rows(first, rows), words.sentences(point, *told), caption, photographs=True, rows=table)
+    figure, table = _draw_rows(*test, rows), table.drop(columns="pixels")
+    return Picture(figure, words.sentences(point, *told), caption, photographs=True, rows=table)
+
+
+def _ordinary(part: pd.DataFrame) -> pd.DataFrame:
+    """Some images of a choice that is not of the largest influence: of random ones those nearest to `PERCENTILE`."""
+    if (part["train_choice"] == "random").all():
+        sizes = part["estimate"].abs()
+        part = part.loc[(sizes - sizes.quantile(PERCENTILE)).abs().sort_values(kind="stable").index]
+    return part.head(SHOWN)
 
 
 def _told_of(point: Mapping) -> tuple[str, str]:
@@ -106,13 +169,13 @@ def _class(point: Mapping, label: int) -> str:
     return CIFAR10[label] if point["dataset"] == "cifar10" else str(label)
 
 
-def _draw_rows(point: Mapping, rows: Mapping[str, pd.DataFrame]) -> Figure:
+def _draw_rows(test: np.ndarray, test_class: str, rows: Mapping[str, pd.DataFrame]) -> Figure:
     with base.theme():
         figure = Figure(figsize=(base.WIDTH, 0.3 + 1.42 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), SHOWN + 1, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        _photograph(axes[0, 0], images_of(point)[0], f"test image:\n{_class(point, point['labels'][0])}")
+        _photograph(axes[0, 0], test, f"test image:\n{test_class}")
         for line, (name, part) in zip(axes, rows.items(), strict=True):
             largest = np.abs(part[["estimate", "truth"]].to_numpy()).max()
             exponent = int(np.floor(np.log10(largest))) if largest > 0 else 0

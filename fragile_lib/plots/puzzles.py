@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fragile_lib.plots import base, words
+from fragile_lib.plots import base, texts, words
 from fragile_lib.plots.base import Picture
 
 CHOICES = ("random", "top_influence")
+OF = ("run_id", "dataset", "n_train", "profile")
 
 
 def _look(place: int) -> dict:
@@ -25,8 +26,17 @@ def _of(rows: pd.DataFrame, puzzle: str) -> pd.DataFrame:
 
 
 def _told(figure: object, head: str, setting: str, details: Sequence[str], rows: pd.DataFrame) -> Picture:
-    caption = words.caption([head], [setting], details)
+    of = texts.brief(rows)
+    rows = rows.drop(columns=["dataset", "n_train", "profile"], errors="ignore")  # what is common the caption says
+    caption = words.caption([head], [f"{of}; {setting}" if of else setting], details)
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
+
+
+def _numbers(found: pd.Series) -> str:
+    """From where to where each of the first estimators goes."""
+    by = found.dropna().groupby(level="estimator")
+    names = words.ordered(by.groups)[: texts.SERIES]
+    return words.joined(f"{words.code(name)} {words.span(by.get_group(name))}" for name in names)
 
 
 def ways_of_training(rows: pd.DataFrame) -> Picture:
@@ -59,12 +69,13 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
             ax.grid(axis="x")
         ax.set(xlabel="Spearman correlation with one retraining")
         base.legend_below(figure)
-    head = "Leave-one-out of the perceptron, by the batches and the dropout of the retraining"
-    setting = f"Means over {words.counted(rows['test_point'].nunique(), 'test image')}"
+    head = "Leave-one-out of the perceptron by the batches and the dropout of the retraining, images drawn at random: "
+    head += _numbers(means["spearman_single"].xs(CHOICES[0], level="train_choice"))
+    setting = f"means over {words.counted(rows['test_point'].nunique(), 'test image')}"
     details = (
         "A black mark is what an estimate without any error would reach, the root of one retraining's reliability",
     )
-    return _told(figure, head, setting, details, rows.filter(items=["run_id", "test_point", *by, *means.columns]))
+    return _told(figure, head, setting, details, rows.filter(items=[*OF, "test_point", *by, *means.columns]))
 
 
 def over_damping(rows: pd.DataFrame) -> Picture:
@@ -86,10 +97,11 @@ def over_damping(rows: pd.DataFrame) -> Picture:
                     ax.plot(found.index, found, label=words.code(name), **_look(place))
                 _damping_axis(ax, statistic, choice)
         base.legend_below(figure)
-    head = "Softmax regression: agreement with the certified minima without each image, over damping"
-    setting = f"Means over {words.counted(rows['test_point'].nunique(), 'test image')}"
+    head = "Softmax regression: agreement with the certified minima without each image, drawn at random, over damping: "
+    head += _numbers(means["spearman"].loc[CHOICES[0]])
+    setting = f"means over {words.counted(rows['test_point'].nunique(), 'test image')}"
     details = ("A slope of 1 says that an estimate has the size of the truth; below 1 it is too large",)
-    return _told(figure, head, setting, details, rows.filter(items=["run_id", "test_point", *by, *measures]))
+    return _told(figure, head, setting, details, rows.filter(items=[*OF, "test_point", *by, *measures]))
 
 
 def _damping_axis(ax: Axes, statistic: str, choice: str) -> None:
@@ -130,6 +142,9 @@ def after_removal(rows: pd.DataFrame) -> Picture:
             ax.set(title=table.split("/")[-1], xlabel="examples left out")
         axes[0, 0].set(ylabel="loss of the test examples")
         base.legend_below(figure)
-    head = "Loss of the test examples after leaving out the training examples that help them most, by each score"
-    setting = f"Means over {words.counted(int(rows['repeats'].max()), 'training')} anew from other starts"
-    return _told(figure, head, setting, ("Bars: standard error of the change from the control",), rows)
+    head = f"Loss of the test examples without the examples that help them most, by each score, {tables[0]}: "
+    head += _numbers(rows[rows["fit"] == tables[0]].set_index("estimator")["loss_after"])
+    setting = f"means over {words.counted(int(rows['repeats'].max()), 'training')} anew from other starts"
+    drawn = ["fit", "estimator", "removed", "loss_before", "loss_after", "loss_error"]
+    details = ("Bars: standard error of the change from the control",)
+    return _told(figure, head, setting, details, rows.filter(items=[*OF, "seed", *drawn]))

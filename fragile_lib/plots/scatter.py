@@ -60,7 +60,7 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
     ]
     table = pd.DataFrame([{k: p[k] for k in facts if k in p} for p in wanted])
     lines = (
-        [f"{head}: {'; '.join(short)}" if len(short) < 3 else head],
+        [f"{head}: {'; '.join(short[:2])}"],
         [texts.brief(table)],
         [
             texts.setting(table, ()),

@@ -85,6 +85,7 @@ OF_IRIS = {
         hue="depth",
         steps=(*BY_DEPTH.steps, steps.rungs("exact")),
         dots=False,
+        topic="Between the unrolled derivative and one retraining",
         note="The unrolled derivative goes through the retraining's own starts: no ceiling binds it",
     ),
     "iris_subsets": _subsets(
@@ -131,6 +132,7 @@ COMPARED = Spec(
     steps=(steps.later_fit, steps.compared),
     order="solver_residual",
     dots=False,
+    topic="What solvers reach and what they cost, relative residual",
     note="Solvers are in the order of their residuals, those without one last",
 )
 OF_SMALL_MNIST = {
@@ -145,6 +147,7 @@ OF_SMALL_MNIST = {
         dots=False,
         paper="test points",
         sums=("ground_truth", "train_choice", "test_choice"),
+        topic="Agreement differs from one test point to the next",
         note="Colours tell the choice of training points",
     ),
     "small_mnist_decay": SMALL,
@@ -173,7 +176,9 @@ OF_SMALL_MNIST = {
         note="A slope of 1 says that an estimate has the size of the truth; above 1 it is too small",
     ),
     "small_mnist_solvers": COMPARED,
-    "small_mnist_solver_agreement": _but(COMPARED, statistics=("spearman",), rows="ground_truth"),
+    "small_mnist_solver_agreement": _but(
+        COMPARED, statistics=("spearman",), rows="ground_truth", topic="Agreement by solver"
+    ),
     "small_mnist_subsets": _subsets(
         {"dataset": "small_mnist", "weight_decay": DECAY}
         | {"estimator": ["exact", "exact_ggn", "ekfac", "identity", "trak", "unrolled_minibatch"]},
@@ -188,6 +193,7 @@ OF_SMALL_MNIST = {
         rows="statistic",
         where={"dataset": "small_mnist"},
         steps=(steps.networks,),
+        topic="Where training ends, norm of the gradient of J",
     ),
 }
 
@@ -226,7 +232,14 @@ OF_NETWORKS = {
         topic="Which estimator agrees with retraining",
         sums=("train_choice", "estimator"),
     ),
-    "networks_optimisers": _but(DOTS, LENET | {"optimiser": None}, at="optimiser", paper="optimisers", sums=()),
+    "networks_optimisers": _but(
+        DOTS,
+        LENET | {"optimiser": None},
+        at="optimiser",
+        paper="optimisers",
+        sums=(),
+        topic="Agreement by the optimiser",
+    ),
     "networks_starts": _but(
         DOTS,
         {"dataset": "mnist", "seed": None},
@@ -234,6 +247,7 @@ OF_NETWORKS = {
         hue="architecture",
         steps=(steps.whole_repeats, steps.several("seed", "architecture")),
         sums=("architecture",),
+        topic="Agreement from one start to another",
     ),
     "networks_groups": _but(
         DOTS,
@@ -243,6 +257,7 @@ OF_NETWORKS = {
         at="removed",
         rows="dataset",
         steps=(steps.whole_repeats, steps.with_groups),
+        topic="Agreement where groups are left out together",
         paper="groups",
         sums=("dataset",),
     ),
@@ -254,6 +269,7 @@ OF_NETWORKS = {
         at="ground_truth",
         hue="estimator",
         steps=(),
+        topic="Agreement with training from scratch",
     ),
     "networks_longer": _but(
         DOTS,
@@ -313,7 +329,7 @@ WATERFALL = Spec(
     falls=steps.FALLS,
     topic="Where agreement with retraining is lost",
     note="Each bar starts where the one above it ends, the first at perfect agreement; red: lost, blue: won. Estimates "
-    "are the damped Hessian's, or EK-FAC's where that cannot be inverted; a step without rows is part of the next",
+    "are the damped Hessian's, or EK-FAC's where that cannot be inverted; a step not measured is part of the next",
 )
 PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
 OF_PHOTOGRAPHS = {"photographs_table": Spec("table", "estimator", where=PHOTOGRAPHS)}

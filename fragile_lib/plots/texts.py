@@ -113,6 +113,8 @@ def _in_short(shown: Shown, marks: pd.DataFrame) -> str:
     levels, mean = shown.levels(shown.spec.at), marks["mean"].astype(float)
     if len(marks) < 2:
         return words.number(mean.iloc[0])
+    if words.STATISTICS[marks["statistic"].iloc[0]].scale in ("log", "symlog") and shown.spec.kind != "lines":
+        return words.span(mean)
     if shown.spec.kind == "lines":
         ends = marks.sort_values(shown.spec.at, key=lambda c: c.map(levels.index))["mean"].iloc[[0, -1]]
         return " to ".join(words.number(x) for x in ends)

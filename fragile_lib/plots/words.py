@@ -71,6 +71,7 @@ CODES = {
     "imagefolder": "a folder of photographs",
     "diabetes": "diabetes",
     "digits": "digits",
+    "puzzle": "public puzzles",
     "relu": "ReLU",
     "tanh": "tanh",
     "small_cnn": "small CNN",

@@ -83,4 +83,6 @@ def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> li
     records, told = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
     for line in told:
         warnings.warn(line, stacklevel=2)
-    return [{"run_id": r["run_id"], **r["run"], **one} for r in records for one in r.get(part, [])]
+    return [
+        {"run_id": r["run_id"], "profile": r["profile"], **r["run"], **one} for r in records for one in r.get(part, [])
+    ]

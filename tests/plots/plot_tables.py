@@ -271,3 +271,12 @@ def points(seeds: int = 1, tests: int = 3, k: int = 20, spread: float = 0.0, tru
         point["truth"] = {name: (f * estimate + n * noise).tolist() for name, (f, n) in truths.items()}
         found.append(point)
     return found
+
+
+def held_out() -> pd.DataFrame:
+    """Cases of several networks with what a rule gave them, and a reliability measured beside one that was foretold."""
+    draws, sets = np.random.default_rng(5), ("mnist", "cifar10", "small_mnist", "diabetes", "digits")
+    table = pd.DataFrame({"dataset": np.repeat(sets, 40), "good": draws.random(200) < 0.4, "score": draws.random(200)})
+    table = table.assign(network=table["dataset"] + " lenet of depth 5", run_id="a-run", n_train=500, test_point=3)
+    told = {"ground_truth": "warm_minibatch", "train_choice": "random", "foretold": table["score"]}
+    return table.assign(**told, measured=table["score"] ** 2)

@@ -28,6 +28,8 @@ from fragile_lib.study import read_points
 from fragile_lib.tools.errors import InputError
 
 PICTURED = {"small_mnist": "small_mnist-wd0.001-s0", "mnist": "mnist-lenet-n2000-s0"}
+# as long as the longest on the page of rules
+RULES = ("left_out_gradient and damping_ratio", "the rule that the others choose", "stability under damping", "all")
 PUZZLES = ("ways_of_training", "over_damping", "after_removal")
 MEANS = [name for name, spec in plots.SPECS.items() if spec.kind != "table"]
 RESULTS = Path(__file__).parents[2] / "reports" / "results.csv"
@@ -161,6 +163,10 @@ OTHERS = {
         for name, run in PICTURED.items()
     },
     **{name: lambda name=name: getattr(plots, name)(table("committed")) for name in PUZZLES},
+    "held_out_curves": lambda: plots.held_out_curves(
+        plot_tables.held_out(), dict.fromkeys(RULES, plot_tables.held_out()["score"].to_numpy()), "runs"
+    ),
+    "foretold": lambda: plots.foretold(plot_tables.held_out()),
 }
 
 

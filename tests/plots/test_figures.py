@@ -485,7 +485,7 @@ def test_the_waterfall_falls_from_one_over_the_test_points_that_all_its_steps_ha
     }  # fmt: skip
     (ax,) = (ax for ax in picture.figure.axes if ax.axison)
     told = [text.get_text() for text in ax.texts]
-    assert told == ["−0.15", "−0.20", "−0.20", "−0.30", "no rows"], "the stochastic solver has none"
+    assert told == ["−0.15", "−0.20", "−0.20", "−0.30", "not measured"], "the stochastic solver has none"
     bars = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches if patch.get_height() < 0.9]
     assert [ends for ends in np.round(bars, 9).tolist()] == [[1, 0.85], [0.85, 0.65], [0.65, 0.45], [0.45, 0.15]]
     assert picture.caption.startswith("Where agreement with retraining is lost: most to noise of one retraining")

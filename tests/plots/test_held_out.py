@@ -24,11 +24,29 @@ def test_the_curve_encloses_the_area_and_the_groups_have_what_came_true():
     assert set(named) >= {"one", "gaps"} and "short" not in named
     for name, score in (("one", SCORES), ("gaps", gaps)):
         kept = np.isfinite(score)
-        area = np.trapezoid(named[name].get_ydata(), named[name].get_xdata())
-        assert area == pytest.approx(roc_auc_score(GOOD[kept], score[kept]))
+        assert area_of(named[name]) == pytest.approx(roc_auc_score(GOOD[kept], score[kept]))
     given, true = right.lines[0].get_xdata(), right.lines[0].get_ydata()
     assert np.mean(given) == pytest.approx(SCORES.mean()) and np.mean(true) == pytest.approx(GOOD.mean())
-    assert "60 cases of 3 networks" in made.caption and made.rows["run_id"].nunique() == 3
+    assert "60 cases of 3 networks" in made.caption and made.told["runs"] == ["r", "s", "t"]
+    assert f"before another at {area_of(named['one']):.2f} (one)" in made.alt
+    drawn = made.rows[made.rows["panel"] == "curve"].groupby("rule")[["x", "y"]]
+    for name, line in drawn:
+        np.testing.assert_allclose(line, named[name].get_xydata())
+
+
+def area_of(line) -> float:
+    return np.trapezoid(line.get_ydata(), line.get_xdata())
+
+
+def test_curves_of_many_cases_have_few_corners_and_the_same_area():
+    good = RNG.random(20_000) < 0.3
+    score = good * 0.2 + RNG.random(20_000)
+    cases = pd.DataFrame({"good": good, "network": "a", "run_id": "r", "dataset": "iris", "n_train": 120})
+    made = held_out_curves(cases, {"one": score}, "pairs")
+    curve = made.rows[made.rows["panel"] == "curve"]
+    assert len(curve) <= 201 and curve[["x", "y"]].iloc[-1].tolist() == [1.0, 1.0]
+    assert np.trapezoid(curve["y"], curve["x"]) == pytest.approx(roc_auc_score(good, score), abs=1e-3)
+    assert "Iris, 120 training examples, 1 run" in made.caption and len(made.told["rows"]) < 20_000
 
 
 def test_without_both_kinds_nothing_is_drawn():
@@ -38,7 +56,8 @@ def test_without_both_kinds_nothing_is_drawn():
 
 def test_reliabilities_foretold_are_told_with_their_error():
     told = pd.DataFrame({
-        "run_id": "a", "network": ["small", "small", "large"], "n_train": 500, "test_point": [1, 2, 3],
+        "run_id": "a", "dataset": "mnist", "network": ["small", "small", "large"], "n_train": 500,
+        "test_point": [1, 2, 3],
         "ground_truth": ["warm_minibatch", "warm_minibatch", "warm_descent"], "train_choice": "random",
         "foretold": [0.5, 0.9, 1.0], "measured": [0.4, 0.7, 1.0],
     })  # fmt: skip

@@ -201,13 +201,35 @@ def test_images_stand_with_both_changes_the_helpful_above_the_harmful_and_the_or
     assert [p.told["runs"] for p in (first, second)] == [["mnist-5000-s1"], ["cifar10-500-s0"]]
     assert first.photographs and first.caption.count("\n") == 2 and "standard error" in first.caption
     shown = [ax for ax in first.figure.axes if ax.images]
-    # the test image, four that help and two that harm by the estimate, five at random; the seventh has no image
+    # the test image, four that help and two that harm by the estimate, five of the six at random nearest to the 30th
+    # percentile of |estimate|, which is 0.075 here; the seventh has no image
     assert [ax.get_xlabel().split("\n")[0] for ax in shown[1:7]] == [
         *("est. +3.0", "est. +2.0", "est. +1.0", "est. +0.5", "est. −2.0", "est. −0.1")
     ]
+    ordinary = {ax.get_xlabel().split("\n")[0] for ax in shown[7:]}
+    assert ordinary == {"est. +0.5", "est. +1.0", "est. −0.1", "est. −2.0", "est. +2.0"}
+    assert "among 6 images drawn at random" in first.caption
     assert len(shown) == 1 + 4 + 2 + 5 and shown[1].get_xlabel().endswith("true +3.0 ± 0.1")
     assert [int(np.asarray(ax.images[0].get_array()).mean()) for ax in shown[:3]] == [255, 225, 75]
-    assert "Most helpful: estimated 0.05 to 0.30" in first.alt and "At random" in first.alt
+    assert "Most helpful: estimated 0.05 to 0.30" in first.alt and "30th percentile" in first.alt
     assert second.alt.startswith("CIFAR-10") and "cat" in second.alt
     assert plots.pictures(given, dataset="cifar100") == [] and len(plots.pictures(given, dataset=["cifar10"])) == 1
     assert len(first.rows) == 12 and set(first.rows["train_choice"]) == {"top_influence", "random"}
+
+
+def test_photographs_that_were_left_out_stand_with_both_changes():
+    point = recorded("imagenet_standin", 200, 0) | {"profile": "laptop"}
+    order = np.argsort(-np.abs(point["estimate"]["ekfac"]), kind="stable")
+    pixels = [np.full((8, 8, 3), 30 * i, np.uint8) for i in order]
+    scores = [point["estimate"]["ekfac"][i] for i in order]
+    given = {"test": np.full((8, 8, 3), 255, np.uint8), "train": pixels, "scores": scores, "test_class": "dog"}
+    given |= {"train_classes": [f"class {i}" for i in order], "dataset": "imagenet_standin", "estimator": "ekfac"}
+    made = plots.left_out_photographs(point, **given)
+    shown = [ax for ax in made.figure.axes if ax.images]
+    assert [int(np.asarray(ax.images[0].get_array()).mean()) for ax in shown] == [255, 180, 0, 150, 60, 90, 30, 120]
+    assert shown[2].get_title() == "class 0" and shown[2].get_xlabel() == "est. +0.3\ntrue +0.3 ± 0.0"
+    assert made.told["runs"] == ["imagenet_standin-200-s0"] and made.caption.startswith("Stand-in, not ImageNet: what")
+    assert "200 training photographs, profile laptop" in made.caption and "standard error" in made.caption
+    without = plots.left_out_photographs({k: v for k, v in point.items() if k != "error"}, **given)
+    assert "±" not in without.caption
+    assert plots.left_out_photographs(point | {"truth": {}}, **given).figure is None

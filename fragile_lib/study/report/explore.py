@@ -18,28 +18,32 @@ _FOR = re.compile(r"(.+)_([\d.]+)$")  # a truth after another share of the train
 
 
 def point_sets(study: Study) -> list[dict]:
-    """The first test point of a few networks: images before others, of each data set and network the largest.
+    """The first test point of a few networks with images of all its removals: of each data set and network the largest.
+
+    Where no record has such images, points without them.
 
     Each has a name, `estimate`, `truth` and `error` by code (lists over removals), the removals' ids, and, where the
-    record has images, `labels`, `pixels` and the places of the `pictured`, as in the record. A run over dampings has a
-    place of its own.
+    record has images, `labels`, `pixels` and the places of the `pictured`, as in the record.
     """
     ranked = []
     for record in study.records:
         chosen = [p for p in record.get("points") or [] if p.get("train_choice") == "top_influence"]
         run, point = record["run"], next((p for p in chosen if p.keys() >= NEEDED), None)
         if point and (run.get("weight_decay") or 0) > 0:
-            ranked.append(("pixels" in point, run.get("n_train") or 0, -(run.get("depth") or 0), record, point))
+            seen = "pixels" in point and len(point["pictured"]) == len(point["index"])
+            ranked.append(
+                (seen, run.get("n_train") or 0, -(run.get("depth") or 0), bool(_dampings(point)), record, point)
+            )
     best: dict[tuple, dict] = {}
-    for *_, record, point in sorted(ranked, key=lambda entry: entry[:3], reverse=True):
-        key = record["run"].get("dataset"), record["run"].get("architecture"), bool(_dampings(point))
+    ranked = [entry for entry in ranked if entry[0]] or ranked
+    for *_, record, point in sorted(ranked, key=lambda entry: entry[:4], reverse=True):
+        key = record["run"].get("dataset"), record["run"].get("architecture")
         best.setdefault(key, _set(record, point, study.settings.get("words", {})))
     return list(best.values())[:MOST]
 
 
 def _set(record: dict, point: dict, words: dict) -> dict:
     name = f"{_network(record, words)}, test point {point['test_point']}"
-    name += ", several dampings" if _dampings(point) else ""
     found = {"name": name, "run": record["run_id"], "ids": point["index"]}
     for kind in LISTS:  # what the control does by itself is no effect of a removal: a truth without it goes first
         lists = {name: values for name, values in (point.get(kind) or {}).items() if values}
@@ -53,10 +57,18 @@ def _network(record: dict, words: dict) -> str:
     return f"{', '.join(dict.fromkeys(named))}, {run.get('n_train', 0):,} training examples"
 
 
-def static_points(found: dict) -> list[tuple[float, float]]:
-    """(x, y) in percent of the square for the set's first estimator and truth: what stands without a script."""
-    pairs = np.array([next(iter(found[kind].values())) for kind in LISTS[:2]], dtype=float)
-    return _placed(pairs[:, np.isfinite(pairs).all(axis=0)], pairs)
+def static_points(found: dict) -> list[tuple[float, float, float, float]]:
+    """(x, y, low, high) in percent of the square for the set's first estimator and truth: what stands without a script.
+
+    `low` and `high` are the ends of the error bar.
+    """
+    truth = next(iter(found["truth"]))
+    pairs = np.array([next(iter(found["estimate"].values())), found["truth"][truth]], dtype=float)
+    errors = np.nan_to_num(np.array(found["error"].get(truth) or np.zeros(pairs.shape[1]), dtype=float))
+    known = np.isfinite(pairs).all(axis=0)
+    ends = [pairs[:, known] + sign * np.stack([0 * errors, errors])[:, known] for sign in (0, -1, 1)]
+    marks, low, high = (_placed(end, np.concatenate(ends, axis=1)) for end in ends)
+    return [(*mark, a, b) for mark, (_, a), (_, b) in zip(marks, low, high, strict=True)]
 
 
 def _placed(pairs: np.ndarray, among: np.ndarray) -> list[tuple[float, float]]:

@@ -2,7 +2,7 @@
 const sets = JSON.parse(document.getElementById("points").textContent);
 const form = document.querySelector(".explore"), plot = document.querySelector(".explore-plot");
 const told = document.querySelector(".explore-told"), run = document.querySelector(".explore-run");
-const fields = Object.fromEntries(["set", "estimate", "truth", "spread"].map((name) => [name, form.elements[name]]));
+const fields = Object.fromEntries(["set", "estimate", "damping", "truth", "spread"].map((name) => [name, form.elements[name]]));
 const word = (code) => WORDS[code] ?? code.replaceAll("_", " ");
 const number = (x) => (x === null || x === undefined ? "–" : (x > 0 ? "+" : "") + Number(x.toPrecision(2)).toString().replace("-", "−"));
 const shape = (name, attributes) => {
@@ -27,6 +27,10 @@ const correlation = (a, b) => {
   return dot(x, y) / Math.sqrt(dot(x, x) * dot(y, y));
 };
 
+// "exact, damping 0.1" is the estimator "exact" at a damping that is not its network's own.
+const AT = /^(.+), damping (\S+)$/, bare = (code) => AT.exec(code)?.[1] ?? code;
+const chosen = () => fields.estimate.value + (fields.damping.value && `, damping ${fields.damping.value}`);
+
 // The image at a place of the record's strip, the test image at 0, beside a text.
 function tell(set, place, said) {
   const image = document.createElement("span"), text = document.createElement("span");
@@ -47,11 +51,12 @@ function show(set, i, e, t, error) {
 }
 
 function draw() {
-  const set = sets[fields.set.value], estimates = set.estimate[fields.estimate.value], truths = set.truth[fields.truth.value];
+  const set = sets[fields.set.value], estimates = set.estimate[chosen()], truths = set.truth[fields.truth.value];
   const errors = set.error?.[fields.truth.value] ?? [], both = [];
   estimates.forEach((e, i) => { if (e !== null && truths[i] !== null) both.push([i, e, truths[i], errors[i] ?? 0]); });
   const sizes = both.flatMap(([, e, t]) => [Math.abs(e), Math.abs(t)]).filter((x) => x > 0).sort((a, b) => a - b);
   const small = sizes[Math.floor(sizes.length / 4)] || 1, bend = (x) => (fields.spread.checked ? Math.asinh(x / small) : x);
+  const unbend = (x) => (fields.spread.checked ? small * Math.sinh(x) : x);
   const ends = both.flatMap(([, e, t, s]) => [bend(e), bend(t - s), bend(t + s), 0]);
   const low = Math.min(...ends), high = Math.max(...ends), at = (x) => 5 + (90 * (bend(x) - low)) / (high - low || 1);
   plot.replaceChildren(shape("path", { class: "diagonal", d: "M2 98L98 2" }), shape("path", { class: "zero", d: `M${at(0)} 2V98M2 ${100 - at(0)}H98` }));
@@ -64,20 +69,30 @@ function draw() {
   }
   const [x, y] = [both.map((b) => b[1]), both.map((b) => b[2])];
   document.querySelector(".explore-numbers").textContent =
-    `${both.length} removals: Spearman ${correlation(ranks(x), ranks(y)).toFixed(2)}, Pearson ${correlation(x, y).toFixed(2)}.`;
+    `${both.length} removals: Spearman ${correlation(ranks(x), ranks(y)).toFixed(2)}, Pearson ${correlation(x, y).toFixed(2)}. Both axes run from ${number(unbend(low))} to ${number(unbend(high))}.`;
   [run.textContent, run.href] = [set.run, `runs.html#run-${set.run}`];
   const label = set.labels ? `The test example, label ${set.labels[0]}. ` : "";
-  tell(set, 0, `${label}Across: ${word(fields.estimate.value)}. Upwards: ${word(fields.truth.value)}.`);
+  tell(set, 0, `${label}Across, estimated: ${word(chosen())}. Upwards, true: ${word(fields.truth.value)}.`);
 }
 
 function choose() {
   const set = sets[fields.set.value];
-  for (const kind of ["estimate", "truth"]) fill(fields[kind], Object.keys(set[kind]).map((code) => [code, word(code)]), fields[kind].value);
+  const codes = { estimate: [...new Set(Object.keys(set.estimate).map(bare))], truth: Object.keys(set.truth) };
+  for (const kind of ["estimate", "truth"]) fill(fields[kind], codes[kind].map((code) => [code, word(code)]), fields[kind].value);
+  damp();
+}
+
+// The dampings at which the record has this estimator.
+function damp() {
+  const at = Object.keys(sets[fields.set.value].estimate).filter((code) => bare(code) === fields.estimate.value);
+  fill(fields.damping, at.map((code) => (AT.test(code) ? [AT.exec(code)[2], AT.exec(code)[2]] : ["", "as in its run"])), fields.damping.value);
+  fields.damping.disabled = at.length < 2;
   draw();
 }
 
 fill(fields.set, sets.map((set, i) => [String(i), set.name]));
 fields.set.addEventListener("change", choose);
-for (const name of ["estimate", "truth", "spread"]) fields[name].addEventListener("change", draw);
+fields.estimate.addEventListener("change", damp);
+for (const name of ["damping", "truth", "spread"]) fields[name].addEventListener("change", draw);
 form.hidden = false;
 choose();
