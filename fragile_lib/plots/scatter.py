@@ -72,6 +72,7 @@ def picture(points: Sequence[Mapping], spec: Scatter, where: Mapping, estimator:
         ],
     )
     rows = pd.concat(found.assign(estimator=e, ground_truth=t) for (e, t), found in panels.items())
+    rows = rows[[c for c in rows if rows[c].nunique() > 1 or (c == "run_id" and rows[c].any())]]  # others: the caption
     caption = words.caption(*lines)
     return Picture(figure, words.sentences(head, *told), caption, rows=rows)
 

@@ -352,6 +352,14 @@ def test_bad_input_is_named(study, tmp_path):
         build_report(study.source, study.out, study.params)
 
 
+def test_the_rows_beside_figures_and_the_figures_are_small():
+    """What is drawn, and no more: a reader opens it in a spreadsheet, and git keeps every version."""
+    figures = synthetic.REPOSITORY / "reports" / "figures"
+    sizes = {path.name: path.stat().st_size for path in figures.iterdir()}
+    assert {name: size for name, size in sizes.items() if size > (128_000 if name.endswith(".csv") else 100_000)} == {}
+    assert len(sizes) > 100
+
+
 def test_all_pages_on_one_lead_to_one_another(report):
     whole = BeautifulSoup(whole_page(report.out), "html.parser")
     names = ("index", "summary", "iris", "explore", "map", "runs", "reproducibility")

@@ -44,7 +44,7 @@ def test_every_page_at_every_width_in_light_and_dark_and_in_print(opened, axe, r
             assert facts["width"] == width and facts["overlapping"] == [] == facts["untold"] and not facts["outside"]
             assert facts["header"] and set(facts["turned"]) <= {scheme == "dark"}  # drawn on white, turned in the dark
             assert width < 1440 or facts["scrolling"] == []
-            assert width < 1440 or which == "record" or facts["lines"] <= 3
+            assert width < 1440 or facts["lines"] <= 3
             if which == "synthetic" and (width, scheme) in ((360, "dark"), (1440, "light")):
                 assert axe(tab) == []
     tab.set_viewport_size({"width": 703, "height": 1000})
@@ -97,6 +97,12 @@ def test_readable_without_scripts(opened, report):
             assert tab.locator("thead button").count() == 0
 
 
+def test_printed_lines_are_not_cut(opened, report):
+    tab = opened(report.out / "iris.html", width=1440)
+    printed = tab.locator("pre.printed").first
+    assert len(printed.inner_text()) > 200 and printed.evaluate("p => p.scrollWidth <= p.clientWidth")
+
+
 def test_sorting(opened, report):
     tab = opened(report.out / "runs.html")
     table = tab.locator("table.results")
@@ -140,14 +146,40 @@ def test_the_scatter_tells_of_each_removal_by_pointer_and_keyboard(opened, repor
     assert told.inner_text().strip() == "Training example 5: estimated −0.1, true −0.1 ± 0.02." and image.count() == 0
     tab.select_option("select[name=estimate]", "identity")
     assert marks.count() == 3 and "3 removals" in tab.inner_text(".explore-numbers")
+    assert "Both axes run from −0.12 to +0.3" in tab.inner_text(".explore-numbers")
     before = marks.nth(0).get_attribute("cx")
     tab.check("input[name=spread]")
     assert marks.nth(0).get_attribute("cx") != before and not tab.complaints
 
 
+def test_the_switch_of_damping_has_those_of_the_estimator(opened, report):
+    tab = opened(report.out / "explore.html")
+    damping, told = tab.locator("select[name=damping]"), tab.locator(".explore-told")
+    assert damping.locator("option").all_inner_texts() == ["as in its run", "0.1", "0.001"] and damping.is_enabled()
+    assert tab.locator("select[name=estimate] option").all_inner_texts() == ["Influence with the Hessian", "identity"]
+    damping.select_option("0.1")
+    assert "3 removals" in tab.inner_text(".explore-numbers") and "Hessian, damping 0.1." in told.inner_text()
+    tab.select_option("select[name=estimate]", "identity")
+    assert damping.is_disabled() and "identity." in told.inner_text() and "damping" not in told.inner_text()
+    assert not tab.complaints
+
+
+def test_every_mark_of_the_study_of_record_has_its_image(opened, of_record):
+    tab = opened(of_record / "explore.html")
+    marks, seen = tab.locator(".explore-plot circle"), 0
+    for name in tab.locator("select[name=set] option").evaluate_all("all => all.map((o) => o.value)"):
+        tab.select_option("select[name=set]", name)
+        for mark in marks.all():
+            mark.focus()
+            assert tab.locator(".explore-image").count() == 1 and ", label " in tab.inner_text(".explore-told")
+            seen += 1
+    assert seen > 100
+
+
 def test_the_scatter_stands_without_a_script(opened, report):
     tab = opened(report.out / "explore.html", java_script_enabled=False)
-    assert tab.locator(".explore-plot circle").count() == 4 and not tab.locator("form").is_visible()
+    assert tab.locator(".explore-plot circle").count() == tab.locator(".explore-plot .bar").count() == 4
+    assert not tab.locator("form").is_visible()
     assert "Across: Influence with the Hessian. Upwards: warm, control subtracted" in tab.inner_text(".explore-told")
 
 
