@@ -122,7 +122,7 @@ def test_verdicts_with_figures_intervals_and_evidence(index):
     counts, findings = (index.find(class_=name).get_text() for name in ("counts", "findings"))
     assert "Of the 26 claims" in counts and "could be judged: " in counts and "not run." in counts
     assert "2 constant" in findings
-    assert "the points of largest |influence|, is 0.97 [0.97, 0.97]; the paper gives 0.97" in findings
+    assert "the points of largest |influence|, is 0.97; the paper gives 0.97" in findings
     lead = index.find(class_="lead").get_text()
     assert not re.search(r"\d", lead), "the first words are for those who know none of ours"
 
@@ -242,7 +242,7 @@ def test_the_map_says_which_question_is_answered_where(report):
     assert [row.code.get_text() for row in soup.select("table.methods tbody th")] == ["exact", "minimum", "pbrf"]
     assert rows[0][0] == "Where would it move?" and rows[0][1] == "Noise."
     assert "Parameters: damping. Applies to small networks." in rows[0][2]
-    assert [row[3] for row in rows] == ["iris", "iris", "none"]
+    assert [row[3] for row in rows] == ["Iris", "Iris", "none"]
     assert len(soup.select("table.methods math")) == 2
     assert soup.select("table.methods code.tex")[0].get_text() == r"\unknownmacro"
     assert soup.find(id="damping") and soup.find(id="spearman-correlation")
@@ -527,7 +527,12 @@ def test_a_finding_states_mean_and_interval_and_is_left_out_without_its_numbers(
 
     study = SimpleNamespace(results=RESULTS, settings={"findings": [finding(1), finding(depth, statistic)]})
     assert tables.finding_sentences(study, "findings") == ["At depth 1 it is 0.80."]
-    assert tables.finding_sentences(study, "findings", with_intervals=True) == ["At depth 1 it is 0.80 [0.70, 0.90]."]
+    assert tables.finding_sentences(study, "findings", with_intervals=True) == ["At depth 1 it is 0.80 (3 numbers)."]
+    study.results = pd.concat([RESULTS, RESULTS.assign(seed=RESULTS["seed"] + 3)])
+    said = tables.finding_sentences(study, "findings", with_intervals=True)
+    assert len(said) == 1 and re.fullmatch(r"At depth 1 it is 0\.80 \[0\.7\d, 0\.8\d\]\.", said[0])
+    study.results = study.results.assign(spearman=0.8)
+    assert "At depth 1 it is 0.80." in tables.finding_sentences(study, "findings", with_intervals=True)
     assert tables.finding_sentences(SimpleNamespace(results=RESULTS, settings={}), "findings") == []
 
 

@@ -40,10 +40,14 @@ def number_sentences(study: Study, verdicts: list[Verdict]) -> list[str]:
     for verdict in verdicts:
         first = verdict.parts[0] if verdict.parts else None
         if verdict.claim.say and first and first.estimate is not None:
-            sentences.append(verdict.claim.say.format(ours=_with_interval(first.estimate, first.interval)))
+            n = first.n_units or first.n_seeds
+            sentences.append(verdict.claim.say.format(ours=_with_interval(first.estimate, first.interval, n)))
     sentences += finding_sentences(study, "numbers", with_intervals=True)
     if sentences:
-        sentences.append(f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}.")
+        sentences.append(
+            f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}, where there are more than "
+            f"{MIN_SEEDS} numbers and two digits show one."
+        )
     outcomes = Counter(str(c.get("status", "ok")) for record in study.records for c in record.get("certificates") or [])
     bad = [f"{n} {name.replace('_', ' ')}" for name, n in outcomes.most_common() if name != "ok"]
     if bad:
@@ -79,7 +83,8 @@ def finding_sentences(study: Study, which: str, with_intervals: bool = False) ->
         if all(len(numbers) >= MIN_SEEDS for numbers in found):
             means = [float(numbers.mean()) for numbers in found]
             held = all(pd.eval(condition.format(*means), engine="python") for condition in finding.get("when", []))
-            told = map(_with_interval, means, map(seed_interval, found)) if with_intervals else map(number, means)
+            intervals = map(_with_interval, means, map(seed_interval, found), map(len, found))
+            told = intervals if with_intervals else map(number, means)
             sentences.append(finding["say" if held else "otherwise"].format(*told))
     return sentences
 
@@ -89,8 +94,12 @@ def _numbers(results: pd.DataFrame, value: dict) -> pd.Series:
     return pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
 
 
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    return f"{number(mean)} [{number(interval[0])}, {number(interval[1])}]"
+def _with_interval(mean: float, interval: tuple[float, float], n: int) -> str:
+    """A mean of n numbers; of a few there is no interval worth the name, nor is one told that no digit shows."""
+    ends = [number(end) for end in interval]
+    if n <= MIN_SEEDS:
+        return f"{number(mean)} ({n} numbers)"
+    return number(mean) if ends == [number(mean)] * 2 else f"{number(mean)} [{', '.join(ends)}]"
 
 
 def _join(words: list[str]) -> str:
@@ -169,7 +178,7 @@ def _setting(value: object, words: dict) -> Cell:
 def _cell(mean: float, low: float, high: float, n: float, seeds: int) -> Cell:
     if not n > 0:
         return "–", float("-inf")
-    said = _with_interval(mean, (low, high)) if n >= MIN_SEEDS else number(mean)
+    said = _with_interval(mean, (low, high), int(n)) if n > MIN_SEEDS else number(mean)
     return said + (f" n={n:g}" if n < seeds else ""), float(mean)
 
 
