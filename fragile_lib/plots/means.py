@@ -59,7 +59,8 @@ def _looks(shown: Shown) -> dict:
     found = {}
     for i, hue in enumerate(shown.levels(shown.spec.hue)):
         dash = base.DASHES[i % len(base.DASHES)] if shown.spec.kind == "lines" else "none"
-        mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[i % len(base.MARKERS)]}
+        turn = i // len(base.CYCLE)  # beyond the colours another marker tells apart
+        mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[(i + turn) % len(base.MARKERS)]}
         found[hue] = mark | {"linestyle": dash}
     return found
 

@@ -19,6 +19,7 @@ CODES = {
     "lissa_partition": "LiSSA (fixed batches)",
     "cg": "CG (Hessian)",
     "cg_ggn": "CG (GGN)",
+    "gram_ggn": "GGN by examples",
     "minres": "MINRES",
     "arnoldi": "Arnoldi",
     "nystroem": "Nyström",
