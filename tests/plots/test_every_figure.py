@@ -21,7 +21,7 @@ from PIL import Image
 
 from fragile_lib import plots
 from fragile_lib.agreement import bootstrap_interval
-from fragile_lib.plots import base, words
+from fragile_lib.plots import base, means, words
 from fragile_lib.plots.axes import placed
 from fragile_lib.plots.rows import select, show_rows
 from fragile_lib.study import read_points
@@ -120,6 +120,12 @@ def test_marks_are_the_rows_means_and_intervals_and_all_are_drawn_and_told(name,
         assert "without error would reach" in picture.caption
     missing = shown.cells.loc[shown.cells["statistic"] == spec.statistics[0], "value"].isna().sum()
     assert (f"No number in {missing} of" in picture.caption) == (missing > 0)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_series_are_told_apart_by_more_than_a_name(name):
+    looks = means._looks(show_rows(table("synthetic"), plots.SPECS[name]))
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
 
 
 @pytest.mark.parametrize("name", plots.SPECS)
