@@ -18,7 +18,9 @@ from fragile_lib.tools.files import json_digest, json_text, load_json, write_who
 
 SCHEMA, WITHOUT_DIGEST = 2, 1
 LETTERS = string.digits + string.ascii_letters
-KEY = ("seed", "test_point", "test_choice", "train_choice", "fit", "estimator", "damping", "ground_truth")
+KEY = (
+    "seed", "test_point", "test_choice", "train_choice", "selected_by", "fit", "estimator", "damping", "ground_truth",
+)  # fmt: skip
 STATISTICS = ("pearson", "spearman", "slope")
 TEXT, NUMBER, OBJECT, LIST = (str,), (int, float), (dict,), (list,)
 REQUIRED = {

@@ -21,6 +21,7 @@ from fragile_lib.network import Network
 from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
 from fragile_lib.own import network_of, puzzles
 from fragile_lib.solvers import datainf
+from fragile_lib.study.record_file import KEY
 from fragile_lib.tools.errors import InputError
 from fragile_lib.truths import leave_out
 
@@ -165,6 +166,7 @@ def test_the_curve_leaves_out_the_most_helpful_and_tells_the_loss_in_the_scale_o
     helpful = rows[rows.estimator == rows.selected_by].pivot(index="estimator", columns="removed", values="estimated")
     assert (helpful[4] > helpful[2]).all() and (helpful[2] > 0).all()
     assert rows.loss_error.gt(0).all() and len(rows) == 24 and (rows.n_points == 5).all()
+    assert not rows.duplicated([name for name in KEY if name in rows]).any()  # else no record takes them
 
 
 def test_digits_are_the_first_of_mnist_or_drawn(monkeypatch):
