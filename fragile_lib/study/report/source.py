@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
+from fragile_lib.study.collect import read_results
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
@@ -94,7 +95,7 @@ def read_study(source: Path, params_dir: Path) -> Study:
     found = {**planned, **{n: replace(r, notebook=planned.get(n, r).notebook) for n, r in found.items()}}
     problems += [f"{run.run_id}: {run.problem}" for run in found.values() if run.problem]
     path = next((p for p in (source / "results.csv", source.parent / "results.csv") if p.is_file()), None)
-    results = pd.read_csv(path, low_memory=False) if path else pd.DataFrame(columns=["run_id"])
+    results = read_results(path.absolute()) if path else pd.DataFrame(columns=["run_id"])
     held = set(results["run_id"])
     runs = [replace(run, outdated=bool(run.record and run.run_id not in held)) for run in found.values()]
     cells = _planned(params_dir, CARD, [])
