@@ -90,8 +90,7 @@ def left_out_photographs(
         return Picture(None, "No photograph was left out.")
     truth, _ = _told_of(point)
     order = np.argsort(-np.abs(np.asarray(point["estimate"][estimator], dtype=float)), kind="stable")[: len(train)]
-    errors = point.get("error", {}).get(truth) or [None] * len(point["index"])
-    numbers = {"truth": point["truth"][truth], "error": errors}
+    numbers = {"truth": point["truth"][truth], "error": _errors(point, truth)}
     table = pd.DataFrame({name: np.asarray(values, dtype=float)[order] for name, values in numbers.items()})
     table = table.assign(estimate=scores, index=np.asarray(point["index"])[order], label=train_classes)
     run = {"run_id": point["run_id"]} if "run_id" in point else {}
@@ -147,12 +146,18 @@ def _told_of(point: Mapping) -> tuple[str, str]:
     return truth, point.get("selected_by") or next(iter(point["estimate"]))
 
 
+def _errors(point: Mapping, truth: str) -> Sequence[float | None]:
+    """The standard errors of a truth by its repetitions; None for each where nothing was repeated."""
+    errors = point.get("error", {}).get(truth)
+    return [None] * len(point["index"]) if errors is None else errors
+
+
 def _changes(point: Mapping) -> pd.DataFrame:
     """A row for each training image that the point has as an image."""
     truth, estimator = _told_of(point)
     places = np.asarray(point["pictured"], dtype=int)
     numbers = {"estimate": point["estimate"][estimator], "truth": point["truth"][truth]}
-    numbers["error"] = point.get("error", {}).get(truth) or [None] * len(point["index"])
+    numbers["error"] = _errors(point, truth)
     table = pd.DataFrame({name: np.asarray(values, dtype=float)[places] for name, values in numbers.items()})
     index, labels = np.asarray(point["index"])[places], [_class(point, label) for label in point["labels"][1:]]
     table = table.assign(train_choice=point["train_choice"], index=index, label=labels, pixels=images_of(point)[1:])

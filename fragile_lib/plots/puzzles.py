@@ -39,8 +39,19 @@ def _numbers(found: pd.Series) -> str:
     return words.joined(f"{words.code(name)} {words.span(by.get_group(name))}" for name in names)
 
 
+def _ways(rows: pd.DataFrame) -> pd.Series:
+    """How the perceptron was trained, with what runs differ in beside."""
+    way = rows["fit"]
+    for name, unit in (("n_train", "images"), ("n_points", "left out")):
+        if name in rows and rows[name].nunique() > 1:
+            way = way + ", " + rows[name].map("{:,.0f}".format) + f" {unit}"
+    return way
+
+
 def ways_of_training(rows: pd.DataFrame) -> Picture:
     """Agreement of each estimator with one retraining, a panel for each choice, under its ceiling, by way of training.
+
+    Runs of one way that differ in the number of images or of those left out stand apart.
 
     rows: of `own.puzzles.perceptron_rows`.
     """
@@ -48,9 +59,11 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
     if rows.empty:
         return Picture(None, "No rows of the perceptron.")
     rows["ceiling_single"] = rows["reliability_single"].clip(lower=0) ** 0.5
-    by = ["train_choice", "fit", "estimator"]
+    rows["way"] = _ways(rows)
+    by = ["train_choice", "way", "estimator"]
     means = rows.groupby(by, sort=False)[["spearman_single", "ceiling_single", "reliability_single"]].mean()
-    ways = list(dict.fromkeys(rows.sort_values(["dropout", "batches"])["fit"]))
+    order = [name for name in ("dropout", "batches", "n_train", "n_points") if name in rows]
+    ways = list(dict.fromkeys(rows.sort_values(order)["way"]))
     with base.theme():
         figure, axes = base.new_figure(1.6 + 1.1 * len(ways), 2, 1, sharex=True)
         for ax, choice in zip(axes[:, 0], CHOICES, strict=True):

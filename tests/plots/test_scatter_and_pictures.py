@@ -232,4 +232,6 @@ def test_photographs_that_were_left_out_stand_with_both_changes():
     assert "200 training photographs, profile laptop" in made.caption and "standard error" in made.caption
     without = plots.left_out_photographs({k: v for k, v in point.items() if k != "error"}, **given)
     assert "±" not in without.caption
+    arrays = {part: {k: np.asarray(v) for k, v in point[part].items()} for part in ("estimate", "truth", "error")}
+    assert plots.left_out_photographs(point | arrays, **given).caption == made.caption  # as a notebook holds them
     assert plots.left_out_photographs(point | {"truth": {}}, **given).figure is None
