@@ -44,7 +44,7 @@ def test_every_page_at_every_width_in_light_and_dark_and_in_print(opened, axe, r
             assert facts["width"] == width and facts["overlapping"] == [] == facts["untold"] and not facts["outside"]
             assert facts["header"] and set(facts["turned"]) <= {scheme == "dark"}  # drawn on white, turned in the dark
             assert width < 1440 or facts["scrolling"] == []
-            assert width < 1440 or facts["lines"] <= (3 if which == "synthetic" else 4)
+            assert width < 1440 or facts["lines"] <= 3
             if which == "synthetic" and (width, scheme) in ((360, "dark"), (1440, "light")):
                 assert axe(tab) == []
     tab.set_viewport_size({"width": 703, "height": 1000})
