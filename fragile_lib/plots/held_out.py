@@ -76,7 +76,7 @@ def _frame(ax: Axes, x: str, y: str) -> None:
 def _told(figure: Figure, cases: pd.DataFrame, rows: pd.DataFrame, what: str) -> Picture:
     curves = rows[rows["panel"] == "curve"].groupby("rule", sort=False)
     areas = {name: np.trapezoid(curve["y"], curve["x"]) for name, curve in curves}
-    head = f"Rules on what they never saw, {what}: a good case stands before another at "
+    head = f"Area under the curve, {what}, each case alike: "
     head += words.joined(f"{words.number(area)} ({name})" for name, area in [*areas.items()][: texts.SERIES])
     networks, good = cases["network"].nunique(), int(cases["good"].sum())
     counts = f"{words.counted(len(cases), 'case')} of {words.counted(networks, 'network')}, {good} of them good"
@@ -84,11 +84,11 @@ def _told(figure: Figure, cases: pd.DataFrame, rows: pd.DataFrame, what: str) ->
         "Left: the share of good cases found against the share of others taken for good, as the bar is lowered; the "
         "area below a curve is how often a good case stands before another, each case alike",
         f"Right: cases in {BINS} groups by the probability that the rule gave them; on the dotted line it is right",
+        counts,
     )
-    setting = f"{texts.brief(cases)}; {counts}"
-    caption = words.caption([head], [setting], details)
+    caption = words.caption([head], [texts.brief(cases)], details)
     runs = cases["run_id"].unique()
-    return Picture(figure, words.sentences(head, counts, *details), caption, rows=rows, runs=tuple(runs))
+    return Picture(figure, words.sentences(head, *details), caption, rows=rows, runs=tuple(runs))
 
 
 def foretold(told: pd.DataFrame) -> Picture:

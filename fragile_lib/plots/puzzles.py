@@ -82,7 +82,7 @@ def ways_of_training(rows: pd.DataFrame) -> Picture:
             ax.grid(axis="x")
         ax.set(xlabel="Spearman correlation with one retraining")
         base.legend_below(figure)
-    head = "Leave-one-out of the perceptron by the batches and the dropout of the retraining, images drawn at random: "
+    head = "Leave-one-out of the perceptron by way of training, images drawn at random: "
     head += _numbers(means["spearman_single"].xs(CHOICES[0], level="train_choice"))
     setting = f"means over {words.counted(rows['test_point'].nunique(), 'test image')}"
     details = (
