@@ -28,7 +28,7 @@ def test_the_curve_encloses_the_area_and_the_groups_have_what_came_true():
     given, true = right.lines[0].get_xdata(), right.lines[0].get_ydata()
     assert np.mean(given) == pytest.approx(SCORES.mean()) and np.mean(true) == pytest.approx(GOOD.mean())
     assert "60 cases of 3 networks" in made.caption and made.told["runs"] == ["r", "s", "t"]
-    assert f"before another at {area_of(named['one']):.2f} (one)" in made.alt
+    assert f"each case alike: {area_of(named['one']):.2f} (one)" in made.alt
     drawn = made.rows[made.rows["panel"] == "curve"].groupby("rule")[["x", "y"]]
     for name, line in drawn:
         np.testing.assert_allclose(line, named[name].get_xydata())
