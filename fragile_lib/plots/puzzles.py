@@ -40,11 +40,12 @@ def _numbers(found: pd.Series) -> str:
 
 
 def _ways(rows: pd.DataFrame) -> pd.Series:
-    """How the perceptron was trained, with what runs differ in beside."""
+    """How the perceptron was trained, and below it what sets some runs apart from most."""
     way = rows["fit"]
     for name, unit in (("n_train", "images"), ("n_points", "left out")):
-        if name in rows and rows[name].nunique() > 1:
-            way = way + ", " + rows[name].map("{:,.0f}".format) + f" {unit}"
+        if name in rows:
+            apart = rows[name] != rows[name].mode()[0]
+            way = way.where(~apart, way + "\n" + rows[name].map("{:,.0f}".format) + f" {unit}")
     return way
 
 
