@@ -186,17 +186,19 @@ def _draw_rows(test: np.ndarray, test_class: str, rows: Mapping[str, pd.DataFram
             exponent = int(np.floor(np.log10(largest))) if largest > 0 else 0
             for ax, one in zip(line[1:], part.itertuples(), strict=False):
                 estimate, truth, error = (x / 10.0**exponent for x in (one.estimate, one.truth, one.error))
-                text = f"est. {_short(estimate)}\ntrue {_short(truth)}"
-                text += f" ± {error:.1f}" if np.isfinite(error) else ""
+                told = np.isfinite(error)  # beside an error there is no room for more
+                text = f"est. {_short(estimate, told)}\ntrue {_short(truth, told)}" + (
+                    f" ± {error:.1f}" if told else ""
+                )
                 _photograph(ax, one.pixels, text, base.BLUE if one.estimate > 0 else base.VERMILLION, 8.6)
                 ax.set_title(one.label, fontsize=10, pad=2)
             line[1].set_ylabel(f"{name}\n" + rf"$\times 10^{{{exponent}}}$", fontsize=10)
     return figure
 
 
-def _short(size: float) -> str:
-    """One decimal, or three of what would be 0.0; signed."""
-    return f"{size:{'+.1f' if abs(size) >= 0.05 else '+.3f'}}".replace("-", "\N{MINUS SIGN}")
+def _short(size: float, brief: bool) -> str:
+    """One decimal, or three of what would be 0.0 if not brief; signed."""
+    return f"{size:{'+.1f' if brief or abs(size) >= 0.05 else '+.3f'}}".replace("-", "\N{MINUS SIGN}")
 
 
 def influential_pictures(

@@ -270,7 +270,9 @@ def test_a_network_trained_elsewhere_is_taken_as_it_is(prepared, points):
     how = {"weight_decay": 0.05, "decayed": "weights", "damping": 0.1, "chunk": 7, "device": "cpu"}
     same = network_of(module, CROSS_ENTROPY, *data, schedule=planned(3, 10), **how)
     assert torch.equal(same.theta, prepared.theta)
-    np.testing.assert_allclose(by(same, points, "cg_ggn").changes, by(prepared, points, "cg_ggn").changes)
+    for name, close in (("exact_ggn", 1e-12), ("cg_ggn", 1e-3)):  # the same sums in another order; CG stops at 1e-4
+        found, wanted = (by(one, points, name).changes for one in (same, prepared))
+        np.testing.assert_allclose(found, wanted, atol=close)
     chosen = [choose(by(same, points, "identity").changes, {"top_influence": 4})]
     (found,) = leave_out([same], [points], chosen, ["warm_minibatch"], options={"warm_minibatch": {"fraction": 1.0}})
     assert np.isfinite(found["warm_minibatch"].changes).all()
