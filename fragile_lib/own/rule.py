@@ -126,8 +126,7 @@ def with_surrogate(known: pd.DataFrame) -> pd.DataFrame:
     """
     of = [key for key in RUN_KEYS if key not in ("test_point", "train_choice")]
     pairs = known["pairs"] if "pairs" in known else pd.Series(None, known.index, dtype=object)
-    cosines = [np.nan if one is None or one is np.nan else _surrogate(**one) for one in pairs]
-    told = known.assign(surrogate=np.array(cosines, dtype=float))
+    told = known.assign(surrogate=[_surrogate(**one) if isinstance(one, dict) else np.nan for one in pairs])
     return told.assign(surrogate=told.groupby(of, dropna=False)["surrogate"].transform("mean"))
 
 

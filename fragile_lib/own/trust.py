@@ -25,7 +25,7 @@ class Light:
     """From where on a signal is green, and from where on red; what red means, and what to do about it.
 
     The remedy is a format of `trust`'s numbers: `damping`, that of the network, `more` and `less`, the two others that
-    the signals tried, `upright`, -lambda_min, `best`, the estimator of least residual, and `times`, retrainings.
+    the signals tried, `upright`, -lambda_min, `best`, the estimator of least residual, and the signals themselves.
     """
 
     green: float
@@ -90,7 +90,7 @@ LIGHTS = {
         1,
         10,
         "one retraining is mostly noise",
-        "the mean of {times:.0f} retrainings; random groups are no help: the noise of each example adds up too",
+        "the mean of {retrainings:.0f} retrainings; random groups are no help: the noise of each example adds up too",
     ),
     "believable": Light(0.8, 0.2, "by a rule", "leave some examples out, and see"),
 }
@@ -136,11 +136,8 @@ def trust(
         for name, light in LIGHTS.items():
             value = float(row.get(name, np.nan))
             colour = light.of(value)
-            why = (
-                (light.means, light.remedy.format(**numbers, times=row.get("retrainings", np.nan)))
-                if colour in ("red", "amber")
-                else ("", "")
-            )
+            lit = colour in ("red", "amber")
+            why = (light.means, light.remedy.format(**numbers | row)) if lit else ("", "")
             why = (str(rule), why[1]) if name == "believable" else why
             found.append((row["estimator"], name, value, colour, *why))
     table = pd.DataFrame(found, columns=["estimator", "signal", "value", "light", "why", "remedy"])

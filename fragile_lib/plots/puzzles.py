@@ -32,9 +32,9 @@ def _told(figure: object, head: str, setting: str, details: Sequence[str], rows:
     return Picture(figure, words.sentences(head, setting, *details), caption, rows=rows)
 
 
-def _numbers(found: pd.Series) -> str:
+def _numbers(found: pd.Series, level: str = "estimator") -> str:
     """From where to where each of the first estimators goes."""
-    by = found.dropna().groupby(level="estimator")
+    by = found.dropna().groupby(level=level)
     names = words.ordered(by.groups)[: texts.SERIES]
     return words.joined(f"{words.code(name)} {words.span(by.get_group(name))}" for name in names)
 
@@ -138,8 +138,6 @@ def after_removal(rows: pd.DataFrame) -> Picture:
     rows = _of(rows, "curve")
     if rows.empty:
         return Picture(None, "No rows of the removal curve.")
-    by = rows.get("selected_by", rows["estimator"])
-    rows["selected_by"] = by.fillna(rows["estimator"])  # older records have one row for each, called by the estimator
     tables = list(dict.fromkeys(rows["fit"]))
     with base.theme():
         figure, axes = base.new_figure(4.2, 1, len(tables))
@@ -157,8 +155,8 @@ def after_removal(rows: pd.DataFrame) -> Picture:
         axes[0, 0].set(ylabel="loss of the test examples")
         base.legend_below(figure)
     head = f"Loss of the test examples without the examples that help them most, by each score, {tables[0]}: "
-    head += _numbers(rows[rows["fit"] == tables[0]].set_index("estimator")["loss_after"])
+    head += _numbers(rows[rows["fit"] == tables[0]].set_index("selected_by")["loss_after"], "selected_by")
     setting = f"means over {words.counted(int(rows['repeats'].max()), 'training')} anew from other starts"
-    drawn = ["fit", "estimator", "removed", "loss_before", "loss_after", "loss_error"]
+    drawn = ["fit", "selected_by", "removed", "loss_before", "loss_after", "loss_error"]
     details = ("Bars: standard error of the change from the control",)
     return _told(figure, head, setting, details, rows.filter(items=[*OF, "seed", *drawn]))

@@ -221,6 +221,8 @@ def test_figures_draw_what_rows_there_are_and_nothing_else():
         found = one(pd.DataFrame(rows))
         assert found.figure is not None and found.alt and found.caption.count("\n") == 2
         assert one(pd.DataFrame()).figure is None
+    orders = plots.after_removal(pd.DataFrame([curve, curve | {"selected_by": "identity", "loss_after": 3.0}]))
+    assert "gradient product 3" in orders.caption and "EK-FAC" not in orders.caption  # of the order, not the estimator
     (drawn,) = plots.ways_of_training(pd.DataFrame(ways)).rows.ceiling_single.unique()
     assert drawn == 0.5
     assert puzzles.means(pd.DataFrame(ways), "perceptron", ["fit"], ["spearman"]).iloc[0, 0] == 0.5
