@@ -74,7 +74,7 @@ check-records: $(READY) ## run a selection of committed runs again and compare e
 test-faults: $(READY) ## kill, fill up, interrupt and edit grids, and compare with an undisturbed one (two minutes on idle cores)
 	$(RUN) tests/faults.py
 
-mutations: $(READY) ## break the science in 52 ways; each must be caught by its test (some minutes)
+mutations: $(READY) ## break the science in 54 ways; each must be caught by its test (some minutes)
 	$(RUN) tests/mutations.py
 
 bench: $(READY) ## time the hot paths against plain loops and print the ratios

@@ -106,6 +106,11 @@ MUTATIONS = [
         ("a margin that falls is harmful", "better = -sign if self.measurement in MEASUREMENTS else sign", "better = sign", f"{OWN}::test_helpful_examples_are_those_whose_removal_makes_things_worse"),
     ),
     *_of(
+        "own/layered.py",
+        ("a bias has no gradient", "torch.cat([weights, d.sum(1)], dim=1)", "torch.cat([weights, 0 * d.sum(1)], dim=1)", f"{SCIENCE}/test_layered.py::test_gradients_and_products_are_those_of_autograd"),
+        ("what is not understood is believed", "return found if torch.allclose(told, expected, rtol=SAME, atol=SAME * size, equal_nan=True) else None", "return found", f"{SCIENCE}/test_layered.py::test_a_network_that_is_not_understood_is_differentiated_as_any"),
+    ),
+    *_of(
         "truths/retrained.py",
         ("the control of one's own training is not taken off", "len(points)) - control", "len(points))", f"{OWN}::test_groups_and_masks_are_left_out_as_a_whole_and_one_by_one"),
     ),

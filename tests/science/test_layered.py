@@ -1,0 +1,164 @@
+"""Gradients of single examples by layers: those of plain autograd, or none where a network is not understood."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fragile_lib.models.module import ModuleModel
+from fragile_lib.objectives.losses import CROSS_ENTROPY, CrossEntropy, SquaredError
+from fragile_lib.own import layered
+from fragile_lib.own.examples import objective_of
+
+CLASSES = 3
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.second(self.first(x).tanh()))
+
+
+class Twice(nn.Module):
+    """A layer that is passed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.first(self.first(x).tanh()))
+
+
+class Beside(Twice):
+    """A layer whose weight does something else beside."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(linear(self.first(x).tanh(), self.first.weight))
+
+
+class Turned(Twice):
+    """Layers whose inputs hold places first and examples second."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = x.unflatten(1, (2, 2)).transpose(0, 1).repeat(1, 1, 2)  # (2, n, 4)
+        return self.head(self.first(x).tanh()).sum(0)
+
+
+class Unused(Twice):
+    """A layer that no example passes."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(x)
+
+
+def convolutions() -> nn.Module:
+    net = nn.Sequential(
+        nn.Unflatten(1, (2, 6, 6)),
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 4, 2, dilation=2, padding=(1, 0)),
+        nn.GroupNorm(2, 4),
+        nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    ).double()
+    net(torch.rand(8, 72, dtype=torch.float64))  # statistics, and the lazy layer's shape
+    return net
+
+
+UNDERSTOOD = {
+    "perceptron": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, CLASSES)), 4),
+    "convolutions": (convolutions, 72),
+    "a layer is not used": (Unused, 4),
+}
+NOT = {
+    "tied weights": Tied,
+    "a layer is passed twice": Twice,
+    "a weight is used beside": Beside,
+    "examples along the second axis": Turned,
+    "a recurrent layer": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LSTM(2, 3, batch_first=True), Last()),
+}
+
+
+class Last(nn.Module):
+    """The last place of what a recurrent layer gives."""
+
+    def forward(self, out: tuple) -> Tensor:  # noqa: D102
+        return out[0][:, -1]
+
+
+def made(module: nn.Module, size: int, n: int = 7, loss: object = CROSS_ENTROPY, chunk: int = 3) -> tuple:
+    """(objective of n examples, theta): in chunks that do not divide n."""
+    torch.manual_seed(0)
+    model = ModuleModel(module.double().eval(), CLASSES)
+    y = torch.arange(n) % CLASSES
+    y = y if loss is CROSS_ENTROPY else torch.rand(n, CLASSES, dtype=torch.float64)
+    objective = objective_of(model, (torch.rand(n, size, dtype=torch.float64), y), 0.1, chunk, loss)
+    return objective, model.theta + 0.1 * torch.rand_like(model.theta)  # not the module's own
+
+
+def plain(objective: object, theta: Tensor) -> Tensor:
+    """(n, P) one example after the other."""
+    theta, rows = theta.detach().requires_grad_(), []
+    for x, y in zip(objective.data.x[0], objective.data.y[0], strict=True):
+        value = objective.loss.values(objective.model(theta, x[None]), y[None]).sum()
+        rows.append(torch.autograd.grad(value, theta)[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, SquaredError()], ids=["labels", "targets"])
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_gradients_and_products_are_those_of_autograd(name, loss, pieces, monkeypatch):
+    if pieces:  # one example in a piece
+        monkeypatch.setattr(layered, "PIECE", 1)
+        monkeypatch.setattr(layered, "SMALL", 1)
+    make, size = UNDERSTOOD[name]
+    objective, theta = made(make(), size, loss=loss)
+    assert layered.layered(objective, theta) is not None
+    expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
+    torch.testing.assert_close(objective.example_gradients(theta[None])[0], expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+    weights, same = torch.rand(9, 7, dtype=torch.float64), theta.expand(9, -1)
+    under = weights @ expected + objective.decay * theta
+    torch.testing.assert_close(objective.gradient(same, weights), under, rtol=1e-12, atol=1e-14)
+
+
+def test_places_of_a_sequence_are_summed_over():
+    net = nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, CLASSES))
+    model = ModuleModel(net.double().eval(), CLASSES)
+    y = torch.tensor([[0, 1, 2], [2, -1, 0], [1, 1, -1], [0, 0, 2]])
+    loss = CrossEntropy(ignore_index=-1)
+    objective = objective_of(model, (torch.rand(4, 12, dtype=torch.float64), y), 0.0, 4, loss)
+    found, expected = objective.example_gradients(model.theta[None])[0], plain(objective, model.theta)
+    assert layered.layered(objective, model.theta) is not None
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NOT)
+def test_a_network_that_is_not_understood_is_differentiated_as_any(name):
+    objective, theta = made(NOT[name](), 4)
+    assert layered.layered(objective, theta) is None
+    expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
+    torch.testing.assert_close(objective.example_gradients(theta[None])[0], expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+
+
+def test_a_frozen_parameter_and_its_network_stay_as_they_are():
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    net[0].weight.requires_grad_(False)
+    objective, theta = made(net, 4)
+    before = [p.clone() for p in net.parameters()]
+    found = objective.example_gradients(theta[None])[0]
+    torch.testing.assert_close(found, plain(objective, theta), rtol=1e-12, atol=1e-14)
+    assert not net[0].weight.requires_grad
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
