@@ -139,7 +139,8 @@ STATISTICS = {
 def code(value: object) -> str:
     """A code of the results table in words; one without a word of its own is given with spaces.
 
-    "warm_minibatch_minus_control" and "warm_minibatch_0.25" are made of the word for "warm_minibatch".
+    "warm_minibatch_minus_control", "warm_minibatch_0.25" (a share of the steps) and "unrolled_minibatch_30000" (steps)
+    are made of the words for what stands before.
     """
     text = str(value)
     if text in CODES:
@@ -151,7 +152,8 @@ def code(value: object) -> str:
     if stem == "removed":
         return f"in random subsets of {100 * float(share):g}%" if float(share) else "one by one, at random"
     if stem in CODES and share.replace(".", "", 1).isdigit():
-        return f"{CODES[stem]} for {float(share):.0%} of the steps"
+        length = f"{float(share):.0%} of the steps" if float(share) <= 1 else f"{float(share):,.0f} steps"
+        return f"{CODES[stem]} for {length}"
     return text.replace("_", " ")
 
 
