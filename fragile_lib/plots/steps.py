@@ -315,7 +315,8 @@ def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     truth, train = rows["ground_truth"], rows["train_choice"]
     plain = (train == "top_influence") | train.str.startswith("scratch")
     target = truth.map(words.code) + (", " + train.map(words.code)).mask(plain, "")
-    order = [truth.map(words.ORDER).fillna(999), train.map(words.ORDER).fillna(999)]
+    stem = truth.str.replace(r"_[\d.]+$", "", regex=True)  # of another length, right below that of the protocol's
+    order = [stem.map(words.ORDER).fillna(999) + (stem != truth) / 2, train.map(words.ORDER).fillna(999)]
     note = "Training points of largest |influence|, but for lines that name others, and those from scratch"
     return rows.assign(target=target, target_order=1000 * order[0] + order[1]), note
 

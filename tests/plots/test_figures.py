@@ -311,6 +311,17 @@ def test_truths_have_a_line_for_each_kind_of_training_points_without_what_was_no
     )
 
 
+def test_a_truth_of_another_length_stands_below_that_of_the_protocol_with_its_length():
+    table = plot_tables.small_mnist()
+    warm = rows_of(table, SMALL, ground_truth="warm_minibatch")
+    longer = [warm.assign(ground_truth=f"warm_minibatch_{length}") for length in (0.25, 30000)]
+    drawn = plots.figure("small_mnist_truths", pd.concat([table, *longer])).figure.axes[0]
+    names = [label.get_text().replace("\n", " ") for label in drawn.get_yticklabels()]
+    first = "warm-start minibatches"
+    assert names[0] == first and names[1].startswith(f"{first}, at")
+    assert names[2:4] == [f"{first} for 25% of the steps", f"{first} for 30,000 steps"]
+
+
 def test_finish_counts_each_network_once():
     table = plot_tables.small_mnist()
     picture = plots.figure("small_mnist_finish", table, damping=0.01)
