@@ -15,7 +15,7 @@ from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import SMALL, Objective, pulled_back
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.own.layered import Layered, layered
+from fragile_lib.own.layered import Layered, NotUnderstoodError, forget, layered
 from fragile_lib.tools.errors import bad_input
 
 PULLED = 16  # vectors that go back through a graph at once
@@ -38,16 +38,12 @@ class OwnObjective(Objective):
         return self.n * len(self.decay) <= SMALL
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        layers = self._layers(theta)
-        if layers is None:
-            return super().example_gradients(theta, dataset)
-        found = [layers.gradients(x[0], y[0], self.loss) for x, y in self._chunks(theta, dataset)]
-        return torch.cat(found)[None]
+        found = self._by_layers(Layered.gradients, theta, dataset)
+        return super().example_gradients(theta, dataset) if found is None else torch.cat(found)[None]
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
-        layers = self._layers(theta)
-        if layers is not None:
-            found = [layers.along(v[0], x[0], y[0], self.loss) for x, y in self._chunks(theta, dataset)]
+        found = self._by_layers(partial(Layered.along, v=v[0]), theta, dataset)
+        if found is not None:
             return torch.cat(found, 1)[None]
         step = min(self.chunk, max(1, SMALL // len(self.decay)))
         found = v.new_empty(*v.shape[:2], self.n)  # made before: a small tensor between large ones splits the heap
@@ -59,15 +55,22 @@ class OwnObjective(Objective):
             self.plain = some.plain  # without torch.func one direction after the other takes fewer passes
         return found
 
-    def _layers(self, theta: Tensor) -> Layered | None:
-        """How the gradients of examples come by layers, of one network."""
-        return layered(self, theta[0]) if len(theta) == 1 else None
+    def _by_layers(self, ask: Callable[..., Tensor], theta: Tensor, dataset: Tensor | None) -> list[Tensor] | None:
+        """What is asked of the layers of one network, of each chunk; None where they are not understood."""
+        layers = layered(self, theta[0]) if len(theta) == 1 else None
+        if layers is None:
+            return None
+        try:
+            return [ask(layers, x=x[0], y=y[0], loss=self.loss) for x, y in self._chunks(theta, dataset)]
+        except NotUnderstoodError:  # it takes another way for other examples
+            forget(self.model)
+            return None
 
     def gradient(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None
     ) -> Tensor:
         same = len(theta) > 1 and not theta.stride(0)
-        no_more = self.n <= len(theta) and self._layers(theta[:1]) is not None  # than the gradients that are asked for
+        no_more = self.n <= len(theta) and layered(self, theta[0]) is not None  # than the gradients that are asked for
         if cotangent is not None or not (same and (self.few or no_more)):
             return super().gradient(theta, weights, dataset, cotangent)
         return weights.to(theta) @ self.example_gradients(theta[:1])[0] + self.decay * theta

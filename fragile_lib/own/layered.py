@@ -3,16 +3,18 @@
 A layer with inputs a and gradients d at its outputs has, for one example, the gradient sum_places d a^T. An ordinary
 pass back gives d for all examples at once, where automatic differentiation of each would carry every layer's weights
 once an example (I. Goodfellow, "Efficient per-example gradient computations", 2015; for convolutions G. Rochette, A.
-Manoel and E. Tramel, 2019). Layers are those that K-FAC knows, so its passes serve here.
+Manoel and E. Tramel, 2019). Layers are those that K-FAC knows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
@@ -21,11 +23,15 @@ from torch.nn.utils import vector_to_parameters
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import SMALL, Objective, slope
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.solvers.kfac_layers import Layer, NormLayer, Passes, check_module, find_layers
+from fragile_lib.solvers.kfac_layers import Layer, NormLayer, check_module, find_layers
 from fragile_lib.tools.errors import InputError
 
 PIECE = 2**18  # numbers of a layer's inputs at once, so that they stay in the cache: up to twice as fast
 SAME = 1e-3  # of the largest number of a gradient: rounding in single precision
+
+
+class NotUnderstoodError(RuntimeError):
+    """A pass in which parameters did something else than in the passes before."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +70,58 @@ class Layered:
         return found
 
     def _passed(self, x: Tensor, y: Tensor, loss: Loss) -> Iterator[tuple[Layer | NormLayer, Tensor, Tensor]]:
-        """(layer, its inputs, the gradients at its outputs), each (n, ...)."""
-        passes = Passes(self.module, x, y, _Slope(loss), batch=len(x))
-        for inputs, _, gradients in passes.of(self.layers):
-            yield from zip(self.layers, inputs, next(gradients()), strict=True)
+        """(layer, its inputs, the gradients at its outputs), each (n, ...).
+
+        Raises:
+            NotUnderstoodError: a layer that was not called once, by one tensor of n rows; or parameters that this pass
+                used in another place than their layer.
+        """
+        inputs, outputs = {}, {}
+
+        def keep(part: nn.Module, given: tuple, result: Tensor) -> Tensor:
+            if part in inputs or len(given) != 1 or not len(given[0]) == len(result) == len(x):
+                raise NotUnderstoodError
+            inputs[part], outputs[part] = given[0].detach(), result
+            return result.clone()  # what follows may work in place
+
+        hooks = [layer.module.register_forward_hook(keep) for layer in self.layers]
+        try:
+            with torch.enable_grad():
+                z = self.module(x.clone())  # and what comes first
+        finally:
+            for hook in hooks:
+                hook.remove()
+        parts = [layer.module for layer in self.layers]
+        once = {id(p): 1 for part in parts for p in part.parameters(recurse=False)}
+        if len(inputs) != len(parts) or _uses(z) != once:
+            raise NotUnderstoodError
+        out = z[:, None] if z.ndim == 1 else z
+        slopes = torch.autograd.grad(out, [outputs[part] for part in parts], loss.gradients(out.detach(), y))
+        yield from zip(self.layers, (inputs[part] for part in parts), slopes, strict=True)
 
 
-@dataclass(frozen=True)
-class _Slope(Loss):
-    """A loss whose gradient stands where `Passes` asks for the root of its curvature."""
+def _uses(z: Tensor) -> Counter:
+    """How often the graph of z uses each of its leaves, by their ids."""
+    found, seen, open_nodes = Counter(), set(), [z.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        for one, _ in getattr(node, "next_functions", ()):
+            if hasattr(one, "variable"):
+                found[id(one.variable)] += 1
+            elif one not in seen:
+                seen.add(one)  # kept: an id of what is gone may come again
+                open_nodes.append(one)
+    return found
 
-    loss: Loss
 
-    def roots(self, z: Tensor, y: Tensor, draws: Tensor | None = None) -> Tensor:
-        """d loss_i / d z_i as the one column (n, ..., C, 1)."""
-        return self.loss.gradients(z, y)[..., None]
+class _Weighed(Loss):
+    """sum_c y_c z_c: what shows a gradient whatever the labels are."""
+
+    def values(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return (y * z).flatten(1).sum(1)
+
+    def gradients(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+        return y
 
 
 _FOUND: WeakKeyDictionary[ModuleModel, Layered | None] = WeakKeyDictionary()
@@ -88,8 +131,9 @@ def layered(objective: Objective, theta: Tensor) -> Layered | None:
     """The layers of the objective's network at theta (P,); None where not all of its parameters are theirs.
 
     That is so where layers are unknown, share parameters, are used twice, or hold their examples along another axis
-    than the first; and where parameters do something else beside. It is found out once for a network, by its first two
-    examples, whose gradients have to be those of automatic differentiation.
+    than the first or in another order; and where parameters do something else beside. It is found out once for a
+    network, by a few of its examples in two orders, whose gradients have to be those of automatic differentiation, and
+    each later pass looks whether its graph is such a one (`forget`).
     """
     model = objective.model
     if model not in _FOUND:
@@ -98,26 +142,30 @@ def layered(objective: Objective, theta: Tensor) -> Layered | None:
     return None if found is None else found.at(theta)
 
 
+def forget(model: ModuleModel) -> None:
+    """From now on the network is not understood."""
+    _FOUND[model] = None
+
+
 def _understood(objective: Objective, theta: Tensor) -> Layered | None:
-    module, some = objective.model.bare(), objective.examples(slice(0, 2))
+    model, module = objective.model, objective.model.bare()
     module.requires_grad_()
     vector_to_parameters(theta, module.parameters())
-    x, y = some.x[0], some.y[0]
+    x = objective.examples(np.unique([0, objective.n // 2, objective.n - 1])).x[0]
     try:
         layers = find_layers(module)
         used = check_module(objective, theta, module, layers, x)
         found = Layered(module, [layer for layer, is_used in zip(layers, used, strict=True) if is_used], len(theta))
-        told = found.gradients(x, y, objective.loss)
+        z = model(theta, x)
+        y = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype).to(z.device)
+        told, turned = (found.gradients(*some, _Weighed()) for some in ((x, y), (x.flip(0), y.flip(0))))
+        expected = [slope(lambda t, i=i: (y[i] * model(t, x[[i]])[0]).sum(), theta) for i in range(len(x))]
     except (InputError, RuntimeError):  # layers that are not known; shapes without the examples first
         return None
-    values = partial(_value, objective)
-    expected = torch.stack([slope(partial(values, x=x[[i]], y=y[[i]]), theta) for i in range(len(x))])
+    expected = torch.stack(expected)
     size = float(expected.abs().nan_to_num().max())
-    return found if torch.allclose(told, expected, rtol=SAME, atol=SAME * size, equal_nan=True) else None
-
-
-def _value(objective: Objective, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return objective.loss.values(objective.model(theta, x), y).sum()
+    same = partial(torch.allclose, expected, rtol=SAME, atol=SAME * size)
+    return found if same(told) and same(turned.flip(0)) else None  # neither is, where expected is not finite
 
 
 def _own(layer: Layer | NormLayer, a: Tensor, d: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fragile_lib.own import layered
 from fragile_lib.own.examples import objective_of
 
 CLASSES = 3
+LARGE = 2.0  # a feature above it
 
 
 class Tied(nn.Module):
@@ -53,6 +54,52 @@ class Turned(Twice):
         return self.head(self.first(x).tanh()).sum(0)
 
 
+class Named(Twice):
+    """A layer that is given its input by name."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.first(input=x).tanh())
+
+
+class Unseen(Twice):
+    """A layer whose hooks are not called."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.first.forward(x).tanh())
+
+
+class Sorted(Twice):
+    """A layer that has its examples in the order of a feature, which for the examples here is upside down."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        order = x[:, 0].argsort(descending=True)
+        return self.head(self.first(x[order]).tanh()[order.argsort()])
+
+
+class Routed(nn.Module):
+    """Two layers, of which an example passes one; the first and the last example pass the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        large, z = x[:, 0] > LARGE, torch.zeros_like(x)
+        for marked, layer in ((large, self.first), (~large, self.second)):
+            if bool(marked.any()):
+                z[marked] = layer(x[marked])
+        return self.head(z.tanh())
+
+
+class Branched(Routed):
+    """The same by a choice that a chunk makes."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        large = x[:, :1] > LARGE
+        z = self.second(x)
+        return self.head((torch.where(large, self.first(x), z) if bool(large.any()) else z).tanh())
+
+
 class Unused(Twice):
     """A layer that no example passes."""
 
@@ -85,8 +132,18 @@ NOT = {
     "a layer is passed twice": Twice,
     "a weight is used beside": Beside,
     "examples along the second axis": Turned,
+    "an input by its name": Named,
+    "a layer without hooks": Unseen,
+    "examples in another order": Sorted,
+    "outputs that a hook changes": lambda: hooked(),
     "a recurrent layer": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LSTM(2, 3, batch_first=True), Last()),
 }
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    net[0].register_forward_hook(lambda part, given, result: 2 * result)
+    return net
 
 
 class Last(nn.Module):
@@ -101,7 +158,7 @@ def made(module: nn.Module, size: int, n: int = 7, loss: object = CROSS_ENTROPY,
     torch.manual_seed(0)
     model = ModuleModel(module.double().eval(), CLASSES)
     y = torch.arange(n) % CLASSES
-    y = y if loss is CROSS_ENTROPY else torch.rand(n, CLASSES, dtype=torch.float64)
+    y = y if isinstance(loss, CrossEntropy) else torch.rand(n, CLASSES, dtype=torch.float64)
     objective = objective_of(model, (torch.rand(n, size, dtype=torch.float64), y), 0.1, chunk, loss)
     return objective, model.theta + 0.1 * torch.rand_like(model.theta)  # not the module's own
 
@@ -151,6 +208,30 @@ def test_a_network_that_is_not_understood_is_differentiated_as_any(name):
     expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
     torch.testing.assert_close(objective.example_gradients(theta[None])[0], expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [Routed, Branched])
+def test_layers_that_only_some_examples_pass_are_seen_when_these_come(make):
+    objective, theta = made(make(), 4)
+    x = objective.data.x[0]
+    x[[1, 4], 0] += LARGE  # none of those by which the network is understood
+    assert layered.layered(objective, theta) is not None
+    torch.testing.assert_close(objective.example_gradients(theta[None])[0], plain(objective, theta), rtol=1e-12, atol=0)
+    assert layered.layered(objective, theta) is None
+    objective, theta = made(make(), 4)
+    objective.data.x[0][[1, 4], 0] += LARGE
+    expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
+    torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("void", ["labels", "features"])
+def test_examples_that_show_no_gradient_do_not_hide_what_is_not_understood(void):
+    objective, theta = made(hooked(), 4, loss=CrossEntropy(ignore_index=0))
+    if void == "features":
+        objective.data.x[0][[0, 3, 6]] = torch.nan
+    found, expected = objective.example_gradients(theta[None])[0], plain(objective, theta)
+    assert not expected[[0, 3, 6]].isfinite().all() if void == "features" else not expected[[0, 3, 6]].any()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
 def test_a_frozen_parameter_and_its_network_stay_as_they_are():
