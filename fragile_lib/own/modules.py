@@ -31,6 +31,7 @@ def model_of(
         InputError: a name that none begins with, or what `ModuleModel` raises.
     """
     own, held = deepcopy(module), dict(module.named_parameters())
+    _tie(own, set())
     if parameters != "all":
         chosen = set(_named("parameters", _last(module) if parameters == "last" else parameters, list(held)))
         _fix(own, [parameter for name, parameter in own.named_parameters() if name not in chosen])
@@ -52,10 +53,14 @@ def outputs_of(module: nn.Module, x: Tensor) -> int:
     """
     ModuleModel(module, 1)  # what it refuses may change when it is called
     with torch.no_grad():
-        found = module(x.clone())
-        if not isinstance(found, Tensor):
-            raise bad_input("module(x)", type(found).__name__, "wrap the module so that it returns its outputs alone")
-        alone = torch.cat([module(one[None].clone()) for one in x])
+        found, *single = (module(some.clone()) for some in (x, *x.split(1)))
+    for out, n in ((found, len(x)), *((one, 1) for one in single)):
+        if not isinstance(out, Tensor):
+            raise bad_input("module(x)", type(out).__name__, "wrap the module so that it returns its outputs alone")
+        if not out.ndim or len(out) != n:
+            remedy = f"give outputs ({n}, ...) of {n} examples, of one as of several: squeeze(-1), not squeeze()"
+            raise bad_input("module(x).shape", tuple(out.shape), remedy)
+    alone = torch.cat(single)
     size = float(found.abs().nan_to_num().max())
     if not torch.allclose(found, alone, rtol=SAME, atol=SAME * size, equal_nan=True):
         remedy = "outputs depend on chance or on the other examples; call module.eval(), take out what is random"
@@ -79,6 +84,21 @@ def _last(module: nn.Module) -> list[str]:
         return []
     layer = names[-1].rpartition(".")[0]
     return [name for name in names if name.rpartition(".")[0] == layer]
+
+
+def _tie(module: nn.Module, seen: set[nn.Module]) -> None:
+    """Make a layer that has two names two layers with the same tensors.
+
+    torch's `functional_call`, which exchanges parameters by their names, would leave those of its last call in it.
+    """
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if child in seen:
+            held = {id(t): t for t in (*child.parameters(), *child.buffers())}
+            child = module._modules[name] = deepcopy(child, held)
+        seen.add(child)
+        _tie(child, seen)
 
 
 def _fix(module: nn.Module, constants: list[Tensor]) -> None:

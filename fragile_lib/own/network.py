@@ -84,7 +84,8 @@ def network_of(
     model = model_of(module, outputs_of(module, x), parameters, decayed)
     objective = objective_of(model, train, weight_decay, chunk, loss)
     measured = objective_of(model, test, 0.0, chunk, loss, streamed=False)
-    if measurement in MEASUREMENTS and (model.n_classes < 2 or measured.data.y.ndim != 2):
+    y, classes = measured.data.y, model.n_classes
+    if measurement in MEASUREMENTS and not (classes > 1 and y.ndim == 2 and bool(((y >= 0) & (y < classes)).all())):
         raise bad_input("measurement", measurement, "is of examples with one label of several classes; give a function")
     if measurement != "loss":
         measured = measured.like(measured.data, loss=as_loss(MEASUREMENTS.get(measurement, measurement)))

@@ -15,7 +15,7 @@ from fragile_lib.data.sets import Data
 from fragile_lib.minimise.modules import train
 from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.objectives.base import Objective
-from fragile_lib.objectives.losses import CROSS_ENTROPY, SquaredError
+from fragile_lib.objectives.losses import CROSS_ENTROPY, CrossEntropy, SquaredError
 from fragile_lib.own import Studied, leave_out_again, study_model
 from fragile_lib.own import examples as own_examples
 from fragile_lib.own.examples import DatasetObjective, objective_of
@@ -83,6 +83,28 @@ def test_scores_are_the_dense_ones(options, names, decayed, measure):
     assert found.residual < 1e-10 and found.certificate["n_params"] == sum(
         p.numel() for n, p in net().named_parameters() if n in names
     )
+
+
+class Shared(nn.Module):
+    """A layer with two names, alone and within a block that has two itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(4, 4)
+        block = nn.Sequential(layer, nn.Tanh(), layer)
+        self.parts = nn.Sequential(nn.Linear(5, 4), block, nn.Tanh(), block, layer, nn.Linear(4, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "cg"])
+def test_a_layer_of_two_names_is_one(estimator):
+    names = [name for name, _ in made(Shared).named_parameters()]
+    want, _ = reference(made(Shared), ce, names, names)
+    how = {**EXACT, "estimator": estimator, "options": {} if estimator == "exact" else {"tolerance": 1e-12}}
+    found = study_model(made(Shared), CROSS_ENTROPY, examples(N), examples(M), **how)
+    np.testing.assert_allclose(found.scores, want, rtol=1e-7, atol=1e-12)
 
 
 class Lazy(Dataset):
@@ -288,9 +310,22 @@ class Random(Batchwise):
         return self.out(nn.functional.dropout(x, 0.5))
 
 
+class Squeezed(nn.Module):
+    """An axis of length one is lost with the examples' own, where there is one example."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(5, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x).squeeze()
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        ({"module": Squeezed(1)}, r"^module\(x\).shape = \(\).*squeeze\(-1\)"),
+        ({"module": Squeezed(C)}, r"^module\(x\).shape = .*squeeze\(-1\)"),
         ({"module": nn.Sequential(nn.Linear(5, C), nn.Dropout())}, "^module.1 = 'Dropout'.*eval"),
         ({"module": Batchwise()}, "^module = 'Batchwise'.*other examples"),
         ({"module": Random()}, "^module = 'Random'.*chance"),
@@ -307,6 +342,14 @@ class Random(Batchwise):
         ({"damping": -1.0}, "^damping = -1.0"),
         ({"estimator": "exactly"}, "^estimator = 'exactly'"),
         ({"measurement": "accuracy"}, "^measurement = 'accuracy'"),
+        (
+            {
+                "measurement": "margin",
+                "loss": CrossEntropy(ignore_index=-1),
+                "test": (examples(M)[0], torch.full((M,), -1)),
+            },
+            "^measurement = 'margin'",
+        ),
         ({"parameters": ["out"]}, "^parameters = 'out': "),
         ({"decayed": ["0.weigth"]}, "^decayed = '0.weigth': did you mean '0.weight'"),
         ({"self_influence": [N]}, r"^self_influence = \(14,\)"),
