@@ -75,7 +75,7 @@ class Studied(Estimate):
 
     def at(self, places: Sequence[int]) -> Studied:
         """For some of the test examples alone."""
-        some = list(places)
+        some = list(rows_of("places", places, self.changes.shape[1]))
         return replace(self, changes=self.changes[:, some], test_values=self.test_values[some])
 
     def helpful(self, point: int = 0, count: int = 10) -> list[tuple[int, float]]:
@@ -102,9 +102,12 @@ class Studied(Estimate):
         corrected correlation, intervals. A correlation without a reliability says nothing: with one repetition that is
         nan.
         """
+        network = self._examined()
+        if not truths:
+            raise bad_input("truths", truths, "give what leave_out_again gave")
         left = next(iter(truths.values())).removals
         of = [self.points], [Chosen({"given": [left] * len(self.points)})], [{self.estimator: self}], [dict(truths)]
-        return pd.DataFrame(compare([self._examined()], *of))
+        return pd.DataFrame(compare([network], *of))
 
     def _examined(self) -> Network:
         if self.network is None:
@@ -243,11 +246,15 @@ def leave_out_again(
 
 
 def _removals(given: Iterable[int] | Iterable[Iterable[int]], n: int) -> Removals:
-    given = given if isinstance(given, torch.Tensor | np.ndarray) else list(given)
-    if not len(given):
-        raise bad_input("removals", given, "give training examples to leave out, or groups of them")
-    single = np.ndim(given[0]) == 0
-    return Removals.single(given, n) if single else Removals.groups(given, n)
+    given = given if isinstance(given, torch.Tensor | np.ndarray) or not np.iterable(given) else list(given)
+    remedy = "give training examples to leave out, or groups of them, none of them empty"
+    single = {np.ndim(one) == 0 for one in given} if np.iterable(given) else ()
+    if len(single) != 1:
+        raise bad_input("removals", given, remedy)
+    found = Removals.single(given, n) if single == {True} else Removals.groups(given, n)
+    if not found.members or not all(found.members):
+        raise bad_input("removals", found.members, remedy)
+    return found
 
 
 def _own_influence(network: Network, solver: Solver, rows: np.ndarray) -> np.ndarray:

@@ -368,6 +368,11 @@ def test_what_cannot_be_taken_is_named(change, match):
     [
         ([40], ridge, 1, r"^removals = \(40,\)"),
         ([], ridge, 1, "^removals = "),
+        (None, ridge, 1, "^removals = None"),
+        (3, ridge, 1, "^removals = 3"),
+        ([1, [2, 3]], ridge, 1, "^removals = "),
+        ([[1], []], ridge, 1, "^removals = .*none of them empty"),
+        (np.zeros(40, bool), ridge, 1, "^removals = .*none of them empty"),
         ([0], ridge, 0, "^repeats = 0"),
         ([0.5], ridge, 1, "^removals = "),
         ([0], lambda rows, seed: None, 1, "^fit"),
@@ -376,6 +381,15 @@ def test_what_cannot_be_taken_is_named(change, match):
 def test_removals_and_fits_that_are_none_are_refused(removals, fit, repeats, match):
     with pytest.raises(InputError, match=match):
         leave_out_again(regression_study(), removals, fit, repeats)
+
+
+def test_test_examples_and_truths_that_are_none_are_refused():
+    study = regression_study()
+    for places in ([M], [-1], [0.5]):
+        with pytest.raises(InputError, match="^places = "):
+            study.at(places)
+    with pytest.raises(InputError, match="^truths = "):
+        study.agreement({})
 
 
 def test_the_user_keeps_module_and_data_as_they_were():
