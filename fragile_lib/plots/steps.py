@@ -219,7 +219,7 @@ def _networks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for choice in words.ordered(small["train_choice"]):
         found.append(
             (
-                f"small MNIST, {words.code(choice).removesuffix(' of |influence|')}",
+                f"small MNIST, images {words.code(choice).removesuffix(' of |influence|')}",
                 small[small["train_choice"] == choice],
             )
         )

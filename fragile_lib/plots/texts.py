@@ -87,7 +87,7 @@ def point(shown: Shown) -> str:
         rungs = sorted(set(most), key=lambda rung: (-most.count(rung), rung))
         if len(most) > 1:
             first, *others = (f"{rung} ({most.count(rung)}" for rung in rungs)
-            rungs = [f"{first} of {len(most)} networks)", *(f"{other})" for other in others)]
+            rungs = [f"{first} of {len(most)} panels)", *(f"{other})" for other in others)]
         return f"{spec.topic}: most to {words.joined(rungs)}"
     told, head = {}, [spec.topic or _subject(shown)]
     least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1

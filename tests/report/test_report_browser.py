@@ -51,6 +51,7 @@ def test_every_page_at_every_width_in_light_and_dark_and_in_print(opened, axe, r
     tab.emulate_media(media="print", color_scheme="light")
     facts = tab.evaluate(LAYOUT)
     assert facts["width"] == 703 and facts["overlapping"] == [] == facts["scrolling"] and not facts["header"]
+    assert facts["broken"] == []
 
 
 def test_what_the_layout_says_can_fail(opened, report):

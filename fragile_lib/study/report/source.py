@@ -71,9 +71,9 @@ class Study:
 
     @property
     def seeds(self) -> str:
-        """How many seeds the runs have, in words."""
+        """How many seeds a run has, in words."""
         counts = sorted({len(record.get("seeds") or []) for record in self.records} - {0})
-        return f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} seeds" if counts else ""
+        return f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} seeds a run" if counts else ""
 
 
 def read_study(source: Path, params_dir: Path) -> Study:

@@ -165,6 +165,11 @@ def summary_table(study: Study) -> dict:
     return {"heads": [_word(column, words) for column in varying], "columns": labels, "rows": rows, "common": common}
 
 
+def word(name: str, study: Study) -> str:
+    """What a name of a notebook, a column or a code is called in the report."""
+    return _word(name, study.settings.get("words", {}))
+
+
 def _word(name: object, words: dict) -> str:
     return str(words.get(name, str(name).replace("_", " ")))
 
