@@ -328,8 +328,8 @@ WATERFALL = Spec(
     paper="falls",
     falls=steps.FALLS,
     topic="Where agreement with retraining is lost",
-    note="Each bar starts where the one above it ends, the first at perfect agreement; orange: lost, blue: won. Estimates "
-    "are the damped Hessian's, or EK-FAC's where that cannot be inverted; a step not measured is part of the next",
+    note="Each bar starts where the one above it ends, the first at perfect agreement; orange: lost, blue: won. "
+    "Estimates are the damped Hessian's, else EK-FAC's; what is not measured is in the next",
 )
 PHOTOGRAPHS = {"dataset": list(words.PHOTOGRAPHS), "ground_truth": "warm_minibatch"}
 OF_PHOTOGRAPHS = {"photographs_table": Spec("table", "estimator", where=PHOTOGRAPHS)}

@@ -22,7 +22,8 @@ from fragile_lib.study.claims import Part, judge_part
 from fragile_lib.study.collect import collect
 from fragile_lib.study.notebook_file import as_json, put_back, read_notebook, taken_out
 from fragile_lib.study.report import build_report, tables
-from fragile_lib.study.report.markup import mathml, tidy
+from fragile_lib.study.report.markup import ENVIRONMENT, mathml, tidy
+from fragile_lib.study.report.notebook import Figure
 from fragile_lib.study.report.peers import standings
 from fragile_lib.study.report.source import read_methods
 from fragile_lib.study.report.whole import references, whole_page
@@ -176,6 +177,13 @@ def test_cells_on_a_card_are_told_beside_the_profile(study):
     collect(sorted(study.source.glob("*/result.json")), study.source / "results.csv")
     assert "profiles are mixed" not in study.build()
     assert "1 of 2 have been run (A Card); the others are open." in page(study, "runs")
+
+
+def test_a_figure_of_several_runs_links_to_each_of_them():
+    shown = Figure("a.png", b"\x89PNG" + bytes(28), "figure-1", "alt", "Point.\nSetting.", runs=("a", "b", "gone"))
+    text = ENVIRONMENT.get_template("macros.html.j2").module.figure(shown, "", {"a", "b"})
+    links = [link["href"] for link in BeautifulSoup(text, "html.parser").details("a")]
+    assert links == ["runs.html#run-a", "runs.html#run-b"]
 
 
 def test_notebook_page(report):
