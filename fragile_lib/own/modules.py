@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fragile_lib.models.module import ModuleModel
+from fragile_lib.models.module import _check as check_constant
 from fragile_lib.tools.errors import bad_input, did_you_mean
 
 SAME = 1e-3  # outputs of an example alone and beside another may differ by this share, by rounding
@@ -42,6 +43,18 @@ def model_of(
         ones = [torch.full((p.numel(),), float(name in marked)) for name, p in own.named_parameters()]
         model.is_weight = torch.cat(ones).double()
     return model
+
+
+def check_module(module: object) -> None:
+    """Refuse what cannot even be copied.
+
+    Raises:
+        InputError: no module, or one with a layer that `ModuleModel` refuses.
+    """
+    if not isinstance(module, nn.Module):
+        raise bad_input("module", type(module).__name__, "give a trained torch.nn.Module")
+    for name, part in module.named_modules():
+        check_constant(name, part)
 
 
 def outputs_of(module: nn.Module, x: Tensor) -> int:

@@ -17,7 +17,7 @@ from fragile_lib.network.modules import of_objectives
 from fragile_lib.objectives.base import resolve_device
 from fragile_lib.objectives.losses import Loss, as_loss
 from fragile_lib.own.examples import Examples, first_of, objective_of
-from fragile_lib.own.modules import model_of, outputs_of
+from fragile_lib.own.modules import check_module, model_of, outputs_of
 from fragile_lib.tools.checks import check_count, check_name
 from fragile_lib.tools.errors import bad_input
 
@@ -79,6 +79,7 @@ def network_of(
     check_count("chunk", chunk)
     if not callable(measurement):
         check_name("measurement", measurement, ("loss", *MEASUREMENTS))
+    check_module(module)
     module = deepcopy(module).to(resolve_device(device))
     x = first_of(train, next(module.parameters(), torch.zeros(())))
     model = model_of(module, outputs_of(module, x), parameters, decayed)

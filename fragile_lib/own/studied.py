@@ -115,11 +115,18 @@ class Studied(Estimate):
         return self.network
 
     def save(self, path: Path | str) -> Path:
-        """Write all of it but the network to one file of safetensors, whole or not at all."""
+        """Write all of it but the network to one file of safetensors, whole or not at all.
+
+        Raises:
+            InputError: a path where no file can be written.
+        """
         told = {name: value for name, value in vars(self).items() if name not in NOT_KEPT}
         arrays = {name: np.ascontiguousarray(getattr(self, held)) for name, held in ARRAYS.items()}
         path = Path(path).expanduser()
-        write_whole(path, save(arrays, {"studied": json.dumps(told)}))
+        try:
+            write_whole(path, save(arrays, {"studied": json.dumps(told)}))
+        except OSError as error:
+            raise bad_input("path", str(path), f"give a file in a folder that can be written ({error})") from None
         return path
 
     @classmethod
@@ -239,6 +246,8 @@ def leave_out_again(
     if (fit is None) == (schedule is None):
         raise bad_input("fit", fit, "say how to train: by fit(rows, seed), or by a schedule to go on by")
     left = _removals(removals, network.train.n)
+    if schedule is None and not callable(fit):
+        raise bad_input("fit", fit, "give a function (rows, seed) -> the trained module")
     name, how = ("scratch_fit", {"fit": fit}) if schedule is None else ("warm_minibatch", {"schedule": schedule})
     network = network if schedule is None else trained_on(network, schedule)
     chosen = Chosen({"given": [left] * len(studied.points)})

@@ -15,6 +15,7 @@ from torch import nn
 from fragile_lib.choices import Chosen, Points, Removals, Truth, mean_of
 from fragile_lib.minimise.modules import losses_of
 from fragile_lib.minimise.schedule import Schedule
+from fragile_lib.models.module import _check as check_constant
 from fragile_lib.network import Network
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.progress import progress
@@ -140,7 +141,7 @@ def scratch_fit(
             one start and one order of what is left.
 
     Raises:
-        InputError: a `fit` that gives no module.
+        InputError: a `fit` that gives no module, or one with layers that are random or in training mode.
     """
     return [
         mean_of([_fitted(network, some, one.all(), fit, seed) for seed in range(repeats)])
@@ -157,6 +158,8 @@ def _fitted(
         module = fit(np.setdiff1d(everything, group), seed)
         if not isinstance(module, nn.Module):
             raise bad_input("fit(rows, seed)", type(module).__name__, "give the trained torch.nn.Module back")
+        for name, part in module.named_modules():
+            check_constant(name, part)
         return losses_of(module.to(network.theta), test)
 
     groups = progress([(), *removals.members], desc="training without")

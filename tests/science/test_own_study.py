@@ -399,3 +399,29 @@ def test_the_user_keeps_module_and_data_as_they_were():
     study_model(module, CROSS_ENTROPY, train, examples(M), parameters="last", **EXACT)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before[0], strict=True))
     assert torch.equal(train[0], before[1]) and not module[0].weight.requires_grad and module[2].weight.requires_grad
+
+
+@pytest.mark.parametrize("module", [None, torch.tanh, {"a": 1}])
+def test_what_is_no_module_is_refused_by_name(module):
+    x, y = torch.rand(6, 3), torch.arange(6) % 2
+    with pytest.raises(InputError, match="^module = .*torch.nn.Module"):
+        study_model(module, CROSS_ENTROPY, (x, y), (x, y))
+
+
+def test_a_module_that_cannot_be_copied_is_refused_with_what_to_take():
+    x, y = torch.rand(6, 3), torch.arange(6) % 2
+    normed = torch.nn.utils.weight_norm(nn.Linear(3, 2))
+    normed(x)
+    with pytest.raises(InputError, match="parametrizations.weight_norm"):
+        study_model(nn.Sequential(normed), CROSS_ENTROPY, (x, y), (x, y))
+
+
+def test_fits_and_files_that_are_none_are_refused_by_name(tmp_path):
+    x, y = torch.rand(6, 3), torch.arange(6) % 2
+    studied = study_model(nn.Linear(3, 2), CROSS_ENTROPY, (x, y), (x, y), damping=0.1)
+    with pytest.raises(InputError, match="^fit = 3: give a function"):
+        leave_out_again(studied, [0], 3)
+    with pytest.raises(InputError, match="Dropout.*eval"):
+        leave_out_again(studied, [0], lambda rows, seed: nn.Sequential(nn.Linear(3, 2), nn.Dropout()))
+    with pytest.raises(InputError, match="^path = .*give a file"):
+        studied.save(tmp_path)
