@@ -39,6 +39,8 @@ DRAWS = 1_000  # resamples of an interval; each ranks all cases anew
 TRUTHS = ("minimum", "pbrf", "warm_descent", "warm_minibatch")
 RETRAINED = ("warm_descent", "warm_minibatch")
 # Which truth judges a pair: of a retraining that less what its control does, since a sign counts.
+COLUMNS = {"rule": "rule", "area": "area", "low": "from", "high": "to", "by_cases": "each case alike", "brier": "Brier"}
+COLUMNS |= {"simplest": f"simplest within {MARGIN:g}", "baseline": "baseline"}
 PAIR_TRUTHS = ("minimum", "pbrf", "warm_descent_minus_control", "warm_minibatch_minus_control")
 RUN_KEYS = ["run_id", "seed", "fit", "test_point", "train_choice", "estimator"]
 PAIR_SIGNALS = (*RUN_SIGNALS, "size", "pair_signal", "pair_damping", "trace")
@@ -366,8 +368,10 @@ def splits(cases: pd.DataFrame) -> list[str]:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The best rules, the simplest and the baselines."""
-    return table.loc[table["shown"], ["rule", "area", "low", "high", "by_cases", "brier", "simplest", "baseline"]]
+    """The best rules, the simplest and the baselines, in words."""
+    found = table.loc[table["shown"], list(COLUMNS)].rename(columns=COLUMNS)
+    yes = {COLUMNS[name]: table[name].map({True: "yes", False: ""}) for name in ("simplest", "baseline")}
+    return found.assign(rule=found["rule"].str.replace("_", " "), **yes)
 
 
 def answer(table: pd.DataFrame, by: str, goal: float) -> str:

@@ -179,7 +179,7 @@ def test_the_simplest_rule_near_the_best_is_named():
     assert not others["used"].map(lambda used: "surrogate" in used)[~others["baseline"]].any()
     assert "metasmoothness" not in set(found["rule"])  # it was measured of no run
     assert found["area"].is_monotonic_decreasing and {"all", "residual and signal"} <= set(found["rule"])
-    assert shown(found)["low"].notna().all() and {"residual", "stability under damping"} <= set(scores(found))
+    assert shown(found)["from"].notna().all() and {"residual", "stability under damping"} <= set(scores(found))
 
 
 def test_a_rule_is_chosen_without_what_it_is_judged_on():
