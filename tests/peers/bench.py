@@ -1,10 +1,10 @@
 """Seconds, memory and correctness of this library and of others on the same work: `make bench-peers`.
 
-CASE=logistic, mlp, cnn, resnet or traps measures one alone, METHOD=cg one method, LIBRARY=fragile_lib one library, and
-what else stands in reports/peers.json is left. The libraries take turns, and the median of each counts, in processor
-time, since other work may be on the machine, whose load stands beside; memory is the rise of a process of its own. In
-`ALONE`, where a call is long, each is timed in that process, after a call on a few examples, and given up after `GIVEN`
-seconds or where it asks for more than `MOST` bytes: its row says so.
+CASE=logistic, mlp, cnn, resnet or traps measures one alone, METHOD=cg one method, LIBRARY=fragile_lib,captum some
+libraries, and what else stands in reports/peers.json is left. The libraries take turns, and the median of each counts,
+in processor time, since other work may be on the machine, whose load stands beside; memory is the rise of a process of
+its own. In `ALONE`, where a call is long, each is timed in that process, after a call on a few examples, and given up
+after `GIVEN` seconds or where it asks for more than `MOST` bytes: its row says so.
 The errors are against the dense matrix in float64 of the method
 (the Hessian, the Gauss-Newton matrix, or none), the ranks against certified minima without single examples; both are
 kept on disk. What cannot be done stands in `SKIPPED` with the reason; in `PARTS` it is done for some test examples.
@@ -212,7 +212,7 @@ def measured(case: str, before: Sequence[dict] = (), only: str = "", by: str = "
     kept = {_key(row): row for row in before}
     for method in METHODS:
         ways, ours = ways_of(case, method), None
-        asked = [name for name in ways if only in ("", method) and name.startswith(by)]
+        asked = [name for name in ways if only in ("", method) and name.startswith(tuple(by.split(",")))]
         able = {name: ways[name] for name in asked if reason(case, method, name) is None}
         timed = {} if case in ALONE else in_turns(case, problem, able)
         for name in ways:
