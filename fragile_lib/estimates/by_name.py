@@ -40,9 +40,7 @@ def _made(kind: Callable[..., Solver], seeded: bool = False, **fixed: object) ->
 
 def _lissa_random(network: Network, **options: object) -> Solver:
     """Minibatches drawn at random; scale: twice the Hessian's largest eigenvalue plus damping, for their spread."""
-    hessian = network.hessian
-    largest = float(hessian.spectrum[-1]) if hessian.finite else 1.0  # without numbers every scale diverges
-    scale = 2 * (largest + network.damping)
+    scale = 2 * (float(network.hessian.spectrum[-1]) + network.damping)
     return _made(solvers.lissa_random, seeded=True, scale=scale)(network, **options)
 
 

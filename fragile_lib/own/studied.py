@@ -202,6 +202,8 @@ def solver_of(estimator: str, network: Network, residual: bool = True, **options
     Raises:
         InputError: without its residual an estimator that solves by it.
     """
+    if estimator == "lissa_random" and not network.hessian.finite:
+        return network.hessian  # its scale would be made from eigenvalues; without numbers all solvers say the same
     solver = SOLVERS[estimator](network, **options)
     if residual:
         return solver

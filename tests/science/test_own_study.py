@@ -425,3 +425,11 @@ def test_fits_and_files_that_are_none_are_refused_by_name(tmp_path):
         leave_out_again(studied, [0], lambda rows, seed: nn.Sequential(nn.Linear(3, 2), nn.Dropout()))
     with pytest.raises(InputError, match="^path = .*give a file"):
         studied.save(tmp_path)
+
+
+def test_random_batches_without_numbers_have_the_outcome_of_all_solvers():
+    x, y = torch.rand(10, 3).double(), torch.arange(10) % 2
+    x[3, 0] = torch.nan
+    how = {"estimator": "lissa_random", "options": {"batch": 5}, "damping": 0.5}
+    found = study_model(nn.Linear(3, 2).double(), CROSS_ENTROPY, (x, y), (x[:2], y[:2]), **how)
+    assert found.status == "solver_diverged" and np.isnan(found.changes).all()
