@@ -108,7 +108,7 @@ MUTATIONS = [
     *_of(
         "own/layered.py",
         ("a bias has no gradient", "torch.cat([weights, d.sum(1)], dim=1)", "torch.cat([weights, 0 * d.sum(1)], dim=1)", f"{SCIENCE}/test_layered.py::test_gradients_and_products_are_those_of_autograd"),
-        ("what is not understood is believed", "return found if torch.allclose(told, expected, rtol=SAME, atol=SAME * size, equal_nan=True) else None", "return found", f"{SCIENCE}/test_layered.py::test_a_network_that_is_not_understood_is_differentiated_as_any"),
+        ("what is not understood is believed", "return found if same(told) and same(turned.flip(0)) else None", "return found", f"{SCIENCE}/test_layered.py::test_a_network_that_is_not_understood_is_differentiated_as_any"),
     ),
     *_of(
         "truths/retrained.py",
