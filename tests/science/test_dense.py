@@ -17,6 +17,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.small_cnn import SmallCNN
 from fragile_lib.network import Network
 from fragile_lib.network.dense import prepare
+from fragile_lib.own.lengths import over_lengths
 from fragile_lib.rows import compare
 from fragile_lib.solvers import ExactSolver
 from fragile_lib.tools.errors import InputError
@@ -270,6 +271,23 @@ def test_truths_say_what_they_left_out_and_how_they_repeat(prepared: Network, po
         warm.changes - less.changes, np.broadcast_to(warm.control, warm.changes.shape), atol=1e-12
     )
     assert warm.unseen.shape == (len(warm.removals),) and warm.images > 0
+
+
+def test_over_lengths_each_row_is_beside_the_derivative_of_its_own_schedule(prepared: Network, points: Points) -> None:
+    estimates = estimate([prepared], [points], ["exact"])
+    chosen = [choose(estimates[0]["exact"].changes, {"top_influence": 6})]
+    schedules = [Schedule(steps, batch=20, learning_rate=1e-3, drops=()) for steps in (4, 12)]
+    rows = over_lengths([prepared], [points], chosen, estimates, schedules)
+    told = {}
+    for schedule in schedules:
+        how = {"unrolled_minibatch": {"schedule": schedule}}
+        alone = compare(
+            [prepared], [points], chosen, estimates, leave_out([prepared], [points], chosen, how, options=how)
+        )
+        found = [row["slope"] for row in rows if row["ground_truth"] == f"unrolled_minibatch_{schedule.steps}"]
+        assert found == pytest.approx([row["slope"] for row in alone])
+        told[schedule.steps] = found
+    assert len(rows) == 2 * len(told[4]) and told[4] != pytest.approx(told[12])
 
 
 def test_the_mean_of_repetitions_has_controls_of_its_own(prepared: Network, points: Points) -> None:
