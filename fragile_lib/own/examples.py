@@ -39,12 +39,12 @@ class OwnObjective(Objective):
 
     def example_gradients(self, theta: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         found = self._by_layers(Layered.gradients, theta, dataset)
-        return super().example_gradients(theta, dataset) if found is None else torch.cat(found)[None]
+        return super().example_gradients(theta, dataset) if found is None else found[None]
 
     def directional(self, theta: Tensor, v: Tensor, dataset: Tensor | None = None) -> Tensor:  # noqa: D102
         found = self._by_layers(partial(Layered.along, v=v[0]), theta, dataset)
         if found is not None:
-            return torch.cat(found, 1)[None]
+            return found[None]
         step = min(self.chunk, max(1, SMALL // len(self.decay)))
         found = v.new_empty(*v.shape[:2], self.n)  # made before: a small tensor between large ones splits the heap
         for rows in np.split(np.arange(self.n), range(step, self.n, step)):
@@ -55,13 +55,13 @@ class OwnObjective(Objective):
             self.plain = some.plain  # without torch.func one direction after the other takes fewer passes
         return found
 
-    def _by_layers(self, ask: Callable[..., Tensor], theta: Tensor, dataset: Tensor | None) -> list[Tensor] | None:
-        """What is asked of the layers of one network, of each chunk; None where they are not understood."""
+    def _by_layers(self, ask: Callable[..., Tensor], theta: Tensor, dataset: Tensor | None) -> Tensor | None:
+        """What is asked of the layers of one network, of all examples; None where they are not understood."""
         layers = layered(self, theta[0]) if len(theta) == 1 else None
         if layers is None:
             return None
         try:
-            return [ask(layers, x=x[0], y=y[0], loss=self.loss) for x, y in self._chunks(theta, dataset)]
+            return ask(layers, theta[0], ((x[0], y[0]) for x, y in self._chunks(theta, dataset)), self.loss)
         except NotUnderstoodError:  # it takes another way for other examples
             forget(self.model)
             return None

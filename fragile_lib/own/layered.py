@@ -9,25 +9,27 @@ Manoel and E. Tramel, 2019). Layers are those that K-FAC knows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
+from torch.nn.functional import pad
 from torch.nn.utils import vector_to_parameters
 
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.objectives.base import SMALL, Objective, slope
+from fragile_lib.objectives.base import SMALL, Objective
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.solvers.kfac_layers import Layer, NormLayer, check_module, find_layers
+from fragile_lib.solvers.kfac_layers import Layer, NormLayer, find_layers
 from fragile_lib.tools.errors import InputError
 
-PIECE = 2**18  # numbers of a layer's inputs at once, so that they stay in the cache: up to twice as fast
+PIECE = 2**22  # bytes of a layer's inputs at once, so that they stay in the cache: up to twice as fast
+IMAGES = 4  # axes of examples that are images
 SAME = 1e-3  # of the largest number of a gradient: rounding in single precision
+FORMS = torch.channels_last, torch.preserve_format  # the first is faster; some networks take images as they are alone
 
 
 class NotUnderstoodError(RuntimeError):
@@ -38,44 +40,49 @@ class NotUnderstoodError(RuntimeError):
 class Layered:
     """The gradients of a network's examples at theta (P,), layer by layer.
 
-    module: the network, whose parameters are theta. layers: those that it uses; parameters of others have no gradient.
+    module: the network, whose parameters become theta. layers: those that it uses; parameters of others have no
+    gradient. form: in which images lie in memory.
     """
 
     module: nn.Module
     layers: list[Layer | NormLayer]
-    n_params: int
+    form: torch.memory_format
 
-    def at(self, theta: Tensor) -> Layered:
-        """The same at theta."""
-        vector_to_parameters(theta, self.module.parameters())
-        return self
+    def gradients(self, theta: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Tensor:
+        """grad loss_i (n, P) of all examples x (B, ...), y (B, ...) of the batches."""
+        found = []
+        for x, y in batches:
+            found.append(theta.new_zeros(len(x), len(theta)))
+            for layer, a, d in self._passed(theta, x, y, loss):
+                found[-1][:, layer.place] = _own(layer, a, d)
+        return torch.cat(found)
 
-    def gradients(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-        """grad loss_i (n, P) of examples x (n, ...), y (n, ...)."""
-        found = x.new_zeros(len(x), self.n_params, dtype=next(self.module.parameters()).dtype)
-        for layer, a, d in self._passed(x, y, loss):
-            found[:, layer.place] = _own(layer, a, d)
-        return found
-
-    def along(self, v: Tensor, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    def along(self, theta: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, v: Tensor) -> Tensor:
         """v_k . grad loss_i: (K, n) for v (K, P). Of `SMALL` numbers at most are gradients held at once."""
-        found = v.new_zeros(len(v), len(x))
-        for layer, a, d in self._passed(x, y, loss):
-            part = v[:, layer.place]
-            single = isinstance(layer, Layer) and a.ndim == 2
-            product, held = (_without_gradients, len(v) * d.shape[-1]) if single else (_by_gradients, part.shape[1])
-            step = max(1, min(SMALL // held, PIECE // _seen_at_once(layer, a, d)))
-            for at, some, out in zip(range(0, len(x), step), a.split(step), d.split(step), strict=True):
-                found[:, at : at + step] += product(layer, part, some, out)
-        return found
+        found, products = [], {}
+        for x, y in batches:
+            found.append(v.new_zeros(len(v), len(x)))
+            for layer, a, d in self._passed(theta, x, y, loss):
+                key = layer.module, a.ndim
+                if key not in products:
+                    products[key] = _products(layer, v[:, layer.place], a)
+                product, held = products[key]
+                step = max(1, min(SMALL // held, PIECE // (_seen_at_once(layer, a, d) * a.element_size())))
+                for at, some, out in zip(range(0, len(x), step), a.split(step), d.split(step), strict=True):
+                    found[-1][:, at : at + step] += product(some, out)
+        return torch.cat(found, 1)
 
-    def _passed(self, x: Tensor, y: Tensor, loss: Loss) -> Iterator[tuple[Layer | NormLayer, Tensor, Tensor]]:
+    def _passed(
+        self, theta: Tensor, x: Tensor, y: Tensor, loss: Loss
+    ) -> Iterator[tuple[Layer | NormLayer, Tensor, Tensor]]:
         """(layer, its inputs, the gradients at its outputs), each (n, ...).
 
         Raises:
             NotUnderstoodError: a layer that was not called once, by one tensor of n rows; or parameters that this pass
                 used in another place than their layer.
         """
+        vector_to_parameters(theta, self.module.parameters())
+        x = x.clone(memory_format=self.form) if x.ndim == IMAGES else x.clone()  # what comes first may work in place
         inputs, outputs = {}, {}
 
         def keep(part: nn.Module, given: tuple, result: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ class Layered:
         hooks = [layer.module.register_forward_hook(keep) for layer in self.layers]
         try:
             with torch.enable_grad():
-                z = self.module(x.clone())  # and what comes first
+                z = self.module(x)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -115,13 +122,14 @@ def _uses(z: Tensor) -> Counter:
 
 
 class _Weighed(Loss):
-    """sum_c y_c z_c: what shows a gradient whatever the labels are."""
+    """sum_c weights_yc z_c: what shows a gradient whatever the labels are. seen: the last outputs."""
 
-    def values(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return (y * z).flatten(1).sum(1)
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
 
     def gradients(self, z: Tensor, y: Tensor) -> Tensor:  # noqa: D102
-        return y
+        self.seen = z
+        return self.weights[y].view_as(z)
 
 
 _FOUND: WeakKeyDictionary[ModuleModel, Layered | None] = WeakKeyDictionary()
@@ -138,8 +146,7 @@ def layered(objective: Objective, theta: Tensor) -> Layered | None:
     model = objective.model
     if model not in _FOUND:
         _FOUND[model] = _understood(objective, theta)
-    found = _FOUND[model]
-    return None if found is None else found.at(theta)
+    return _FOUND[model]
 
 
 def forget(model: ModuleModel) -> None:
@@ -148,36 +155,92 @@ def forget(model: ModuleModel) -> None:
 
 
 def _understood(objective: Objective, theta: Tensor) -> Layered | None:
-    model, module = objective.model, objective.model.bare()
-    module.requires_grad_()
+    """Shown in double precision where the network can be that: rounding moves gradients over kinks by a hundredth."""
+    some = objective.examples(np.unique([0, objective.n // 2, objective.n - 1]))
+    x, y = some.x[0], some.y[0]
+    for kind, form in product(dict.fromkeys((torch.float64, theta.dtype)), FORMS):
+        module = objective.model.bare().requires_grad_()
+        try:
+            found = Layered(module, find_layers(module), form)
+            found = _shown(objective, found, theta.to(kind), x.to(kind) if x.is_floating_point() else x)
+            if found is not None and kind != theta.dtype:  # whose kernels leave images in another form
+                module.to(theta.dtype)
+                found.gradients(theta, [(x, y)], objective.loss)
+        except InputError:  # layers that are not known
+            return None
+        except RuntimeError:  # shapes without the examples first, or that only images in another form have
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _shown(objective: Objective, found: Layered, theta: Tensor, x: Tensor) -> Layered | None:
+    """Those of the layers that examples x pass, if they give their outputs and gradients."""
+    module = found.module.to(theta.dtype)
     vector_to_parameters(theta, module.parameters())
-    x = objective.examples(np.unique([0, objective.n // 2, objective.n - 1])).x[0]
-    try:
-        layers = find_layers(module)
-        used = check_module(objective, theta, module, layers, x)
-        found = Layered(module, [layer for layer, is_used in zip(layers, used, strict=True) if is_used], len(theta))
-        z = model(theta, x)
-        y = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype).to(z.device)
-        told, turned = (found.gradients(*some, _Weighed()) for some in ((x, y), (x.flip(0), y.flip(0))))
-        expected = [slope(lambda t, i=i: (y[i] * model(t, x[[i]])[0]).sum(), theta) for i in range(len(x))]
-    except (InputError, RuntimeError):  # layers that are not known; shapes without the examples first
-        return None
-    expected = torch.stack(expected)
-    size = float(expected.abs().nan_to_num().max())
-    same = partial(torch.allclose, expected, rtol=SAME, atol=SAME * size)
-    return found if same(told) and same(turned.flip(0)) else None  # neither is, where expected is not finite
+    used = _used(found, x)
+    found = replace(found, layers=[layer for layer in found.layers if layer.module in used])
+    each = theta.repeat(len(x), 1).requires_grad_()
+    with torch.enable_grad():
+        z = torch.cat([objective.model(t, x[[i]]) for i, t in enumerate(each)])
+    loss = _Weighed(torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype).to(z.device))
+    expected = torch.autograd.grad(z, each, loss.weights)[0]
+    rows = torch.arange(len(x), device=x.device)
+    rows = torch.cat([rows, rows.flip(0)])  # sorted in no way, so that another order shows
+    told = found.gradients(theta, [(x[rows], rows)], loss)
+    return found if _same(told, expected[rows]) and _same(loss.seen, z[rows]) else None
+
+
+def _used(found: Layered, x: Tensor) -> set[nn.Module]:
+    """The modules of the layers that examples x pass."""
+    used: set[nn.Module] = set()
+    hooks = [layer.module.register_forward_hook(lambda part, *_: used.add(part)) for layer in found.layers]
+    with torch.no_grad():
+        found.module(x.clone())
+    for hook in hooks:
+        hook.remove()
+    return used
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether two are but for rounding; what is not finite is not."""
+    size = float(expected.detach().abs().nan_to_num().max())
+    return torch.allclose(found.view_as(expected), expected, rtol=SAME, atol=SAME * size)
 
 
 def _own(layer: Layer | NormLayer, a: Tensor, d: Tensor) -> Tensor:
     """Each example's gradient (n, p) of one layer."""
     if isinstance(layer, NormLayer):
         return layer.gradients(a, d)
+    weights, d = _weights(layer, a, d)
     if isinstance(layer.module, nn.Conv2d):
-        m = layer.module
-        a = unfold(a, m.kernel_size, m.dilation, m.padding, m.stride).mT
+        weights = weights.unflatten(2, (*layer.module.kernel_size, -1)).movedim(-1, 2)
+    return torch.cat([weights.flatten(1), d.sum(1)], dim=1) if layer.bias else weights.flatten(1)
+
+
+def _weights(layer: Layer, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's gradient (n, out, in) of one layer's weights, and d (n, places, out); `in` as in `_patches`."""
     d = layer.places(d)
-    weights = (d.mT @ a.reshape(*d.shape[:2], -1)).flatten(1)  # `patches` would copy them for the column of ones
-    return torch.cat([weights, d.sum(1)], dim=1) if layer.bias else weights
+    seen = _patches(layer.module, a) if isinstance(layer.module, nn.Conv2d) else a.reshape(*d.shape[:2], -1)
+    return d.mT @ seen, d
+
+
+def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """What each output place sees (n, places, in), `in` places of the kernel before channels: runs that are copied.
+
+    So five times as fast as `unfold`, which has channels first.
+    """
+    (high, wide), (down, right), (top, left) = layer.kernel_size, layer.stride, layer.padding
+    a = pad(a, (left, left, top, top)).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    rows, columns = (
+        (size - gap * (k - 1) - 1) // step + 1
+        for size, gap, k, step in zip(a.shape[1:3], layer.dilation, layer.kernel_size, layer.stride, strict=True)
+    )
+    of_example, of_row, of_column, of_channel = a.stride()
+    steps = of_example, down * of_row, right * of_column, layer.dilation[0] * of_row, layer.dilation[1] * of_column
+    seen = a.as_strided((len(a), rows, columns, high, wide, a.shape[3]), (*steps, of_channel))
+    return seen.reshape(len(a), rows * columns, -1)
 
 
 def _seen_at_once(layer: Layer | NormLayer, a: Tensor, d: Tensor) -> int:
@@ -187,12 +250,26 @@ def _seen_at_once(layer: Layer | NormLayer, a: Tensor, d: Tensor) -> int:
     return layer.module.weight[0].numel() * d[0, 0].numel()
 
 
-def _by_gradients(layer: Layer | NormLayer, v: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    return v @ _own(layer, a, d).T
+def _products(layer: Layer | NormLayer, v: Tensor, a: Tensor) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
+    """((a, d) of some examples -> v_k . grad loss_i (K, n)) for one layer's v (K, p), and what one example holds."""
+    if isinstance(layer, NormLayer):
+        return lambda a, d: v @ layer.gradients(a, d).T, v.shape[1]
+    weights, biases = v[:, : layer.n_weights], v[:, layer.n_weights :]
+    if isinstance(layer.module, nn.Conv2d):
+        weights = weights.unflatten(1, layer.module.weight.shape).movedim(2, -1).flatten(1)
 
+    def by_gradients(a: Tensor, d: Tensor) -> Tensor:
+        own, d = _weights(layer, a, d)
+        found = weights @ own.flatten(1).T
+        return found.addmm_(biases, d.sum(1).T) if layer.bias else found
 
-def _without_gradients(layer: Layer, v: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    """d_i^T V_k a_i: (K, n), of a linear layer that each example passes once."""
-    weights = layer.join(v)
-    images = layer.patches(a)[:, 0] @ weights.flatten(0, 1).T
-    return (images.unflatten(1, weights.shape[:2]) * d[:, None]).sum(2).T
+    if isinstance(layer.module, nn.Conv2d) or a.ndim > 2:
+        return by_gradients, layer.n_weights
+    rows = weights.unflatten(1, layer.module.weight.shape).flatten(0, 1)
+
+    def without_gradients(a: Tensor, d: Tensor) -> Tensor:  # d_i^T V_k a_i: each example passes the layer once
+        images = (a @ rows.T).unflatten(1, (len(v), -1))
+        found = (images @ d[:, :, None])[:, :, 0].T
+        return found.addmm_(biases, d.T) if layer.bias else found
+
+    return without_gradients, len(rows)

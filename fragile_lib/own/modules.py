@@ -21,7 +21,7 @@ def model_of(
     """The module as theta (P,), x -> outputs; theta holds the chosen parameters alone, the others are constants.
 
     Args:
-        module: in evaluation mode; a copy is taken.
+        module: in evaluation mode; to be given as a copy, of which parameters may become constants.
         outputs: C, the number of outputs.
         parameters: `all`; `last`: those of the last layer that has some; or names, or beginnings of names, as in
             `module.named_parameters()`.
@@ -31,16 +31,16 @@ def model_of(
     Raises:
         InputError: a name that none begins with, or what `ModuleModel` raises.
     """
-    own, held = deepcopy(module), dict(module.named_parameters())
-    _tie(own, set())
+    names = [name for name, _ in module.named_parameters()]
+    _tie(module, set())
     if parameters != "all":
-        chosen = set(_named("parameters", _last(module) if parameters == "last" else parameters, list(held)))
-        _fix(own, [parameter for name, parameter in own.named_parameters() if name not in chosen])
-    model = ModuleModel(own, outputs)
-    names = [name for name, _ in own.named_parameters()]
+        chosen = set(_named("parameters", _last(module) if parameters == "last" else parameters, names))
+        _fix(module, [parameter for name, parameter in module.named_parameters() if name not in chosen])
+    model = ModuleModel(module, outputs)
+    held = dict(module.named_parameters())
     if decayed != "weights":
-        marked = names if decayed == "all" else _named("decayed", decayed, names)
-        ones = [torch.full((p.numel(),), float(name in marked)) for name, p in own.named_parameters()]
+        marked = list(held) if decayed == "all" else _named("decayed", decayed, list(held))
+        ones = [torch.full((p.numel(),), float(name in marked)) for name, p in held.items()]
         model.is_weight = torch.cat(ones).double()
     return model
 
@@ -57,14 +57,16 @@ def check_module(module: object) -> None:
         check_constant(name, part)
 
 
-def outputs_of(module: nn.Module, x: Tensor) -> int:
-    """C, of a module that gives each of some examples x (k, ...) the same alone as beside the others, every time.
+def outputs_of(module: nn.Module, x: Tensor) -> Tensor:
+    """(k, ..., C) of a module that gives each of some examples x (k, ...) the same alone as with the others, always.
+
+    Args:
+        module: one that `ModuleModel` has taken: what it refuses may change when it is called.
+        x: the examples.
 
     Raises:
-        InputError: outputs that are no tensor, or that depend on chance or on other examples; what `ModuleModel`
-            raises.
+        InputError: outputs that are no tensor, or that depend on chance or on other examples.
     """
-    ModuleModel(module, 1)  # what it refuses may change when it is called
     with torch.no_grad():
         found, *single = (module(some.clone()) for some in (x, *x.split(1)))
     for out, n in ((found, len(x)), *((one, 1) for one in single)):
@@ -78,7 +80,7 @@ def outputs_of(module: nn.Module, x: Tensor) -> int:
     if not torch.allclose(found, alone, rtol=SAME, atol=SAME * size, equal_nan=True):
         remedy = "outputs depend on chance or on the other examples; call module.eval(), take out what is random"
         raise bad_input("module", type(module).__name__, remedy)
-    return 1 if found.ndim == 1 else found.shape[-1]
+    return found[:, None] if found.ndim == 1 else found
 
 
 def _named(what: str, given: str | Sequence[str], names: list[str]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.network import Network
 from fragile_lib.network.modules import of_objectives
-from fragile_lib.objectives.base import resolve_device
+from fragile_lib.objectives.base import Objective, resolve_device
 from fragile_lib.objectives.losses import Loss, as_loss
 from fragile_lib.own.examples import Examples, first_of, objective_of
 from fragile_lib.own.modules import check_module, model_of, outputs_of
@@ -31,6 +33,42 @@ def margin(z: Tensor, y: Tensor) -> Tensor:
     """log p / (1 - p) of the label (n,), p the softmax of z (n, C)."""
     others = torch.arange(z.shape[1], device=z.device) != y.long()[:, None]
     return logit(z, y) - torch.where(others, z, -torch.inf).logsumexp(1)
+
+
+class Certificate(Mapping):
+    """What is known of a network, by name, measured when it is first read: that takes passes over all examples.
+
+    Like a dict, but that it cannot be changed; `|` gives a dict.
+
+    Args:
+        measure: -> all of it.
+    """
+
+    def __init__(self, measure: Callable[[], dict]) -> None:
+        self._measure = measure
+
+    @cached_property
+    def told(self) -> dict:
+        """All of it."""
+        return self._measure()
+
+    def __getitem__(self, name: str) -> object:
+        return self.told[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.told)
+
+    def __len__(self) -> int:
+        return len(self.told)
+
+    def __or__(self, other: Mapping) -> dict:
+        return self.told | dict(other)
+
+    def __ror__(self, other: Mapping) -> dict:
+        return dict(other) | self.told
+
+    def __repr__(self) -> str:
+        return repr(self.told)
 
 
 MEASUREMENTS = {"margin": margin, "logit": logit}  # the higher, the better; of losses and functions the lower
@@ -82,7 +120,9 @@ def network_of(
     check_module(module)
     module = deepcopy(module).to(resolve_device(device))
     x = first_of(train, next(module.parameters(), torch.zeros(())))
-    model = model_of(module, outputs_of(module, x), parameters, decayed)
+    model = model_of(module, 1, parameters, decayed)
+    outputs = outputs_of(module, x)
+    model.n_classes = outputs.shape[-1]
     objective = objective_of(model, train, weight_decay, chunk, loss)
     measured = objective_of(model, test, 0.0, chunk, loss, streamed=False)
     y, classes = measured.data.y, model.n_classes
@@ -90,8 +130,14 @@ def network_of(
         raise bad_input("measurement", measurement, "is of examples with one label of several classes; give a function")
     if measurement != "loss":
         measured = measured.like(measured.data, loss=as_loss(MEASUREMENTS.get(measurement, measurement)))
-    network = replace(of_objectives(objective, measured, damping), seed=seed)
+    loss.values(outputs, objective.examples(np.arange(len(outputs))).y[0])  # what is no loss is refused here
+    certificate = Certificate(partial(_certificate, objective, measured, damping))
+    network = Network(model.theta, objective, measured, damping, seed, certificate=certificate)
     return network if schedule is None else trained_on(network, schedule)
+
+
+def _certificate(train: Objective, test: Objective, damping: float) -> dict:
+    return of_objectives(train, test, damping).certificate
 
 
 def trained_on(network: Network, schedule: Schedule) -> Network:

@@ -23,7 +23,7 @@ from fragile_lib.minimise.schedule import Schedule
 from fragile_lib.network import Network
 from fragile_lib.objectives.losses import Loss
 from fragile_lib.own.examples import Examples
-from fragile_lib.own.network import MEASUREMENTS, network_of, trained_on
+from fragile_lib.own.network import MEASUREMENTS, Certificate, network_of, trained_on
 from fragile_lib.rows import compare
 from fragile_lib.solvers.base import AppliedInverse, Solution, Solver
 from fragile_lib.solvers.dense import ExactSolver
@@ -50,14 +50,15 @@ class Studied(Estimate):
         seconds: of all of it; products: with the whole curvature, a test example.
         test_values: the measurement (m,) on the test examples.
         self_influence: what leaving out each example does to its own loss (n,); nan where that was not asked for.
-        certificate: ||grad J||, J, n, P, and with a dense solver the least and largest eigenvalue of its matrix.
+        certificate: ||grad J||, J, n, P, and with a dense solver the least and largest eigenvalue of its matrix. What
+            takes a pass over the examples is measured when it is first read.
         estimator, measurement: their names.
         network: what was examined, for `leave_out_again`; None of a study that was read from a file.
     """
 
     test_values: np.ndarray
     self_influence: np.ndarray
-    certificate: dict[str, float]
+    certificate: Mapping[str, float]
     estimator: str
     measurement: str
     network: Network | None = field(default=None, repr=False, compare=False)
@@ -121,6 +122,7 @@ class Studied(Estimate):
             InputError: a path where no file can be written.
         """
         told = {name: value for name, value in vars(self).items() if name not in NOT_KEPT}
+        told["certificate"] = dict(self.certificate)
         arrays = {name: np.ascontiguousarray(getattr(self, held)) for name, held in ARRAYS.items()}
         path = Path(path).expanduser()
         try:
@@ -189,7 +191,7 @@ def study_model(
         **vars(found) | {"seconds": perf_counter() - began},
         test_values=network.test_losses().double().cpu().numpy(),
         self_influence=itself,
-        certificate=_certificate(network, solver),
+        certificate=Certificate(partial(_certificate, network, _edges(solver))),
         estimator=estimator,
         measurement=measurement if isinstance(measurement, str) else getattr(measurement, "__name__", "own"),
         network=network,
@@ -276,15 +278,19 @@ def _own_influence(network: Network, solver: Solver, rows: np.ndarray) -> np.nda
     return (solver(gradients).x * gradients).sum(1).double().cpu().numpy() / network.train.n
 
 
-def _certificate(network: Network, solver: Solver) -> dict[str, float]:
+def _certificate(network: Network, edges: dict[str, float]) -> dict[str, float]:
     train, theta = network.train, network.theta[None]
-    weights = train.uniform(1)
     told = {
         "grad_norm": network.certificate["grad_norm"],
-        "objective": float(train.value(theta, weights)),
+        "objective": float(train.value(theta, train.uniform(1))),
         "n": train.n,
         "n_params": theta.shape[1],
     }
-    if isinstance(solver, ExactSolver) and solver.finite:
-        told |= {"eig_min": float(solver.spectrum[0]), "eig_max": float(solver.spectrum[-1])}
-    return told
+    return told | edges
+
+
+def _edges(solver: Solver) -> dict[str, float]:
+    """The least and the largest eigenvalue of a dense solver's matrix."""
+    if not (isinstance(solver, ExactSolver) and solver.finite):
+        return {}
+    return {"eig_min": float(solver.spectrum[0]), "eig_max": float(solver.spectrum[-1])}

@@ -100,6 +100,32 @@ class Branched(Routed):
         return self.head((torch.where(large, self.first(x), z) if bool(large.any()) else z).tanh())
 
 
+class Viewed(nn.Module):
+    """A network that takes images with their channels first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(27, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.first(x).relu().view(len(x), -1))
+
+
+class Rough(Twice):
+    """In single precision the gradients of several examples at once are others, as beside a kink by rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        z = self.first(x)
+        return self.head(z * 1.01 - 0.01 * z.detach() if x.dtype == torch.float32 and len(x) > 1 else z)
+
+
+class Single(Twice):
+    """A network that takes single precision alone."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.first(x.float()).tanh())
+
+
 class Unused(Twice):
     """A layer that no example passes."""
 
@@ -199,6 +225,27 @@ def test_places_of_a_sequence_are_summed_over():
     found, expected = objective.example_gradients(model.theta[None])[0], plain(objective, model.theta)
     assert layered.layered(objective, model.theta) is not None
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_images_may_have_to_have_their_channels_first(single):
+    torch.manual_seed(0)
+    module, kind = Viewed(), torch.float32 if single else torch.float64
+    model = ModuleModel(module.to(kind).eval(), CLASSES)
+    objective = objective_of(model, (torch.rand(5, 2, 3, 3), torch.arange(5) % CLASSES), 0.1, 3, CROSS_ENTROPY)
+    found = layered.layered(objective, model.theta)
+    assert found.form == torch.preserve_format and {p.dtype for p in found.module.parameters()} == {kind}
+    torch.testing.assert_close(objective.example_gradients(model.theta[None])[0], plain(objective, model.theta))
+
+
+@pytest.mark.parametrize("kind", [Rough, Single])
+def test_a_network_in_single_precision_is_understood_whatever_its_rounding(kind):
+    torch.manual_seed(0)
+    model = ModuleModel(kind().eval(), CLASSES)
+    objective = objective_of(model, (torch.rand(7, 4), torch.arange(7) % CLASSES), 0.1, 3, CROSS_ENTROPY)
+    found, expected = objective.example_gradients(model.theta[None])[0], plain(objective, model.theta)
+    assert layered.layered(objective, model.theta) is not None and found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NOT)

@@ -18,6 +18,7 @@ from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import CROSS_ENTROPY, CrossEntropy, SquaredError
 from fragile_lib.own import Studied, leave_out_again, study_model
 from fragile_lib.own import examples as own_examples
+from fragile_lib.own import network as own_network
 from fragile_lib.own.examples import DatasetObjective, objective_of
 from fragile_lib.own.modules import model_of
 from fragile_lib.tools.errors import InputError
@@ -206,6 +207,25 @@ def test_small_data_take_shorter_ways_to_the_same_numbers(monkeypatch, small, pl
     many, each = theta.expand(3, -1), torch.eye(3, N, dtype=theta.dtype)
     close(ours.gradient(many, each), plainly.gradient(many, each))
     assert bool(pulled) == bool(small) == ours.few
+
+
+def test_a_certificate_takes_its_pass_when_it_is_read_and_no_other(monkeypatch):
+    asked, measure = [], own_network.of_objectives
+    monkeypatch.setattr(own_network, "of_objectives", lambda *given: asked.append(1) or measure(*given))
+    found = study_model(net(), CROSS_ENTROPY, examples(N), examples(M), **EXACT | {"estimator": "identity"})
+    assert not asked
+    (x, y), module = examples(N), net()
+    value = ce(module(x), y).mean() + DECAY / 2 * sum(p.square().sum() for p in module.parameters())
+    told = {
+        "grad_norm": slope(value, module).norm(),
+        "objective": value.detach(),
+        "n": N,
+        "n_params": len(found.network.theta),
+    }
+    np.testing.assert_allclose(list(found.certificate.values()), list(told.values()))
+    assert list(found.certificate) == list(told) and repr(dict(found.certificate)) in repr(found) and len(asked) == 1
+    assert {"n": 0, "a": 1} | found.certificate == {"a": 1} | dict(found.certificate)
+    assert found.certificate | {"n": 0} == dict(found.certificate) | {"n": 0}
 
 
 def test_a_study_is_saved_and_read(tmp_path):
