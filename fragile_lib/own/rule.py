@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from fragile_lib.agreement import SEED, percentiles, retrainings_for
 from fragile_lib.own.fitted import RUN_SIGNALS, Rule, as_taken, log_size
@@ -230,19 +231,34 @@ def chosen_without(cases: pd.DataFrame, tried: Sequence[Sequence[str]], by: str)
     For each group that of largest held-out area among the others. The best of many rules by their own held-out areas
     flatters itself; this does not.
     """
-    scores = np.full(len(cases), np.nan)
-    for group in pd.unique(cases[by]):
+    scores, good, weights = np.full(len(cases), np.nan), cases["good"].to_numpy(bool), alike(cases)
+    areas = np.array([_areas_without(cases, signals, by) for signals in tried])
+    for group, reached in zip(pd.unique(cases[by]), areas.T, strict=True):
         out = (cases[by] == group).to_numpy()
-        others = cases[~out]
-        if others["good"].nunique() < 2 or others[by].nunique() < 2:
+        if len(np.unique(good[~out])) < 2 or np.isnan(reached).all():
             continue
-        labels, weights = others["good"].to_numpy(bool), alike(others)
-        areas = [np.nan_to_num(area_under(labels, held_out(others, signals, by), weights)) for signals in tried]
-        best = list(tried[int(np.argmax(areas))])
-        values = others[best].astype(float).to_numpy()
-        asked = cases.loc[out, best].astype(float).to_numpy()
-        scores[out] = _fitted(values, labels, weights).predict_proba(asked)[:, 1]
+        values = cases[list(tried[int(np.nanargmax(reached))])].astype(float).to_numpy()
+        scores[out] = _fitted(values[~out], good[~out], weights[~out]).predict_proba(values[out])[:, 1]
     return scores
+
+
+def _areas_without(cases: pd.DataFrame, signals: Sequence[str], by: str) -> list[float]:
+    """For each group of the column `by` the area under the curve of held-out cases of the others; nan for none.
+
+    One fit without two groups serves both, each as the one that is held out where the other takes no part.
+    """
+    names, of = np.unique(cases[by].to_numpy(), return_inverse=True)
+    scores, values = np.full((len(names), len(cases)), np.nan), cases[list(signals)].astype(float).to_numpy()
+    good, weights = cases["good"].to_numpy(bool), alike(cases)
+    for pair in combinations(range(len(names)), 2):
+        kept = ~np.isin(of, pair)
+        if len(np.unique(good[kept])) == 2:
+            model = _fitted(values[kept], good[kept], weights[kept])
+            for out, asked in (pair, pair[::-1]):
+                scores[out, of == asked] = model.predict_proba(values[of == asked])[:, 1]
+    told = np.isfinite(scores)
+    areas = {name: area_under(good[k], s[k], weights[k]) for name, s, k in zip(names, scores, told, strict=True)}
+    return [areas[name] for name in pd.unique(cases[by])]
 
 
 def area_interval(cases: pd.DataFrame, scores: np.ndarray) -> tuple[float, float]:
@@ -277,6 +293,7 @@ def area_under(good: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
     return float(right @ (np.cumsum(wrong) - wrong / 2) / (right.sum() * wrong.sum()))
 
 
+@threadpool_limits.wrap(limits=1)  # two threads take twice as long for problems as small as these
 def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     """Each rule of one signal and of two, of all, the baselines, and the choice among them, on held-out groups.
 

@@ -33,6 +33,9 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
         figure, axes = base.new_figure(1.5 + rows * height, rows, columns, sharey=across)
         for ax in axes.flat:
             ax.set_axis_off()
+        for row, column, title in shown.absent():
+            said = textwrap.fill(f"{title}: not measured", 52 // columns)
+            axes[row, column].text(0.5, 0.5, said, ha="center", va="center", color="0.3")
         for panel in panels:
             ax = axes[panel.row, panel.column]
             ax.set_axis_on()
@@ -107,10 +110,10 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
         ax.text(0.5, 0.5, "no number", ha="center", va="center", transform=ax.transAxes, color="0.3")
     if shown.spec.falls and len(drawn):
         _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].reindex(levels).astype(float))
-    expected = levels if shown.spec.falls else panel.marks[shown.spec.at]
-    for name in set(expected) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
+    asked = () if shown.spec.falls else panel.marks[shown.spec.at].unique()
+    for name in set(levels) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
         style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, position[name], "not measured" if shown.spec.falls else "none", **style)
+        ax.text(0.02, position[name], "none" if name in asked else "not measured", **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -91,8 +92,8 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The values as a title; a statistic is named at its axis."""
-        return ", ".join(words.label(c, v).replace("weight ", "") for c, v in self.key.items() if c != "statistic")
+        """The values as a title."""
+        return _title(self.key)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,20 @@ class Shown:
                     place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
                     found.append(Panel(*place, key, marks["statistic"].iloc[0], marks, units))
         return found
+
+    def absent(self) -> list[tuple[int, int, str]]:
+        """(row, column, title) of the panels that are left out though others stand beside and below them."""
+        spec, there = self.spec, {panel[:2] for panel in self.panels()}
+        if not (spec.rows and spec.columns):
+            return []
+        places = product(enumerate(self.levels(spec.rows)), enumerate(self.levels(spec.columns)))
+        titles = [(i, j, _title({spec.rows: row, spec.columns: column})) for (i, row), (j, column) in places]
+        return [place for place in titles if place[:2] not in there]
+
+
+def _title(key: Mapping) -> str:
+    """Values as a title; a statistic is named at its axis."""
+    return ", ".join(words.label(c, v).replace("weight ", "") for c, v in key.items() if c != "statistic")
 
 
 def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:

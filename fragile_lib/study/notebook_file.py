@@ -1,6 +1,6 @@
 """Notebooks read as JSON: importing nbformat takes longer than everything that is asked here.
 
-Figures of executed notebooks are stored once: in a published study as files, else inside the notebook.
+The rows that figures are drawn from lie in a published study as files beside them, else inside the notebook.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import base64
 import copy
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,6 @@ def refreshed(source: Notebook, executed: Notebook) -> Notebook:
 
 FOLDER = "figures"
 PNG = "image/png"  # the only kind of image that the notebooks show
-_LINK = re.compile(rf'<img src="\.\./({FOLDER}/[^"]+)">')
 
 
 def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
@@ -120,38 +118,33 @@ def image_of(data: Mapping[str, Any], notebook: str) -> tuple[str, bytes]:
 
 
 def taken_out(notebook: Notebook, name: str, home: Path) -> Notebook:
-    """Return an executed notebook with links in place of its PNG images, which are written to `home`/figures.
+    """Return an executed notebook without the rows that its PNG images are drawn from: files of `home`/figures.
 
-    The rows that an image is drawn from lie beside it, under the same name.
+    The images stay, and links to other folders lead there from reports/pages, for those who read it where it lies.
     """
     notebook = copy.deepcopy(notebook)
-    for output in _outputs(notebook):
-        data, told = output["data"], output.get("metadata", {}).get(PNG, {})
-        if PNG in data:
-            file, content = image_of(data, name)
-            write_if_changed(home / FOLDER / file, content)
-            if "rows" in told:
-                write_if_changed((home / FOLDER / file).with_suffix(".csv"), told.pop("rows"))
-            del data[PNG]
-            data["text/html"] = f'<img src="../{FOLDER}/{file}">'
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = source_of(cell).replace("](../", "](../../")  # a folder further down than notebooks/
+    for path, told in _told(notebook, name, home):
+        if "rows" in told:
+            write_if_changed(path, told.pop("rows"))
     return notebook
 
 
-def put_back(notebook: Notebook, home: Path) -> Notebook:
-    """Return a notebook with its images and their rows inside again; OSError where a file is missing."""
+def put_back(notebook: Notebook, name: str, home: Path) -> Notebook:
+    """Return a notebook with the rows of its images inside again; OSError where a file is missing."""
     notebook = copy.deepcopy(notebook)
-    for output in _outputs(notebook):
-        data = output["data"]
-        if link := _LINK.fullmatch("".join(data.get("text/html", ""))):
-            image = home / link[1]
-            del data["text/html"]
-            data[PNG] = base64.b64encode(image.read_bytes()).decode()
-            told = output.get("metadata", {}).get(PNG, {})
-            if "runs" in told:  # it is drawn from rows
-                told["rows"] = image.with_suffix(".csv").read_text(encoding="utf-8")
+    for path, told in _told(notebook, name, home):
+        if "runs" in told and "rows" not in told:  # it is drawn from rows
+            told["rows"] = path.read_text(encoding="utf-8")
     return notebook
 
 
-def _outputs(notebook: Notebook) -> list[dict[str, Any]]:
-    """The outputs of a notebook that hold data."""
-    return [output for cell in notebook["cells"] for output in cell.get("outputs", []) if "data" in output]
+def _told(notebook: Notebook, name: str, home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The file for the rows of each image of a notebook, and what is told of the image."""
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", []))
+    for output in outputs:
+        if PNG in output.get("data", {}):
+            file = (home / FOLDER / image_of(output["data"], name)[0]).with_suffix(".csv")
+            yield file, output.get("metadata", {}).get(PNG, {})

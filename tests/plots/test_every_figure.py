@@ -108,8 +108,15 @@ def test_marks_are_the_rows_means_and_intervals_and_all_are_drawn_and_told(name,
         assert len(found) == len(expected)
         order = [np.lexsort(a.T[::-1]) for a in (found, expected)]
         np.testing.assert_allclose(found[order[0]], expected[order[1]], rtol=1e-6, atol=1e-12)
+        texts = [text.get_text() for text in ax.texts]
         if not len(expected):
-            assert "no number" in [text.get_text() for text in ax.texts]
+            assert "no number" in texts
+        elif across and not spec.falls:
+            assert texts.count("not measured") == len(shown.levels(spec.at)) - panel.marks[spec.at].nunique()
+    beside = [" ".join(text.get_text().split()) for ax in picture.figure.axes if not ax.axison for text in ax.texts]
+    places = len(shown.levels(spec.rows)) * len(shown.levels(spec.columns))
+    if spec.rows and spec.columns:
+        assert len(beside) == places - len(axes) and all(text.endswith(": not measured") for text in beside)
     told = shown.marks[shown.marks["n"] > 0]
     if shown.marks["n"].max() > 1 and (isinstance(told[spec.at].iloc[0], str)):
         for mean in told["mean"]:

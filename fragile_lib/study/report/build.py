@@ -126,7 +126,7 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
     def local(href: str, own: str) -> str | None:
         """Links between notebooks lead to their pages; other files of the repository are not part of the report."""
         path = Path(href.partition("#")[0])
-        if path.suffix == ".html" and path.stem == own:
+        if path.suffix in (".html", ".ipynb") and path.stem == own:
             return ""  # of a notebook to its page, which this is
         if path.name == "runs.html" or (path.parent.name, path.suffix) == (FOLDER, ".csv"):
             return href  # of the report's own making, below its figures

@@ -78,7 +78,7 @@ def render_notebook(
     report tells of.
     """
     try:
-        notebook = put_back(nbformat.read(path, as_version=4), path.parent.parent)
+        notebook = put_back(nbformat.read(path, as_version=4), name, path.parent.parent)
     except Exception as error:  # nbformat has several unrelated ones for a broken file
         raise ValueError(f"{path.name} is not a readable notebook: {error}") from error
     figures: list[Figure] = []
