@@ -89,6 +89,7 @@ CODES = {
 ORDER = {name: place for place, name in enumerate(CODES)}  # of legends, panels and lines
 PHOTOGRAPHS = ("imagenet", "imagenet_standin", "imagefolder")  # sets whose examples are shown
 OF_RECORD = ("laptop", "gpu", "paper")  # profiles whose figures need no warning
+MINUS = "\N{MINUS SIGN}"
 COLUMNS = {
     "depth": "depth (hidden layers)",
     "width": "width (units per layer)",
@@ -191,13 +192,14 @@ def label(name: str, what: object) -> str:
 
 
 def number(x: float) -> str:
-    """Two decimals where that says enough, else two significant digits: 0.97, -0.04, 12.5, 3.2e-5."""
+    """Two decimals where that says enough, else two significant digits: 0.97, −0.04, 12.5, 3.2e−5."""
     if not math.isfinite(x):
         return "no number"
-    if x == 0 or 0.005 <= abs(x) < 100:
-        return f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}"
     mantissa, exponent = f"{x:.1e}".split("e")
-    return f"{x:.0f}" if 100 <= abs(x) < 10_000 else f"{mantissa}e{int(exponent)}"
+    text = f"{x:.0f}" if 100 <= abs(x) < 10_000 else f"{mantissa}e{int(exponent)}"
+    if x == 0 or 0.005 <= abs(x) < 100:
+        text = f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}"
+    return text.replace("-", MINUS)
 
 
 def interval(mean: float, low: float, high: float) -> str:
@@ -207,7 +209,7 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def change(x: float) -> str:
     """A difference with its sign: "+0.02", "−0.28", "0.00"."""
-    text = f"{x:+.2f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{x:+.2f}".replace("-", MINUS)
     return "0.00" if float(f"{x:.2f}") == 0 else text
 
 

@@ -131,7 +131,7 @@ def test_negative_correlations_stay_negative_and_zero_is_marked():
     ax = picture.figure.axes[0]
     assert ax.get_ylim()[0] < rows_of(table, IRIS)["spearman"].min() and ax.get_ylim()[1] >= 1
     assert any(np.allclose(line.get_ydata(), 0) for line in ax.get_lines() if len(line.get_ydata()))
-    assert "-0." in picture.alt
+    assert "\N{MINUS SIGN}0." in picture.alt
 
 
 def test_missing_numbers_are_counted_under_the_axis():
@@ -357,7 +357,7 @@ def test_sizes_have_every_mean_in_order_with_sizes_and_stars():
     labels = [t.get_text().split("\n") for t in upper.get_xticklabels()]
     assert [label[0] for label in labels] == [words.code(a) for a in order]
     assert labels[order.index("lenet")][1] == "62k"
-    assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 -0." in picture.alt
+    assert upper.get_ylim() == lower.get_ylim() and "ResNet-50 −0." in picture.alt
     assert stars(upper) == [0.13, 0.22, 0.51, 0.87]
     assert "500 training examples, VGG13, ResNet-18 and ResNet-50 at 0.125 of the published width" in picture.caption
     median = plots.figure(name, table, test_choice="p50_loss")
@@ -445,7 +445,7 @@ def test_groups_stand_beside_single_images_and_scratch_beside_the_warm_start():
     assert [ax.get_title() for ax in picture.figure.axes] == ["MNIST", "CIFAR-10"]
     assert "10 groups of each kind" in picture.caption and "of 3 in the paper's range" in picture.caption
     scratch = plots.figure("networks_scratch", table).alt
-    assert "Warm-start minibatches: from scratch (other batches) -0." in scratch
+    assert "Warm-start minibatches: from scratch (other batches) −0." in scratch
 
 
 def test_longer_retraining_shows_networks_that_went_on_longer_at_all_lengths():

@@ -51,7 +51,7 @@ def test_numbers_are_of_each_seed_and_averaged_and_a_wrong_sign_shows():
     picture = plots.figure("small_mnist_together", given)
     of = [compare(p["estimate"]["exact"], p["truth"]["warm_minibatch"]).spearman for p in given[::2]]
     assert f"Spearman {number(np.mean(of))}" in picture.alt and "3 seeds by colour" in picture.caption
-    assert "Spearman -1.00, slope -1.00" in picture.alt
+    assert "Spearman −1.00, slope −1.00" in picture.alt
     one = plots.figure("small_mnist_together", given, seed=1)
     assert f"Spearman {number(of[1])}" in one.alt and "one seed" in one.caption
 
@@ -169,7 +169,7 @@ def test_the_table_of_solves_has_short_numbers_and_words():
         "247",
         "8.75",
         "1,564",
-        "6.8e-7",
+        "6.8e−7",
         "stopped",
     ):
         assert f">{expected}<" in text

@@ -294,7 +294,8 @@ def test_layout_of_the_study_of_record(study):
         assert '"image/png": "' in as_json(page) and "run_id,value" not in as_json(page)
         again = nbformat.reads(as_json(put_back(page, path.stem, reports)), as_version=4)
         further_down = path.read_text(encoding="utf-8").replace("](../", "](../../")
-        assert "](../" in further_down and again == nbformat.reads(further_down, as_version=4)
+        assert again == nbformat.reads(further_down, as_version=4)
+    assert "[the plan](../../README.md)" in (reports / "pages" / "iris.ipynb").read_text()
     shutil.copy(study.out / "results.csv", reports / "results.csv")
     before = (reports / "results.csv").stat().st_mtime_ns
     for source in (reports / "records", reports):
