@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from fragile_lib.own.layered import Layered, NotUnderstoodError, forget, layered
 from fragile_lib.tools.errors import bad_input
 
 PULLED = 16  # vectors that go back through a graph at once
+PASSED, PASSED_BYTES = 100, 2**20  # examples that go together through the layers: more where they are small
 MANY = 4  # directions along which forward passes cost more than the gradient of every example
 Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 
@@ -61,10 +62,16 @@ class OwnObjective(Objective):
         if layers is None:
             return None
         try:
-            return ask(layers, theta[0], ((x[0], y[0]) for x, y in self._chunks(theta, dataset)), self.loss)
+            return ask(layers, theta[0], self._passes(theta, dataset), self.loss)
         except NotUnderstoodError:  # it takes another way for other examples
             forget(self.model)
             return None
+
+    def _passes(self, theta: Tensor, dataset: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, y) of chunks, or of parts of them whose passes find again the memory that the last gave back."""
+        for x, y in self._chunks(theta, dataset):
+            step = max(PASSED, PASSED_BYTES // max(1, x[0, 0].numel() * x.element_size()))
+            yield from zip(x[0].split(step), y[0].split(step), strict=True)
 
     def gradient(  # noqa: D102
         self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, cotangent: Tensor | None = None

@@ -21,12 +21,13 @@ from torch.nn.functional import pad
 from torch.nn.utils import vector_to_parameters
 
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.objectives.base import SMALL, Objective
+from fragile_lib.objectives.base import Objective
 from fragile_lib.objectives.losses import Loss
 from fragile_lib.solvers.kfac_layers import Layer, NormLayer, find_layers
 from fragile_lib.tools.errors import InputError
 
 PIECE = 2**22  # bytes of a layer's inputs at once, so that they stay in the cache: up to twice as fast
+HELD = 2**25  # bytes of single gradients at once: directions are gone through for each such piece
 IMAGES = 4  # axes of examples that are images
 SAME = 1e-3  # of the largest number of a gradient: rounding in single precision
 FORMS = torch.channels_last, torch.preserve_format  # the first is faster; some networks take images as they are alone
@@ -58,7 +59,7 @@ class Layered:
         return torch.cat(found)
 
     def along(self, theta: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, v: Tensor) -> Tensor:
-        """v_k . grad loss_i: (K, n) for v (K, P). Of `SMALL` numbers at most are gradients held at once."""
+        """v_k . grad loss_i: (K, n) for v (K, P). Of `HELD` bytes at most are gradients held at once."""
         found, products = [], {}
         for x, y in batches:
             found.append(v.new_zeros(len(v), len(x)))
@@ -67,7 +68,7 @@ class Layered:
                 if key not in products:
                     products[key] = _products(layer, v[:, layer.place], a)
                 product, held = products[key]
-                step = max(1, min(SMALL // held, PIECE // (_seen_at_once(layer, a, d) * a.element_size())))
+                step = max(1, min(HELD // held, PIECE // _seen_at_once(layer, a, d)) // a.element_size())
                 for at, some, out in zip(range(0, len(x), step), a.split(step), d.split(step), strict=True):
                     found[-1][:, at : at + step] += product(some, out)
         return torch.cat(found, 1)
@@ -223,7 +224,7 @@ def _weights(layer: Layer, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """Each example's gradient (n, out, in) of one layer's weights, and d (n, places, out); `in` as in `_patches`."""
     d = layer.places(d)
     seen = _patches(layer.module, a) if isinstance(layer.module, nn.Conv2d) else a.reshape(*d.shape[:2], -1)
-    return d.mT @ seen, d
+    return d.mT * seen if d.shape[1] == 1 else d.mT @ seen, d
 
 
 def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
@@ -263,7 +264,7 @@ def _products(layer: Layer | NormLayer, v: Tensor, a: Tensor) -> tuple[Callable[
         found = weights @ own.flatten(1).T
         return found.addmm_(biases, d.sum(1).T) if layer.bias else found
 
-    if isinstance(layer.module, nn.Conv2d) or a.ndim > 2:
+    if isinstance(layer.module, nn.Conv2d) or a.ndim > 2 or a.shape[1] <= len(v):  # the last: they are fewer numbers
         return by_gradients, layer.n_weights
     rows = weights.unflatten(1, layer.module.weight.shape).flatten(0, 1)
 

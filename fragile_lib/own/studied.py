@@ -24,6 +24,7 @@ from fragile_lib.network import Network
 from fragile_lib.objectives.losses import Loss
 from fragile_lib.own.examples import Examples
 from fragile_lib.own.network import MEASUREMENTS, Certificate, network_of, trained_on
+from fragile_lib.own.projected import trak
 from fragile_lib.rows import compare
 from fragile_lib.solvers.base import AppliedInverse, Solution, Solver
 from fragile_lib.solvers.dense import ExactSolver
@@ -168,9 +169,10 @@ def study_model(
 
     Args:
         module, loss, train, test: as in `network_of`.
-        estimator: a solver by its name in `params/methods.yaml`; options: of it, and `residual: False` for scores of
-            kfac, ekfac, datainf and identity alone: the residual is a product with the curvature for each test example.
-        self_influence: the training examples for which it is wanted, or a mask: a solve for each.
+        estimator: a solver by its name in `params/methods.yaml`, or `trak`; options: of it, and `residual: False` for
+            scores of kfac, ekfac, datainf and identity alone: the residual is a product with the curvature for each
+            test example.
+        self_influence: the training examples for which it is wanted, or a mask: a solve for each, so none by trak.
         **settings: those of `network_of`: weight_decay, decayed, parameters, measurement, damping, schedule, seed,
             chunk, device.
 
@@ -178,12 +180,18 @@ def study_model(
         InputError: what cannot be taken, by its name, with a remedy; before anything expensive.
     """
     began = perf_counter()
-    check_name("estimator", estimator, tuple(SOLVERS))
+    check_name("estimator", estimator, (*SOLVERS, "trak"))
     network = network_of(module, loss, train, test, **settings)
     wanted = () if self_influence is None else rows_of("self_influence", self_influence, network.train.n)
-    solver = solver_of(estimator, network, **(options or {}))
     m, measurement = network.test.n, settings.get("measurement", "loss")
-    found = influence(network, Points(np.arange(m), ["all"] * m), solver)
+    points = Points(np.arange(m), ["all"] * m)
+    if estimator == "trak":
+        if len(wanted):
+            raise bad_input("self_influence", list(wanted), "trak solves nothing; choose a solver, or leave it out")
+        solver, found = None, trak(network, points, **(options or {}))
+    else:
+        solver = solver_of(estimator, network, **(options or {}))
+        found = influence(network, points, solver)
     itself = np.full(network.train.n, np.nan)
     for rows in np.array_split(np.array(wanted, dtype=int), max(1, -(-len(wanted) // network.train.chunk))):
         itself[rows] = _own_influence(network, solver, rows)
@@ -289,7 +297,7 @@ def _certificate(network: Network, edges: dict[str, float]) -> dict[str, float]:
     return told | edges
 
 
-def _edges(solver: Solver) -> dict[str, float]:
+def _edges(solver: Solver | None) -> dict[str, float]:
     """The least and the largest eigenvalue of a dense solver's matrix."""
     if not (isinstance(solver, ExactSolver) and solver.finite):
         return {}

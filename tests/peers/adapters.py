@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from fragile_lib.choices import Points
 from fragile_lib.estimates import ESTIMATORS
 from fragile_lib.estimates.influence import influence
+from fragile_lib.own.projected import trak
 from fragile_lib.own.studied import solver_of
 
 TOLERANCE, ITERATIONS = 1e-6, 200
@@ -54,6 +55,12 @@ def ours_alone(name: str, problem: Problem, passes: str = "network") -> Tensor:
     network, m = getattr(problem, passes)(), len(problem.y_test)
     found = influence(network, Points(np.arange(m), ["all"] * m), solver_of(name, network, residual=False))
     return torch.from_numpy(found.changes)
+
+
+def ours_trak(problem: Problem) -> Tensor:
+    """By `study_model`'s TRAK."""
+    m = len(problem.y_test)
+    return torch.from_numpy(trak(problem.network(), Points(np.arange(m), ["all"] * m)).changes)
 
 
 # -- captum ----------------------------------------------------------------------------------------------------------
@@ -249,6 +256,6 @@ METHODS: dict[str, dict[str, Callable[[Problem], Tensor]]] = {
         "captum": partial(captum, "tracin"),
         "dattri": partial(dattri, "tracin"),
     },
-    "trak": {"fragile_lib": partial(ours, "trak"), "traker": traker},
+    "trak": {"fragile_lib": ours_trak, "traker": traker},
 }
 warnings.filterwarnings("ignore", category=UserWarning, module="captum|dattri|torch")

@@ -50,7 +50,7 @@ from fragile_lib.tools.measure import Peak
 
 OUT = Path(__file__).parents[2] / "reports" / "peers.json"
 LIBRARIES = ("captum", "curvlinops-for-pytorch", "dattri", "kronfluence", "traker", "torch", "numpy", "scipy")
-REPEATS = {"logistic": 2, "mlp": 2, "cnn": 1, "resnet": 1}
+REPEATS = {"logistic": 9, "mlp": 5, "cnn": 1, "resnet": 1}
 ALONE = "cnn", "resnet"
 LONG_AS = 20  # seconds after which such a call is not made again
 GIVEN = {"exact": 240, "cg": 120, "cg_ggn": 120}  # seconds of processor time of a call in `ALONE`; others: 900

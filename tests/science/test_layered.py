@@ -204,7 +204,7 @@ def plain(objective: object, theta: Tensor) -> Tensor:
 def test_gradients_and_products_are_those_of_autograd(name, loss, pieces, monkeypatch):
     if pieces:  # one example in a piece
         monkeypatch.setattr(layered, "PIECE", 1)
-        monkeypatch.setattr(layered, "SMALL", 1)
+        monkeypatch.setattr(layered, "HELD", 1)
     make, size = UNDERSTOOD[name]
     objective, theta = made(make(), size, loss=loss)
     assert layered.layered(objective, theta) is not None

@@ -21,6 +21,8 @@ from fragile_lib.own import examples as own_examples
 from fragile_lib.own import network as own_network
 from fragile_lib.own.examples import DatasetObjective, objective_of
 from fragile_lib.own.modules import model_of
+from fragile_lib.own.network import network_of
+from fragile_lib.solvers import trak
 from fragile_lib.tools.errors import InputError
 
 N, M, DECAY, DAMPING = 14, 3, 0.05, 0.2
@@ -178,6 +180,28 @@ def test_an_approximate_inverse_can_do_without_its_residual_and_says_so(estimato
     np.testing.assert_allclose(found.scores, want.scores, rtol=1e-12)
     np.testing.assert_array_equal(found.self_influence, want.self_influence)
     assert np.isnan(found.residual) and found.status == "not_converged" and np.isfinite(want.residual)
+
+
+TRAK = EXACT | {"estimator": "trak"}
+
+
+@pytest.mark.parametrize("dim", [4, 512], ids=["projected", "more numbers than parameters"])
+def test_trak_is_the_estimator_of_that_name(dim):
+    data = Subset(Lazy(N), range(N))
+    found = study_model(net(), CROSS_ENTROPY, data, examples(M), options={"dim": dim, "damping": 0.02}, **TRAK)
+    network = network_of(net(), CROSS_ENTROPY, examples(N), examples(M))
+    given = network.train, network.test, network.theta[None], -torch.eye(N).double() / N, torch.arange(M)
+    want = trak(*given, dim=dim, damping=0.02)
+    np.testing.assert_allclose(found.scores, want, rtol=1e-8, atol=1e-14)
+    assert found.status == "ok" and np.isnan(found.residual) and np.isnan(found.self_influence).all()
+
+
+def test_trak_without_numbers_has_diverged_and_without_an_inverse_is_refused():
+    x, y = examples(N)
+    void = (x.clone().index_fill_(0, torch.tensor([3]), torch.nan), y)
+    assert study_model(net(), CROSS_ENTROPY, void, examples(M), **TRAK).status == "solver_diverged"
+    with pytest.raises(InputError, match="^damping = 1e-12: .*no inverse"):
+        study_model(net().float(), CROSS_ENTROPY, (x, y), examples(M), options={"damping": 1e-12}, **TRAK)
 
 
 def test_what_solves_by_its_residual_keeps_it():
@@ -374,6 +398,10 @@ class Squeezed(nn.Module):
         ({"decayed": ["0.weigth"]}, "^decayed = '0.weigth': did you mean '0.weight'"),
         ({"self_influence": [N]}, r"^self_influence = \(14,\)"),
         ({"chunk": 0}, "^chunk = 0"),
+        ({"estimator": "trak", "self_influence": [0]}, r"^self_influence = \[0\]: trak"),
+        ({"estimator": "trak", "measurement": "margin"}, "^measurement = 'OwnLoss'"),
+        ({"estimator": "trak", "loss": CrossEntropy(label_smoothing=0.1)}, "^loss = 'CrossEntropy'"),
+        ({"estimator": "trak", "options": {"damping": 0}}, "^damping = 0"),
         ({"loss": lambda z, y: ce(z, y).mean()}, r"^loss\(outputs, targets\) = \(\)"),
     ],
 )
