@@ -56,6 +56,14 @@ class OwnObjective(Objective):
             self.plain = some.plain  # without torch.func one direction after the other takes fewer passes
         return found
 
+    def directional_and_losses(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`directional` (K, n) and `losses` (n,) at theta (1, P), by the same pass where it goes by layers."""
+        told: list[Tensor] = []
+        found = self._by_layers(partial(Layered.along, v=v[0], told=told), theta, None)
+        if found is None:
+            return self.directional(theta, v)[0], self.losses(theta)[0]
+        return found, torch.cat(told)
+
     def _by_layers(self, ask: Callable[..., Tensor], theta: Tensor, dataset: Tensor | None) -> Tensor | None:
         """What is asked of the layers of one network, of all examples; None where they are not understood."""
         layers = layered(self, theta[0]) if len(theta) == 1 else None

@@ -58,12 +58,22 @@ class Layered:
                 found[-1][:, layer.place] = _own(layer, a, d)
         return torch.cat(found)
 
-    def along(self, theta: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, v: Tensor) -> Tensor:
-        """v_k . grad loss_i: (K, n) for v (K, P). Of `HELD` bytes at most are gradients held at once."""
+    def along(
+        self,
+        theta: Tensor,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        loss: Loss,
+        v: Tensor,
+        told: list[Tensor] | None = None,
+    ) -> Tensor:
+        """v_k . grad loss_i: (K, n) for v (K, P). Of `HELD` bytes at most are gradients held at once.
+
+        told: takes the losses (B,) of each batch.
+        """
         found, products = [], {}
         for x, y in batches:
             found.append(v.new_zeros(len(v), len(x)))
-            for layer, a, d in self._passed(theta, x, y, loss):
+            for layer, a, d in self._passed(theta, x, y, loss, told):
                 key = layer.module, a.ndim
                 if key not in products:
                     products[key] = _products(layer, v[:, layer.place], a)
@@ -74,7 +84,7 @@ class Layered:
         return torch.cat(found, 1)
 
     def _passed(
-        self, theta: Tensor, x: Tensor, y: Tensor, loss: Loss
+        self, theta: Tensor, x: Tensor, y: Tensor, loss: Loss, told: list[Tensor] | None = None
     ) -> Iterator[tuple[Layer | NormLayer, Tensor, Tensor]]:
         """(layer, its inputs, the gradients at its outputs), each (n, ...).
 
@@ -104,6 +114,8 @@ class Layered:
         if len(inputs) != len(parts) or _uses(z) != once:
             raise NotUnderstoodError
         out = z[:, None] if z.ndim == 1 else z
+        if told is not None:
+            told.append(loss.values(out.detach().double(), y))
         slopes = torch.autograd.grad(out, [outputs[part] for part in parts], loss.gradients(out.detach(), y))
         yield from zip(self.layers, (inputs[part] for part in parts), slopes, strict=True)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from fragile_lib.choices import Estimate, Points, Removals
 from fragile_lib.estimates.by_name import TRAK_DAMPING
 from fragile_lib.network import Network
-from fragile_lib.objectives.base import Objective, slope
+from fragile_lib.objectives.base import slope
 from fragile_lib.objectives.losses import Loss, is_plain
+from fragile_lib.own.examples import OwnObjective
 from fragile_lib.own.network import margin
 from fragile_lib.solvers.firstorder import _projection as projection_of  # the draws of the estimator of that name
 from fragile_lib.tools.checks import check_count, check_number
@@ -42,7 +43,7 @@ def trak(
     With fewer parameters than dim, the projection Pi (dim, P) is R of Pi = Q R, which has the same inner products.
 
     Args:
-        network: of the plain cross entropy, which is measured on test examples too.
+        network: of `network_of`, with the plain cross entropy, which is measured on test examples too.
         points: the examined test points (m,).
         removals: what is left out; every training example, one by one, where none are given.
         dim: numbers to which gradients are projected.
@@ -71,12 +72,12 @@ def trak(
     return Estimate(removals, removals.sums(changes), seconds=perf_counter() - began, memory_mb=peak.mb, status=status)
 
 
-def _features(objective: Objective, theta: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+def _features(objective: OwnObjective, theta: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
     """(projected gradients of the margins (dim, n), 1 - p (n,))."""
     margins = copy(objective)
     margins.loss = Margin()
-    found = margins.directional(theta[None], projection[None])[0]
-    return found, torch.sigmoid(-margins.losses(theta[None])[0]).to(found)
+    found, values = margins.directional_and_losses(theta[None], projection[None])
+    return found, torch.sigmoid(-values).to(found)
 
 
 def _solved(kernel: Tensor, right: Tensor, damping: float, n: int) -> Tensor:

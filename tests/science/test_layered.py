@@ -211,6 +211,9 @@ def test_gradients_and_products_are_those_of_autograd(name, loss, pieces, monkey
     expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
     torch.testing.assert_close(objective.example_gradients(theta[None])[0], expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+    along, losses = objective.directional_and_losses(theta[None], v[None])
+    torch.testing.assert_close(along, v @ expected.T, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(losses, objective.losses(theta[None])[0], rtol=1e-12, atol=0)
     weights, same = torch.rand(9, 7, dtype=torch.float64), theta.expand(9, -1)
     under = weights @ expected + objective.decay * theta
     torch.testing.assert_close(objective.gradient(same, weights), under, rtol=1e-12, atol=1e-14)
@@ -254,7 +257,9 @@ def test_a_network_that_is_not_understood_is_differentiated_as_any(name):
     assert layered.layered(objective, theta) is None
     expected, v = plain(objective, theta), torch.rand(5, len(theta), dtype=torch.float64)
     torch.testing.assert_close(objective.example_gradients(theta[None])[0], expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(objective.directional(theta[None], v[None])[0], v @ expected.T, rtol=1e-12, atol=1e-14)
+    along, losses = objective.directional_and_losses(theta[None], v[None])
+    torch.testing.assert_close(along, v @ expected.T, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(losses, objective.losses(theta[None])[0], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("make", [Routed, Branched])
