@@ -31,11 +31,10 @@ BOTH_FITS = {"fit": ["descent", "certified"], "ground_truth": ["warm_descent", "
 TRUTHS_OF_IRIS = ["warm_descent", "warm_descent_minus_control", "minimum"]
 FINISHED = _but(
     BY_DEPTH,
-    BOTH_FITS | {"estimator": ["exact", "exact_ggn"], "ground_truth": TRUTHS_OF_IRIS},
-    hue="variant",
+    BOTH_FITS | {"estimator": ["exact", "exact_ggn"]},
+    hue="estimator",
     rows="fit",
     columns="weight_decay",
-    steps=(*BY_DEPTH.steps, steps.variants),
     dots=False,
     by_panel=True,
     topic="Agreement over depth where training has not ended and where it has",

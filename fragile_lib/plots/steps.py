@@ -29,19 +29,6 @@ def several(column: str, of: str) -> Step:
     return lambda rows: (rows[rows.groupby(of)[column].transform("nunique") > 1], "")
 
 
-def variants(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The column `variant`: which curvature, and whether the control was subtracted; what is not there is named."""
-    minus = rows["ground_truth"].str.endswith("_minus_control")
-    rows = rows[~(minus & (rows["estimator"] == "exact_ggn"))]
-    names = ["Hessian", "Hessian, control subtracted", "GGN"]
-    variant = minus.loc[rows.index].map({False: names[0], True: names[1]}).mask(rows["estimator"] == "exact_ggn", "GGN")
-    rows = rows.assign(variant=variant, variant_order=variant.map(names.index))
-    wanted = [*(("descent", v) for v in names), *(("certified", v) for v in names[::2])]
-    there = set(zip(rows["fit"], rows["variant"], strict=True))
-    absent = [f"{words.code(fit)}: {v}" for fit, v in wanted if (fit, v) not in there]
-    return rows, f"Not in the table: {words.joined(absent)}" if absent else ""
-
-
 def differences(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The column `difference`: each row's Spearman minus that of the exact estimate for the same network and points."""
     keys = ["depth", "width", "weight_decay", "seed", "test_point", "test_choice", "train_choice"]
