@@ -86,3 +86,11 @@ def test_the_library_is_imported_where_nothing_of_the_study_is_installed() -> No
     code += f"for name in {modules!r}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_notebook_shows_no_warning_that_its_reader_cannot_mend_and_all_others() -> None:
+    said = "from fragile_lib import study; import warnings; [warnings.warn(t, FutureWarning) for t in {}]"
+    texts = ["`torch.jit.script` is deprecated. Please switch", "something else"]
+    done = subprocess.run([sys.executable, "-c", said.format(texts)], capture_output=True, text=True, check=True)
+    assert "jit" not in done.stderr.splitlines()[0] and "FutureWarning: something else" in done.stderr
+    assert done.stderr.count("FutureWarning") == 1

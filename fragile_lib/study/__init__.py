@@ -6,8 +6,13 @@ place only when complete), `record` (what a notebook writes), `collect` (results
 rules on the table), `report` (HTML), `study` (all of it; `python -m fragile_lib.study` is its command line).
 """
 
+import warnings
+
 from fragile_lib.study.collect import read_points, read_results
 from fragile_lib.study.params import check_parameters
 from fragile_lib.study.record import record
 
 __all__ = ["check_parameters", "read_points", "read_results", "record"]
+
+# What torch tells torchvision, and no reader of a notebook can mend.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
