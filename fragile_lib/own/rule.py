@@ -293,7 +293,7 @@ def area_under(good: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
     return float(right @ (np.cumsum(wrong) - wrong / 2) / (right.sum() * wrong.sum()))
 
 
-@threadpool_limits.wrap(limits=1)  # two threads take twice as long for problems as small as these
+@threadpool_limits.wrap(limits=1)  # for problems as small as these a second thread only waits
 def rules(cases: pd.DataFrame, names: Sequence[str], by: str) -> pd.DataFrame:
     """Each rule of one signal and of two, of all, the baselines, and the choice among them, on held-out groups.
 

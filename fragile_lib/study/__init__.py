@@ -9,10 +9,12 @@ rules on the table), `report` (HTML), `study` (all of it; `python -m fragile_lib
 import warnings
 
 from fragile_lib.study.collect import read_points, read_results
+from fragile_lib.study.execute import LIBRARY_WARNINGS
 from fragile_lib.study.params import check_parameters
 from fragile_lib.study.record import record
 
 __all__ = ["check_parameters", "read_points", "read_results", "record"]
 
-# What torch tells torchvision, and no reader of a notebook can mend.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+# A notebook that is opened by itself has no environment that leaves them out.
+for text, kind in LIBRARY_WARNINGS.items():
+    warnings.filterwarnings("ignore", text, kind)

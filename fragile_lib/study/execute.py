@@ -24,10 +24,7 @@ from fragile_lib.tools.files import write_whole
 
 THREADED = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")  # each with a variable like OMP_NUM_THREADS
 # What libraries say to their own developers: torch.compile in the place of torch.jit, a batching rule that is missing.
-LIBRARY_WARNINGS = (
-    "ignore:`torch.jit.script` is deprecated:FutureWarning",
-    "ignore:There is a performance drop:UserWarning",
-)
+LIBRARY_WARNINGS = {"`torch.jit.script` is deprecated": FutureWarning, "There is a performance drop": UserWarning}
 START_ERRORS = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
 # What Python, NumPy, torch on a CPU and torch on a GPU say.
 NO_MEMORY = ("Cannot allocate memory", "Unable to allocate", "can't allocate memory", "out of memory")
@@ -71,7 +68,8 @@ def prepare_environment(threads: int) -> None:
     os.environ |= {f"{name}_NUM_THREADS": str(threads) for name in THREADED}
     os.environ |= {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONHASHSEED": "0"}
     given = filter(None, os.environ.get("PYTHONWARNINGS", "").split(","))
-    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*given, *LIBRARY_WARNINGS]))
+    ours = (f"ignore:{text}:{kind.__name__}" for text, kind in LIBRARY_WARNINGS.items())
+    os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*given, *ours]))
 
 
 def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
