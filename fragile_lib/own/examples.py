@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import cached_property, partial
 
 import numpy as np
@@ -15,11 +16,13 @@ from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import SMALL, Objective, pulled_back
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.own.layered import Layered, NotUnderstoodError, forget, layered
+from fragile_lib.own.layered import HELD, Chain, Layered, NotUnderstoodError, forget, layered
 from fragile_lib.tools.errors import bad_input
 
 PULLED = 16  # vectors that go back through a graph at once
 PASSED, PASSED_BYTES = 100, 2**20  # examples that go together through the layers: more where they are small
+FLAT = 3  # axes of data sets whose examples are vectors
+WORTH = 100  # times as many products as there are vectors at once cost as much as the dense matrix, or more
 MANY = 4  # directions along which forward passes cost more than the gradient of every example
 Examples = tuple[Tensor, Tensor] | Dataset | DataLoader
 
@@ -30,8 +33,11 @@ class OwnObjective(Objective):
     Where the gradients of all examples are few numbers (n P at most `SMALL`), or directions are `MANY`, they serve
     every direction, some examples at a time. Few, they also serve every member of a stack of one and the same network
     (`expand`), which test gradients are asked of; and `PULLED` vectors at once go back through the graph of a gradient,
-    unless there are convolutions, which that would make grouped ones. Examples still go in chunks.
+    unless there are convolutions, which that would make grouped ones. Of a chain of Linear layers and activations the
+    dense curvature is made by layers (`Chain.matrix`). Examples still go in chunks.
     """
+
+    _kept: dict | None = None  # the dense matrices of `often`, and of what
 
     @property
     def few(self) -> bool:
@@ -89,6 +95,47 @@ class OwnObjective(Objective):
         if cotangent is not None or not (same and (self.few or no_more)):
             return super().gradient(theta, weights, dataset, cotangent)
         return weights.to(theta) @ self.example_gradients(theta[:1])[0] + self.decay * theta
+
+    def often(self) -> OwnObjective:
+        """The same J, of which a solver asks so many products that, of a small chain, the dense matrix is cheaper."""
+        found = copy(self)
+        found._kept = {}
+        return found
+
+    def products(  # noqa: D102
+        self,
+        theta: Tensor,
+        v: Tensor,
+        weights: Tensor,
+        dataset: Tensor | None = None,
+        gauss_newton: bool = False,
+    ) -> Tensor:
+        at, n_params = (theta, weights), theta.shape[1]
+        kept, matrix = self._kept.get(gauss_newton, ((), None)) if self._kept else ((), None)
+        if not (kept and all(map(torch.equal, kept, at))):
+            worth = self._kept is not None and n_params**2 <= SMALL and WORTH * v.shape[1] >= n_params
+            if not worth or self._chain(theta) is None:
+                return super().products(theta, v, weights, dataset, gauss_newton)
+            matrix = self.matrices(theta, weights, dataset, gauss_newton)
+            self._kept[gauss_newton] = at, matrix
+        return v @ matrix
+
+    def matrices(  # noqa: D102
+        self, theta: Tensor, weights: Tensor, dataset: Tensor | None = None, gauss_newton: bool = False
+    ) -> Tensor:
+        chain = self._chain(theta)
+        if chain is None:
+            return super().matrices(theta, weights, dataset, gauss_newton)
+        found, step = torch.diag(self.decay), max(1, HELD // chain.held // self.decay.element_size())
+        for w, x, y in self._chunks(theta, dataset, weights):
+            for some in zip(x[0].split(step), y[0].split(step), w[0].split(step), strict=True):
+                found += chain.matrix(theta[0], *some, self.loss, gauss_newton)
+        return found[None]
+
+    def _chain(self, theta: Tensor) -> Chain | None:
+        """The layers of one network, a chain that takes vectors; None of another."""
+        layers = layered(self, theta[0]) if len(theta) == 1 else None
+        return layers if isinstance(layers, Chain) and self.examples([0]).x.ndim == FLAT else None
 
     def _hessian_products(self, theta: Tensor, v: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
         if not self._pulls_many:

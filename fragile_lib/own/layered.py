@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import vector_to_parameters
 
 from fragile_lib.models.module import ModuleModel
@@ -30,6 +31,8 @@ PIECE = 2**22  # bytes of a layer's inputs at once, so that they stay in the cac
 HELD = 2**25  # bytes of single gradients at once: directions are gone through for each such piece
 IMAGES = 4  # axes of examples that are images
 SAME = 1e-3  # of the largest number of a gradient: rounding in single precision
+ACTIVATIONS = nn.Tanh, nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Identity
+CHANGED = "forward", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 FORMS = torch.channels_last, torch.preserve_format  # the first is faster; some networks take images as they are alone
 
 
@@ -92,6 +95,15 @@ class Layered:
             NotUnderstoodError: a layer that was not called once, by one tensor of n rows; or parameters that this pass
                 used in another place than their layer.
         """
+        z, inputs, outputs = self._forward(theta, x)
+        out = z[:, None] if z.ndim == 1 else z
+        if told is not None:
+            told.append(loss.values(out.detach().double(), y))
+        slopes = torch.autograd.grad(out, outputs, loss.gradients(out.detach(), y))
+        yield from zip(self.layers, (a.detach() for a in inputs), slopes, strict=True)
+
+    def _forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(z, the layers' inputs, their outputs)."""
         vector_to_parameters(theta, self.module.parameters())
         x = x.clone(memory_format=self.form) if x.ndim == IMAGES else x.clone()  # what comes first may work in place
         inputs, outputs = {}, {}
@@ -99,7 +111,7 @@ class Layered:
         def keep(part: nn.Module, given: tuple, result: Tensor) -> Tensor:
             if part in inputs or len(given) != 1 or not len(given[0]) == len(result) == len(x):
                 raise NotUnderstoodError
-            inputs[part], outputs[part] = given[0].detach(), result
+            inputs[part], outputs[part] = given[0], result
             return result.clone()  # what follows may work in place
 
         hooks = [layer.module.register_forward_hook(keep) for layer in self.layers]
@@ -113,11 +125,95 @@ class Layered:
         once = {id(p): 1 for part in parts for p in part.parameters(recurse=False)}
         if len(inputs) != len(parts) or _uses(z) != once:
             raise NotUnderstoodError
-        out = z[:, None] if z.ndim == 1 else z
-        if told is not None:
-            told.append(loss.values(out.detach().double(), y))
-        slopes = torch.autograd.grad(out, [outputs[part] for part in parts], loss.gradients(out.detach(), y))
-        yield from zip(self.layers, (inputs[part] for part in parts), slopes, strict=True)
+        return z, [inputs[part] for part in parts], [outputs[part] for part in parts]
+
+
+class Chain(Layered):
+    """The same of a `nn.Sequential` of Linear layers and activations alone: without a check, a copy or hooks."""
+
+    def _forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        inputs, outputs, layers = [], [], iter(self.layers)
+        with torch.enable_grad():
+            for part in self.module:
+                if not isinstance(part, nn.Linear):
+                    x = part(x)
+                    continue
+                layer = next(layers)
+                weights, bias = theta[layer.place].detach().tensor_split([layer.n_weights])
+                inputs.append(x)
+                x = linear(x, weights.view_as(part.weight), bias if layer.bias else None)
+                outputs.append(x if outputs else x.requires_grad_())
+        return x, inputs, outputs
+
+    @property
+    def held(self) -> int:
+        """Numbers that `matrix` holds of one example."""
+        units = sum(layer.module.out_features for layer in self.layers)
+        return 2 * units**2 + 2 * max(layer.place.stop - layer.place.start for layer in self.layers)
+
+    def matrix(self, theta: Tensor, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, gauss_newton: bool) -> Tensor:
+        """sum_i w_i of the Hessian of loss_i, or of its Gauss-Newton part, at examples x (B, in), weights (B,): (P, P).
+
+        With g and C the derivatives of w_i loss_i in the layers' outputs s, and a_l the input of layer l with a 1 for
+        the bias, the block of layers l and k <= l is the sum over examples of
+
+            (C[l o, k p] a_l[j] + g_l[o] da_l[j] / ds_k[p]) a_k[q]     at W_l[o, j], W_k[p, q];
+
+        the Gauss-Newton matrix has J^T Lambda J in the place of C, J = dz / ds, and no second term.
+        """
+        z, inputs, outputs = self._forward(theta, x)
+        if gauss_newton:
+            basis = torch.eye(z.shape[1]).to(z)[:, None].expand(-1, *z.shape)
+            inner = torch.stack([loss.curved(z.detach(), y, weights, e) for e in basis], 1)
+            out = _derivatives(z, outputs)
+            curved = [[(inner @ left).mT @ right for right in out] for left in out]
+        else:
+            with torch.enable_grad():
+                value = (weights * loss.values(z, y)).sum()
+                slopes = torch.autograd.grad(value, outputs, create_graph=True)
+            curved = [_derivatives(g, outputs[: i + 1]) for i, g in enumerate(slopes)]
+        inputs = [_with_one(layer, a) for layer, a in zip(self.layers, inputs, strict=True)]
+        found = theta.new_zeros(len(theta), len(theta))
+        for i, (row, a) in enumerate(zip(self.layers, inputs, strict=True)):
+            moved = [] if gauss_newton or not i else _derivatives(a, outputs[:i])
+            for k, column in enumerate(self.layers[: i + 1]):
+                block = []
+                for p, at in enumerate(curved[i][k].unbind(2)):
+                    own = at[:, :, None] * a.detach()[:, None]
+                    if k < len(moved):
+                        own += slopes[i].detach()[:, :, None] * moved[k][:, None, :, p]
+                    block.append(own.flatten(1).T @ inputs[k].detach())
+                block = column.split(torch.stack(block, 1)).T.unflatten(1, (-1, a.shape[1]))
+                found[column.place, row.place] = block = row.split(block)
+                found[row.place, column.place] = block.T
+        return found
+
+
+def _with_one(layer: Layer, a: Tensor) -> Tensor:
+    """The inputs (n, in) with a 1 for the bias, where there is one."""
+    return torch.cat([a, a.new_ones(len(a), 1)], 1) if layer.bias else a
+
+
+def _derivatives(out: Tensor, at: list[Tensor]) -> list[Tensor]:
+    """Of each column of out (n, U) in tensors at (n, V), example by example: (n, U, V) each."""
+    if not out.requires_grad:
+        return [out.new_zeros(*out.shape, part.shape[1]) for part in at]
+    how = {"retain_graph": True, "materialize_grads": True}
+    found = [torch.autograd.grad(column.sum(), at, **how) for column in out.unbind(1)]
+    return [torch.stack(parts, 1) for parts in zip(*found, strict=True)]
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether nothing but Linear layers and activations, each as torch has it, stands in a `nn.Sequential`."""
+    parts = list(module._modules.values())
+    return (
+        type(module) is nn.Sequential
+        and len({*parts}) == len(parts)
+        and all(type(part) in (nn.Linear, *ACTIVATIONS) and not getattr(part, "inplace", False) for part in parts)
+        and not any(vars(part).get(name) for part in (module, *parts) for name in CHANGED)
+        and not any(True for _ in module.buffers())  # parameters that are constants
+        and not _has_any_global_hook()
+    )
 
 
 def _uses(z: Tensor) -> Counter:
@@ -169,6 +265,12 @@ def forget(model: ModuleModel) -> None:
 
 def _understood(objective: Objective, theta: Tensor) -> Layered | None:
     """Shown in double precision where the network can be that: rounding moves gradients over kinks by a hundredth."""
+    network = objective.model._network
+    if _is_chain(network):
+        try:
+            return Chain(network, find_layers(network), torch.preserve_format)
+        except InputError:  # layers that share parameters
+            return None
     some = objective.examples(np.unique([0, objective.n // 2, objective.n - 1]))
     x, y = some.x[0], some.y[0]
     for kind, form in product(dict.fromkeys((torch.float64, theta.dtype)), FORMS):

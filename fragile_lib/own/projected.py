@@ -20,6 +20,8 @@ from fragile_lib.tools.checks import check_count, check_number
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.measure import Peak
 
+ROUNDED = 1e-2  # share of a score to which the features' own rounding may add up
+
 
 class Margin(Loss):
     """log p / (1 - p) of the label, p the softmax of the outputs."""
@@ -65,7 +67,7 @@ def trak(
         (features, doubt), (tested, test_doubt) = (
             _features(one, theta, projection) for one in (train, network.on_points(points))
         )
-        tau = _solved(features @ features.T, tested, damping, train.n).T @ features * doubt
+        tau = _solved(_kernel(features), tested, damping, train.n).T @ features * doubt
         changes = (test_doubt[:, None] * tau).T.double().cpu().numpy()
     removals = Removals.single(range(train.n), train.n) if removals is None else removals
     status = "ok" if bool(torch.isfinite(tau).all()) else "solver_diverged"
@@ -80,12 +82,21 @@ def _features(objective: OwnObjective, theta: Tensor, projection: Tensor) -> tup
     return found, torch.sigmoid(-values).to(found)
 
 
+def _kernel(features: Tensor) -> Tensor:
+    """Their inner products (dim, dim), in double precision: a small damping would be lost in single."""
+    found = features.new_zeros(len(features), len(features), dtype=torch.float64)
+    for some in features.split(len(features), 1):
+        found.addmm_(some.double(), some.double().T)
+    return found
+
+
 def _solved(kernel: Tensor, right: Tensor, damping: float, n: int) -> Tensor:
     """(kernel + n damping I)^-1 right, the kernel being positive semidefinite."""
     if not bool(torch.isfinite(kernel).all()):
         return torch.full_like(right, torch.nan)
     kernel.diagonal().add_(n * damping)
-    if not n * damping > len(kernel) * torch.finfo(kernel.dtype).eps * float(kernel.norm()):
+    own, given = (torch.finfo(part.dtype).eps for part in (kernel, right))
+    if not n * damping > len(kernel) * max(own, (given / ROUNDED) ** 2) * float(kernel.norm()):
         remedy = "the features' kernel has no inverse to machine precision; give a larger damping or a smaller dim"
         raise bad_input("damping", damping, remedy)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(kernel))
+    return torch.cholesky_solve(right.to(kernel), torch.linalg.cholesky(kernel)).to(right)

@@ -22,10 +22,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fragile_lib.choices import Points
-from fragile_lib.estimates import ESTIMATORS
-from fragile_lib.estimates.influence import influence
 from fragile_lib.own.projected import trak
-from fragile_lib.own.studied import solver_of
+from fragile_lib.own.studied import scores_of, solver_of
 
 TOLERANCE, ITERATIONS = 1e-6, 200
 # library: what its score is, and the factor that makes ours of it.
@@ -44,23 +42,19 @@ CONVENTIONS = {
 
 
 def ours(name: str, problem: Problem, passes: str = "network", **options: object) -> Tensor:
-    """By an estimator's name: as for any module (`network`), or by the passes of the study's own (`compiled`)."""
-    network, m = getattr(problem, passes)(), len(problem.y_test)
-    found = ESTIMATORS[name](network, Points(np.arange(m), ["all"] * m), **options)
-    return torch.from_numpy(found.changes)
+    """By `study_model`'s solvers: as for any module (`network`), or by the passes of the study's own (`compiled`).
 
-
-def ours_alone(name: str, problem: Problem, passes: str = "network") -> Tensor:
-    """By `study_model`'s solvers without their residual, which the others do not measure either."""
+    `residual=False` leaves out what the others do not measure either.
+    """
     network, m = getattr(problem, passes)(), len(problem.y_test)
-    found = influence(network, Points(np.arange(m), ["all"] * m), solver_of(name, network, residual=False))
+    found = scores_of(network, Points(np.arange(m), ["all"] * m), solver_of(name, network, **options))
     return torch.from_numpy(found.changes)
 
 
 def ours_trak(problem: Problem) -> Tensor:
-    """By `study_model`'s TRAK."""
+    """By `study_model`'s TRAK, in float32, which is all that the other takes."""
     m = len(problem.y_test)
-    return torch.from_numpy(trak(problem.network(), Points(np.arange(m), ["all"] * m)).changes)
+    return torch.from_numpy(trak(problem.single().network(), Points(np.arange(m), ["all"] * m)).changes)
 
 
 # -- captum ----------------------------------------------------------------------------------------------------------
@@ -246,13 +240,13 @@ METHODS: dict[str, dict[str, Callable[[Problem], Tensor]]] = {
         "curvlinops": partial(curvlinops, "cg"),
     },
     "ekfac": {
-        "fragile_lib": partial(ours_alone, "ekfac"),
+        "fragile_lib": partial(ours, "ekfac", residual=False),
         "curvlinops": partial(curvlinops, "ekfac"),
         "kronfluence": kronfluence,
         "dattri": partial(dattri, "ekfac"),
     },
     "identity": {
-        "fragile_lib": partial(ours_alone, "identity"),
+        "fragile_lib": partial(ours, "identity", residual=False),
         "captum": partial(captum, "tracin"),
         "dattri": partial(dattri, "tracin"),
     },

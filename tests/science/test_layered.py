@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fragile_lib.models.module import ModuleModel
-from fragile_lib.objectives.losses import CROSS_ENTROPY, CrossEntropy, SquaredError
-from fragile_lib.own import layered
+from fragile_lib.objectives.base import Objective
+from fragile_lib.objectives.losses import CROSS_ENTROPY, CrossEntropy, SquaredError, as_loss
+from fragile_lib.own import examples, layered
 from fragile_lib.own.examples import objective_of
 
 CLASSES = 3
@@ -148,7 +149,36 @@ def convolutions() -> nn.Module:
     return net
 
 
+class Doubled(nn.Linear):
+    """A layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return 2 * super().forward(x)
+
+
+def chain(first: nn.Module | None = None, bias: bool = True) -> nn.Sequential:
+    """Of Linear layers and activations alone, unless the first is another."""
+    layers = nn.Linear(4, 5, bias=bias), nn.Tanh(), nn.Linear(5, 2), nn.Softplus(), nn.Linear(2, CLASSES)
+    return nn.Sequential(first or layers[0], *layers[1:])
+
+
+def overridden() -> nn.Module:
+    """A layer whose own `forward` is another."""
+    net = chain()
+    net[0].forward = lambda x: linear(x, 2 * net[0].weight)
+    return net
+
+
+def twice_passed() -> nn.Module:
+    """A layer that stands at two places."""
+    square = nn.Linear(4, 4)
+    return nn.Sequential(square, nn.Tanh(), square, nn.Linear(4, CLASSES))
+
+
 UNDERSTOOD = {
+    "a chain": (chain, 4),
+    "a chain without a bias": (lambda: chain(bias=False), 4),
+    "logistic regression": (lambda: nn.Sequential(nn.Linear(4, CLASSES)), 4),
     "perceptron": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, CLASSES)), 4),
     "convolutions": (convolutions, 72),
     "a layer is not used": (Unused, 4),
@@ -162,6 +192,7 @@ NOT = {
     "a layer without hooks": Unseen,
     "examples in another order": Sorted,
     "outputs that a hook changes": lambda: hooked(),
+    "a chain with a subclass": lambda: chain(Doubled(4, 5)),
     "a recurrent layer": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LSTM(2, 3, batch_first=True), Last()),
 }
 
@@ -217,6 +248,45 @@ def test_gradients_and_products_are_those_of_autograd(name, loss, pieces, monkey
     weights, same = torch.rand(9, 7, dtype=torch.float64), theta.expand(9, -1)
     under = weights @ expected + objective.decay * theta
     torch.testing.assert_close(objective.gradient(same, weights), under, rtol=1e-12, atol=1e-14)
+
+
+CHANGED = {
+    "a hook": hooked,
+    "a subclass": lambda: chain(Doubled(4, 5)),
+    "a forward of its own": overridden,
+    "a layer twice": twice_passed,
+    "a parametrization": lambda: chain(nn.utils.parametrizations.orthogonal(nn.Linear(4, 5))),
+    "work in place": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, CLASSES)),
+    "another layer": lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, CLASSES)),
+    "a container of one's own": lambda: type("Mine", (nn.Sequential,), {})(nn.Linear(4, CLASSES)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_is_no_plain_chain_is_still_checked(name):
+    assert not layered._is_chain(CHANGED[name]().double())
+    assert layered._is_chain(chain())
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+@pytest.mark.parametrize(
+    "loss", [CROSS_ENTROPY, SquaredError(), as_loss(lambda z, y: (z * y).sum(1))], ids=["labels", "targets", "linear"]
+)
+@pytest.mark.parametrize("name", ["a chain", "a chain without a bias", "logistic regression"])
+def test_the_matrix_of_a_chain_is_that_of_products(name, loss, gauss_newton, monkeypatch):
+    objective, theta = made(UNDERSTOOD[name][0](), 4, loss=loss)
+    weights, v = torch.rand(1, 7, dtype=torch.float64), torch.rand(1, 3, len(theta), dtype=torch.float64)
+    expected = Objective.products(objective, theta[None], v, weights, None, gauss_newton)
+    how = weights, None, gauss_newton
+    monkeypatch.setattr(examples, "HELD", 1)  # one example in a piece
+    torch.testing.assert_close(v @ objective.matrices(theta[None], *how), expected, rtol=1e-11, atol=1e-13)
+    often = objective.often()
+    for factor in (1, 2):  # at other parameters and weights the matrix is another
+        at, under = factor * theta[None], factor * weights
+        expected = Objective.products(objective, at, v, under, None, gauss_newton)
+        for _ in range(2):
+            found = often.products(at, v, under, None, gauss_newton)
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
 def test_places_of_a_sequence_are_summed_over():
