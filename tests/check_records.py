@@ -21,6 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fragile_lib.study.files import stored
 from fragile_lib.study.record_file import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def run(run_id: str, root: Path, out: Path) -> Path:
             "p |= {'output_dir': str(out), 'run_id': out.name, 'profile': 'check', 'grid_results': ''}\n"
             "go(Path('notebooks') / f'{name}.ipynb', out / 'run.ipynb', p, Path.cwd())\n"
         )
-        record = json.loads((ROOT / "reports" / "records" / run_id / "result.json").read_text())
+        record = read_record(ROOT / "reports" / "records" / run_id / "result.json")
         given = ROOT / "reports" / "records" / run_id / "params.yaml"
         environment = os.environ | {"PYTHONPATH": str(root)}
         subprocess.run(
@@ -169,7 +170,7 @@ def main() -> int:
         made = {run_id: pool.submit(run, run_id, given.root, given.out) for run_id in runs}
         for run_id, job in made.items():
             expected = given.reference / run_id / "result.json"
-            if not expected.exists():
+            if not stored(expected).exists():
                 print(f"{run_id}: made; no reference in {given.reference}")
                 continue
             found = json.loads(job.result().read_text())

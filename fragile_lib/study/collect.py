@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fragile_lib.study.files import study_root
+from fragile_lib.study.files import content_of, stored, study_root
 from fragile_lib.study.record_file import read_record, row_dicts
-from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.errors import InputError, bad_input, require
 from fragile_lib.tools.files import write_if_changed
 
 if TYPE_CHECKING:
@@ -53,19 +54,25 @@ def collect(paths: Iterable[Path], target: Path) -> tuple[int, list[str]]:
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Return a results table for drawing; "" gives an empty one. A relative path is one from the notebooks' folder.
+    """Return a results table for drawing, plain or packed; "" gives an empty one.
 
-    Raises InputError where a path is given and no table is there.
+    A relative path is one from the notebooks' folder. Raises InputError where a path is given and no table that can be
+    read is there.
     """
     import pandas as pd
 
     if not str(path):
         return pd.DataFrame()
-    place = study_root() / "notebooks" / path
+    place = stored(study_root() / "notebooks" / path)
     remedy = "no table is there; run a study first, or give '' for no figures"
     require(place.exists(), "grid_results", str(path), remedy)
     # A column has one type, whatever part of the file is read; only what is empty is missing, and `NA` a name as any.
-    return pd.read_csv(place, low_memory=False, keep_default_na=False, na_values=[""])
+    options = {"low_memory": False, "keep_default_na": False, "na_values": [""]}
+    try:
+        return pd.read_csv(io.BytesIO(content_of(place)), **options)
+    except (OSError, ValueError) as error:
+        said = f"cannot be read ({error}); make it again or restore it from git"
+        raise bad_input("grid_results", str(path), said) from None
 
 
 def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> list[dict[str, Any]]:
@@ -80,7 +87,8 @@ def read_points(path: str | Path, run_ids: str = "", part: str = "points") -> li
         return []
     place = (study_root() / "notebooks" / path).parent
     place = place / "records" if (place / "records").is_dir() else place
-    records, told = read_records(sorted(place.glob(f"{run_ids}*/result.json")))
+    paths = [folder / "result.json" for folder in sorted(place.glob(f"{run_ids}*"))]
+    records, told = read_records(path for path in paths if stored(path).is_file())
     for line in told:
         warnings.warn(line, stacklevel=2)
     return [

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fragile_lib.study.files import shown
+from fragile_lib.study.files import PACKED, content_of, shown, write_packed
 from fragile_lib.tools.errors import bad_input, require
-from fragile_lib.tools.files import load_json, write_if_changed
+from fragile_lib.tools.files import load_json
 
 Notebook = dict[str, Any]
 
@@ -128,16 +128,19 @@ def taken_out(notebook: Notebook, name: str, home: Path) -> Notebook:
             cell["source"] = source_of(cell).replace("](../", "](../../")  # a folder further down than notebooks/
     for path, told in _told(notebook, name, home):
         if "rows" in told:
-            write_if_changed(path, told.pop("rows"))
+            write_packed(path, told.pop("rows"))
     return notebook
 
 
 def put_back(notebook: Notebook, name: str, home: Path) -> Notebook:
-    """Return a notebook with the rows of its images inside again; OSError where a file is missing."""
+    """Return a notebook with the rows of its images inside again.
+
+    Raises OSError where a file of rows is missing, ValueError where one is damaged.
+    """
     notebook = copy.deepcopy(notebook)
     for path, told in _told(notebook, name, home):
         if "runs" in told and "rows" not in told:  # it is drawn from rows
-            told["rows"] = path.read_text(encoding="utf-8")
+            told["rows"] = content_of(path.with_name(path.name + PACKED)).decode()
     return notebook
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fragile_lib.study.files import package_dir, profile_dir, shown, study_root
+from fragile_lib.study.files import content_of, package_dir, profile_dir, shown, stored, study_root
 from fragile_lib.study.fingerprint import run_fingerprint
 from fragile_lib.study.notebook_file import Notebook, code_cells, parameters_cell, read_notebook
 from fragile_lib.study.params import STANDARD, Run, Spec, load_specs, select
@@ -60,7 +60,7 @@ class Job:
 
 def standing(path: Path, fingerprint: str) -> tuple[str, str]:
     """Return how a record stands to a fingerprint, `finished`, `outdated`, `unreadable` or `missing`, and its fault."""
-    if not path.exists():
+    if not stored(path).exists():
         return "missing", ""
     try:
         return "finished" if read_record(path).get("fingerprint") == fingerprint else "outdated", ""
@@ -149,14 +149,14 @@ def _set_aside(job: Job, root: Path) -> list[str]:
 
 def _restore(job: Job, root: Path) -> list[str]:
     """Copy a committed record of the same fingerprint, so that a study goes on in a fresh clone."""
-    source = root / "reports" / "records" / job.run.run_id / "result.json"
+    source = stored(root / "reports" / "records" / job.run.run_id / "result.json")
     state, fault = standing(source, job.fingerprint)
     if fault:
         return [f"{shown(source, root)} {fault}; the run is repeated"]
     if state != "finished" or read_record(source)["profile"] != job.run.profile:
         return []
     (job.directory / "run.ipynb").unlink(missing_ok=True)  # it belongs to the older result
-    write_whole(job.record, source.read_bytes())
+    write_whole(job.record, content_of(source))
     return [f"{job.run.run_id}: finished result taken from {shown(source, root)}"]
 
 

@@ -1,6 +1,7 @@
 """A record's file: what makes it a good one, its digest, and its rows in a quarter of the space.
 
-Every command reads a record by `read_record`, which says in one line what is wrong with a file. Records of schema 2
+Every command reads a record by `read_record`, which says in one line what is wrong with a file; a committed record is
+packed (`files.stored`), one under runs/ is plain JSON, and both are read by the same call. Records of schema 2
 carry a digest of their own content. Those of schema 1 were written before and are read without one: they are checked
 for their form alone.
 """
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fragile_lib.study.files import PACKED, content_of, stored
 from fragile_lib.tools.errors import bad_input
 from fragile_lib.tools.files import json_digest, json_text, load_json, write_whole
 
@@ -42,13 +44,16 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path, run_id: str = "") -> dict[str, Any]:
-    """Return a record, its rows as `columns` and `data`; `run_id` is the one it must be of, its folder's by default.
+    """Return the record that belongs at `path`, plain or packed, its rows as `columns` and `data`.
+
+    `run_id` is the one it must be of, its folder's by default.
 
     Raises InputError that says in one line what is wrong with the file: missing, cut short, no JSON, of another run,
     changed since it was written, with rows that do not fit their columns, are no numbers or stand there twice.
     """
+    path = stored(path)
     try:
-        content = load_json(path)
+        content = load_json(_Packed(path) if path.suffix == PACKED else path)
         _check_form(content, run_id or path.parent.name)
         content["rows"] = _unpacked(content["rows"])
         _check_rows(**content["rows"])
@@ -61,6 +66,13 @@ def read_record(path: Path, run_id: str = "") -> dict[str, Any]:
         said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         raise bad_input("record", str(path), f"{said}; delete it and run the study again") from None
     return content
+
+
+class _Packed(type(Path())):
+    """A packed file that reads as a plain one, so that both are refused for the same reasons."""
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        return content_of(self).decode(encoding or "utf-8", errors or "strict")
 
 
 def _need(right: object, fault: str) -> None:

@@ -178,7 +178,7 @@ def build_page(root: Path, profile: str, spec: Spec) -> str:
 
     fingerprint = depends_on(source, package_dir(root))
     for place in (target, *([root / "reports" / "pages" / target.name] if profile in RESTORED_PROFILES else [])):
-        with suppress(InputError, OSError):
+        with suppress(ValueError, OSError):
             executed = put_back(read_notebook(place, root), spec.notebook, place.parent.parent)
             if executed.get("metadata", {}).get("fragile", {}).get("fingerprint") == fingerprint:
                 shutil.rmtree(failed, ignore_errors=True)

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fragile_lib.study.collect import collect
-from fragile_lib.study.files import profile_dir, shown
+from fragile_lib.study.files import PACKED, packed_text, profile_dir, shown, stored, write_packed
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs
 from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prepare, standing, validated
@@ -224,11 +224,19 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
 
 
 def collect_published(root: Path) -> list[str]:
-    """Make reports/results.csv from the published records, in the order of the grids; return what is to be told."""
+    """Make reports/results.csv.xz from the published records, in the order of the grids; return what is to be told.
+
+    The plain table is left beside it, for who ran the command; git ignores it.
+    """
     names = dict.fromkeys(job.run.run_id for profile in RESTORED_PROFILES for job in _planned(root, profile))
     paths = [root / "reports" / "records" / name / "result.json" for name in names]
-    paths = [path for path in paths if path.exists()]
-    return collect(paths, root / "reports" / "results.csv")[1] if paths else []
+    paths, table = [path for path in paths if stored(path).exists()], root / "reports" / "results.csv"
+    if not paths:
+        return []
+    told = collect(paths, table)[1]
+    packed_table = table.with_name(table.name + PACKED)
+    write_if_changed(packed_table, packed_text(table.read_text(encoding="utf-8"), packed_table))
+    return told
 
 
 def _planned(root: Path, profile: str) -> list[Job]:
@@ -241,10 +249,10 @@ def _publish_run(job: Job, reports: Path) -> list[str]:
     target, state = reports / "records" / job.run.run_id, job.state
     if state == "finished":
         write_if_changed(target / "params.yaml", dump_yaml(job.run.parameters))
-        write_if_changed(target / "result.json", json_text(packed(read_record(job.record))))
+        write_packed(target / "result.json", json_text(packed(read_record(job.record))))
         (target / "failure.json").unlink(missing_ok=True)
         return []
     if (job.directory / "failure.json").exists():
         write_if_changed(target / "failure.json", (job.directory / "failure.json").read_bytes())
-    kept = "; its older record stays" if (target / "result.json").exists() else ""
+    kept = "; its older record stays" if stored(target / "result.json").exists() else ""
     return [f"{job.run.run_id}: {state}, not published{kept}"]

@@ -32,7 +32,7 @@ PICTURED = {"small_mnist": "small_mnist-wd0.001-s0", "mnist": "mnist-lenet-n2000
 RULES = ("left_out_gradient and damping_ratio", "the rule that the others choose", "stability under damping", "all")
 PUZZLES = ("ways_of_training", "over_damping", "after_removal")
 MEANS = [name for name, spec in plots.SPECS.items() if spec.kind != "table"]
-RESULTS = Path(__file__).parents[2] / "reports" / "results.csv"
+RESULTS = Path(__file__).parents[2] / "reports" / "results.csv.xz"
 DAMPING = 1e-3
 
 

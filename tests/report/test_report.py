@@ -68,7 +68,7 @@ def test_every_page_is_there_and_each_figure_once(report):
     assert {name.rpartition("-")[0] for name in figures} == {
         "figures/iris", "figures/summary", f"figures/{synthetic.WITH_NOTEBOOK}"
     } and len(figures) == 3  # fmt: skip
-    assert files == {f"{name}{end}" for name in figures for end in (".png", ".csv")}
+    assert files == {f"{name}{end}" for name in figures for end in (".png", ".csv.xz")}
     own = {f"{name}.html" for name in ("index", "iris", "summary", "explore", "map", "runs", "reproducibility")}
     assert names - files == own | {"figures/lead.png", f"run/{synthetic.WITH_NOTEBOOK}.html", "results.csv"}
 
@@ -198,7 +198,9 @@ def test_notebook_page(report):
         and caption.details.p.get_text() == "Means over 5 seeds."
     )
     links = {link.get_text(): link["href"] for link in caption("a")}
-    assert links.pop("rows (CSV)") == figure.img["src"].replace(".png", ".csv"), "its rows lie beside it"
+    assert links.pop("rows (CSV, packed by xz)") == figure.img["src"].replace(".png", ".csv.xz"), (
+        "its rows lie beside it"
+    )
     assert links == {synthetic.WITH_NOTEBOOK: f"runs.html#run-{synthetic.WITH_NOTEBOOK}"}, "runs that there are"
     assert soup.find(id="figure-2").figcaption.get_text(strip=True).startswith("Figure 2; it has no description")
     assert (figure.img["width"], figure.img["height"]) == ("640", "360")
@@ -258,7 +260,7 @@ def test_the_map_says_which_question_is_answered_where(report):
 
 def test_the_committed_methods_are_the_registries_and_tell_of_every_name_in_the_results():
     entries = read_methods(synthetic.REPOSITORY / "params" / "methods.yaml")
-    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv", low_memory=False)
+    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv.xz", low_memory=False)
     for entry in entries:
         assert mathml(entry["formula"]).startswith("<math"), entry["name"]
         assert entry["asks"].endswith(("?", ".")) and entry["leaves_out"].endswith("."), entry["name"]
@@ -549,7 +551,7 @@ def test_a_finding_states_mean_and_interval_and_is_left_out_without_its_numbers(
 def test_words_that_compare_stand_only_where_the_numbers_do():
     """As the committed records are, README's words are so too; rows that contradict change each sentence."""
     settings = load_yaml(synthetic.REPOSITORY / "params" / "report.yaml")
-    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv", low_memory=False)
+    results = pd.read_csv(synthetic.REPOSITORY / "reports" / "results.csv.xz", low_memory=False)
     level = results.assign(**dict.fromkeys(("spearman", "spearman_single", "reliability", "reliability_single"), 0.5))
     for which in ("opening", "findings", "numbers"):
         entries = settings[which]

@@ -297,7 +297,7 @@ def test_the_rules_that_trust_asks_are_those_of_the_study():
 @pytest.mark.slow
 def test_the_committed_rules_are_what_the_committed_records_give():
     """Fitted again on their signals; which signals they take is chosen by believe.ipynb, in minutes."""
-    table = Path(__file__).parents[2] / "reports" / "results.csv"
+    table = Path(__file__).parents[2] / "reports" / "results.csv.xz"
     runs = judged_runs(pd.DataFrame(read_points(table, part="signals")), read_results(table))
     for name, committed in read_rules().items():
         cases = runs[runs["unrolled"].notna()] if name == "unrolled" else runs

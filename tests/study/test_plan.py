@@ -1,11 +1,14 @@
 """Which runs are up to date; restoring, setting aside, publishing; pages. No kernel is started here."""
 
 import json
+import lzma
 
+import pandas as pd
 import pytest
 
 from fragile_lib.study import run as pages
 from fragile_lib.study.execute import NotebookFailed
+from fragile_lib.study.files import content_of, stored, write_packed
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.study import collect_published, publish
@@ -90,9 +93,24 @@ def test_published_records_are_restored_in_a_fresh_clone(toy):
 def test_the_published_table_keeps_its_order_when_it_is_made_again(toy):
     toy.edit("  laptop:", "  paper:\n    grids: {depths: {depth: [2, 1]}}\n  laptop:")
     published(toy)
-    table = (toy.root / "reports" / "results.csv").read_text()
+    plain, packed = (toy.root / "reports" / name for name in ("results.csv", "results.csv.xz"))
+    table, before = plain.read_text(), packed.stat().st_mtime_ns
+    plain.unlink()
     collect_published(toy.root)
-    assert (toy.root / "reports" / "results.csv").read_text() == table
+    assert plain.read_text() == table == content_of(packed).decode(), "whoever reads the plain table has it again"
+    assert packed.stat().st_mtime_ns == before and pd.read_csv(packed).equals(pd.read_csv(plain))
+
+
+def test_a_packed_file_is_written_again_only_where_its_text_has_changed(tmp_path):
+    path, packed = tmp_path / "a.csv", tmp_path / "a.csv.xz"
+    packed.write_bytes(lzma.compress(b"1", preset=0))  # as another version of the library may pack it
+    before = packed.read_bytes()
+    write_packed(path, "1")
+    assert packed.read_bytes() == before and stored(path) == packed
+    for damaged in (b"no archive", before[:-3]):
+        packed.write_bytes(damaged)
+        write_packed(path, "1")
+        assert content_of(packed) == b"1" and list(tmp_path.iterdir()) == [packed]
 
 
 def test_published_records_of_other_code_are_not_restored(toy):
@@ -115,13 +133,13 @@ def test_publishing_keeps_what_is_not_finished_anew(toy):
     specs = load_specs(toy.params.parent)
     publish(toy.root, "laptop", specs)
     records = toy.root / "reports" / "records"
-    older = (records / "toy-d2" / "result.json").read_bytes()
+    older = (records / "toy-d2" / "result.json.xz").read_bytes()
     (records / "gone").mkdir()
     (toy.run_dir("toy-d2", "laptop") / "result.json").unlink()
     (toy.run_dir("toy-d2", "laptop") / "failure.json").write_text("{}")
     told = publish(toy.root, "laptop", specs)
     assert len(told) == 2 and "toy-d2: failed, not published; its older record stays" in told[0] and "gone" in told[1]
-    assert (records / "toy-d2" / "result.json").read_bytes() == older
+    assert [path.read_bytes() for path in (records / "toy-d2").glob("result*")] == [older]
     assert (records / "toy-d2" / "failure.json").exists() and not (records / "gone").exists()
     assert (toy.root / "reports" / "results.csv").read_text().count("toy-d2") == 2
 
@@ -137,7 +155,7 @@ def test_cells_of_a_card_are_published_beside_the_study_of_record(toy):
     assert both.count("card-d7,gpu") == 2 and both.count(",laptop,") == 4
     toy.finish("laptop")
     assert publish(toy.root, "laptop", specs) == []
-    assert (toy.root / "reports" / "records" / "card-d7" / "result.json").exists()
+    assert (toy.root / "reports" / "records" / "card-d7" / "result.json.xz").exists()
     collect_published(toy.root)
     assert sorted((toy.root / "reports" / "results.csv").read_text().splitlines()) == sorted(both.splitlines())
 

@@ -1,6 +1,7 @@
 """The record and the table: what is written, what is read back, what is refused."""
 
 import json
+import lzma
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from fragile_lib.study.__main__ import main
 from fragile_lib.study.collect import COLUMNS, read_results, results_csv
+from fragile_lib.study.files import content_of
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import make_plan, prepare
 from fragile_lib.study.record import record
@@ -183,13 +185,21 @@ def test_a_damaged_record_is_named_on_one_line_and_repeated_and_stops_nothing(to
     assert [job.state for job in make_plan(toy.root, "quick")] == ["missing", "finished"]
 
 
-def test_a_damaged_published_record_is_named_and_not_taken(toy, example_record):
+@pytest.mark.parametrize("case", ["half an archive", "empty", "nested", "bare NaN", "no status", "rows doubled"])
+def test_a_damaged_published_record_is_named_and_not_taken(toy, example_record, case):
     toy.finish("laptop")
     publish(toy.root, "laptop", load_specs(toy.params.parent))
     shutil.rmtree(toy.root / "runs")
-    damage(toy.root / "reports/records/toy-d1/result.json", "rows doubled", example_record)
+    path = toy.root / "reports/records/toy-d1/result.json.xz"
+    if case == "half an archive":
+        path.write_bytes(path.read_bytes()[:100])
+        said = "cannot be read .is no whole archive"
+    else:
+        plain_path = path.with_suffix("")
+        said = damage(plain_path, case, example_record)
+        path.write_bytes(lzma.compress(plain_path.read_bytes()))
     _, told = prepare(toy.root, "laptop")
-    assert len(told) == 2 and "reports/records/toy-d1/result.json rows stand there twice" in told[0]
+    assert len(told) == 2 and re.search(f"reports/records/toy-d1/result.json.xz .*({said})", told[0])
     assert [job.state for job in make_plan(toy.root, "laptop")] == ["missing", "finished"]
 
 
@@ -215,10 +225,11 @@ def test_a_record_that_was_changed_after_it_was_written_is_refused_however_it_is
 
 
 def test_every_committed_record_is_read_and_published_as_it_is():
-    paths = sorted((Path(__file__).parents[2] / "reports" / "records").glob("*/result.json"))
+    paths = sorted((Path(__file__).parents[2] / "reports" / "records").glob("*/result.json.xz"))
     assert len(paths) > 50
     for path in paths:
-        assert json_text(packed(read_record(path))) == path.read_text(), path
+        record = read_record(path.with_name("result.json"))
+        assert json_text(packed(record)) == content_of(path).decode(), path
 
 
 def test_git_state(tmp_path):

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fragile_lib import agreement
 from fragile_lib.study import claims
 from fragile_lib.study.claims import evaluate_claims
-from fragile_lib.study.files import shown
+from fragile_lib.study.files import PACKED, packed_text, shown, stored
 from fragile_lib.study.notebook_file import FOLDER
 from fragile_lib.study.report import explore, tables
 from fragile_lib.study.report.markup import ENVIRONMENT, bold, mathml
@@ -67,15 +67,15 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
     of_runs = _pages(study, notebooks, "../")
     measured = params_dir.parent / PEERS
     peers = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
+    table = study.results_path
 
     def write(path: str, template: str, **context: object) -> None:
         (built / path).parent.mkdir(parents=True, exist_ok=True)
         shared = {"study": study, "settings": study.settings, "pages": pages, "root": "", "name": None, "run": None}
-        shared["peers"] = peers
+        shared |= {"peers": peers, "table": table.name if table else "results.csv"}
         text = ENVIRONMENT.get_template(template).render({**shared, **context})
         (built / path).write_text(text, encoding="utf-8")
 
-    table = study.results_path
     if table and table.resolve() != (out / table.name).resolve():
         shutil.copyfile(table, built / table.name)
     for name, page in pages.items():
@@ -86,7 +86,8 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         (built / FOLDER).mkdir(exist_ok=True)
         (built / FOLDER / figure.name).write_bytes(figure.content)
         if figure.rows:
-            (built / FOLDER / figure.table).write_text(figure.rows, encoding="utf-8")
+            kept = packed_text(figure.rows, out / FOLDER / figure.table)
+            (built / FOLDER / figure.table).write_bytes(kept)
     of_index = {
         "verdicts": evaluate_claims(study.results, study.claims),
         "figures": [(name, f) for name, page in pages.items() for f in page.figures if f.headline],
@@ -96,7 +97,7 @@ def _render(study: Study, built: Path, out: Path, params_dir: Path) -> None:
         (built / FOLDER / LEAD).write_bytes(of_index["figures"][0][1].content)
     links = {}  # where the run matrix leads: the page of a run, else its record on disk
     for run_id in runs:
-        record = study.source.resolve() / run_id / "result.json"
+        record = stored(study.source.resolve() / run_id / "result.json")
         if run_id in of_runs:
             links[run_id] = f"run/{quote(run_id)}.html"
         elif runs[run_id].record:
@@ -128,7 +129,7 @@ def _pages(study: Study, notebooks: dict[str, Path], root: str) -> dict[str, Pag
         path = Path(href.partition("#")[0])
         if path.suffix in (".html", ".ipynb") and path.stem == own:
             return ""  # of a notebook to its page, which this is
-        if path.name == "runs.html" or (path.parent.name, path.suffix) == (FOLDER, ".csv"):
+        if path.name == "runs.html" or (path.parent.name, path.suffix) == (FOLDER, PACKED):
             return href  # of the report's own making, below its figures
         known = path.suffix in (".ipynb", ".html") and path.stem in study.pages
         return f"{root}{quote(path.stem)}.html" if known else None

@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 from markupsafe import Markup
 
+from fragile_lib.study.files import PACKED
 from fragile_lib.study.notebook_file import PNG, image_of, put_back
 from fragile_lib.study.report.markup import ENVIRONMENT, markdown, plain, python, tidy
 
@@ -48,8 +49,8 @@ class Figure:
 
     @property
     def table(self) -> str:
-        """The name of the file with its rows."""
-        return f"{Path(self.name).stem}.csv"
+        """The name of the packed file with its rows."""
+        return f"{Path(self.name).stem}.csv{PACKED}"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import read_results
+from fragile_lib.study.files import stored
 from fragile_lib.study.params import load_specs
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
@@ -84,8 +85,8 @@ def read_study(source: Path, params_dir: Path) -> Study:
     require(source.is_dir(), "source", str(source), "is not a folder; run the study first (make study)")
     source = source / "records" if (source / "records").is_dir() else source
     problems: list[str] = []
-    folders = [f for f in sorted(source.iterdir()) if (f / "result.json").exists() or (f / "failure.json").exists()]
-    found = {folder.name: _read_run(folder) for folder in folders}
+    told = [f for f in sorted(source.iterdir()) if (f / "failure.json").exists() or stored(f / "result.json").exists()]
+    found = {folder.name: _read_run(folder) for folder in told}
     profiles = Counter(run.record.get("profile") for run in found.values() if run.record)
     profile = str(profiles.most_common(1)[0][0]) if profiles else source.name
     if len(profiles.keys() - {CARD}) > 1:
@@ -94,7 +95,8 @@ def read_study(source: Path, params_dir: Path) -> Study:
     # In the order of the plan, missing ones included; found runs that are not planned come last.
     found = {**planned, **{n: replace(r, notebook=planned.get(n, r).notebook) for n, r in found.items()}}
     problems += [f"{run.run_id}: {run.problem}" for run in found.values() if run.problem]
-    path = next((p for p in (source / "results.csv", source.parent / "results.csv") if p.is_file()), None)
+    tables = (stored(folder / "results.csv") for folder in (source, source.parent))
+    path = next((table for table in tables if table.is_file()), None)
     results = read_results(path.absolute()) if path else pd.DataFrame(columns=["run_id"])
     held = set(results["run_id"])
     runs = [replace(run, outdated=bool(run.record and run.run_id not in held)) for run in found.values()]
@@ -112,7 +114,7 @@ def read_study(source: Path, params_dir: Path) -> Study:
 def _read_run(folder: Path) -> Run:
     record, problem, failure = None, "", None
     try:
-        record = read_record(folder / "result.json") if (folder / "result.json").exists() else None
+        record = read_record(folder / "result.json") if stored(folder / "result.json").exists() else None
     except InputError as error:
         problem = str(error).replace(str(folder.parent) + "/", "")
     try:
