@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from dataclasses import replace
@@ -212,20 +210,18 @@ def test_streamed_scores_are_the_directional_derivatives_in_memory(reference, ne
     assert reference.images == N and not reference.notes.bad
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-
-
 @pytest.mark.slow
 def test_a_killed_pass_goes_on_where_it_was_and_gives_the_same_scores(tmp_path, network, directions, photos):
     """SIGKILL in the middle, at a moment nobody chose; then again, to the end."""
     killed = scoring(tmp_path / "killed", network, directions, photos, batch=1, shard=1)
     killed.save_job()
-    command = [sys.executable, "-m", "fragile_lib.objectives.score", str(tmp_path / "killed"), "--device=cpu"]
-    with subprocess.Popen(command, env=environment()) as process:
-        while len(killed.missing()) > N - 3 and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
+    way = "spawn" if torch.cuda.is_available() else "fork"  # a fork need not import anything, but cannot use a card
+    process = multiprocessing.get_context(way).Process(target=main, args=([str(tmp_path / "killed"), "--device=cpu"],))
+    process.start()
+    while len(killed.missing()) > N - 3 and process.is_alive():
+        time.sleep(0.002)
+    process.kill()
+    process.join()
     left = killed.missing()
     assert 0 < len(left) <= N - 3
     done = [number for number in range(N) if number not in left]
@@ -241,8 +237,8 @@ def test_a_killed_pass_goes_on_where_it_was_and_gives_the_same_scores(tmp_path, 
 
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(tmp_path, network, directions, photos, reference, monkeypatch):
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+    for name in ("OMP_NUM_THREADS", "TQDM_DISABLE"):
+        monkeypatch.setenv(name, "1")
     shared = scoring(tmp_path / "two", network, directions, photos)
     found = score_by(shared, HERE, processes=2)
     np.testing.assert_array_equal(found.values, reference.values)

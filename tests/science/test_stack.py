@@ -225,7 +225,7 @@ def test_for_a_quadratic_it_is_the_geometric_sum_of_contractions():
 
 def test_after_long_descent_from_a_minimum_it_is_the_influence_function():
     case = Regression()
-    schedule = Schedule(400, case.n, 0.2, drops=(), optimiser="sgd", momentum=0.5)
+    schedule = Schedule(200, case.n, 0.2, drops=(), optimiser="sgd", momentum=0.5)
     _, slopes = unrolled(case.train, State.at(case.fitted()[None]), schedule, ends_of(case.test))
     gradients = case.train.example_gradients(case.fitted()[None])[0].numpy()
     estimate = case.test.example_gradients(case.fitted()[None])[0].numpy() @ np.linalg.solve(
@@ -294,10 +294,10 @@ def test_an_example_that_no_batch_holds_has_no_part_in_it():
 def test_source_is_the_unrolled_derivative_where_curvature_stays_and_the_influence_function_in_the_end():
     case = Regression(weight_decay=0.0)  # gradients without an L2 term, as SOURCE takes them
     network, points = case.network(), Points(np.arange(case.m), ["random"] * case.m)
-    schedule = Schedule(1000, case.n, 1e-3, drops=(), optimiser="sgd")
+    schedule = Schedule(250, case.n, 1e-3, drops=(), optimiser="sgd")
     _, slopes = unrolled(case.train, State.at(case.fitted()[None]), schedule, ends_of(case.test))
     for gauss_newton in (True, False):  # the same matrix here
-        after = source(network, points, time=1.0, gauss_newton=gauss_newton).changes
+        after = source(network, points, time=0.25, gauss_newton=gauss_newton).changes
         np.testing.assert_allclose(after, -slopes[0].T.numpy() / case.n, rtol=2e-3, atol=1e-6)
     forever = source(network, points, time=1e9).changes
     exact = influence(network, points, ExactSolver(case.train, case.fitted(), 0.0)).changes
