@@ -22,7 +22,7 @@ from fragile_lib.tools.errors import bad_input
 
 WIDTH = 6.4  # inches; at the default dpi about 1000 pixels
 DPI = 156
-COLOURS = 48  # of the written palette: anti-aliased text and lines need no more
+COLOURS = 24  # of the written palette: anti-aliased text and lines need no more
 
 # Told apart by readers with any of the common colour blindnesses, and by marker and dash without colour.
 CYCLE = tuple(sns.color_palette("colorblind").as_hex()[i] for i in (0, 3, 2, 4, 7, 5))
@@ -123,6 +123,8 @@ def png_bytes(picture: Picture, dpi: float | None = None) -> bytes:
         image = image.quantize(256, method=Image.Quantize.MEDIANCUT)
     else:
         image = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        # The mean of nearly white pixels is not white, as the page around the figure is.
+        image.putpalette([255 if value > 247 else value for value in image.getpalette()])
     image.save(small, format="PNG", optimize=True)
     return small.getvalue()
 
