@@ -34,8 +34,8 @@ OPTIONS = {
     "seconds": {"type": float, "default": 600.0, "help": "how long; a run is ended then, and not kept; default 600"},
     "plain": {"action": "store_true", "help": "its cells as plain Python, without papermill and figures"},
     "published": {"action": "store_true", "help": "reports/, from its committed records"},
+    "run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"},
 }
-PLACES = {"run_dir": {"type": Path, "help": "its folder, e.g. runs/quick/iris-relu-d1-w5-wd0.005"}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,10 +76,8 @@ def parser() -> argparse.ArgumentParser:
         text = inspect.getdoc(function).partition("\n")[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         for option in list(inspect.signature(function).parameters)[1:]:
-            if option in PLACES:
-                command.add_argument(option, **PLACES[option])
-            else:
-                command.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option])
+            name = option if option == "run_dir" else f"--{option.replace('_', '-')}"
+            command.add_argument(name, **OPTIONS[option])
     return top
 
 

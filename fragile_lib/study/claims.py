@@ -20,7 +20,7 @@ from scipy import stats
 
 from fragile_lib.agreement import MIN_SEEDS
 from fragile_lib.study.claim_data import TRANSFORMS, UNITS, Numbers, Sample, Undecidable, cell_table, select
-from fragile_lib.tools.checks import check_name
+from fragile_lib.study.declaration import SCALARS, Declaration, check_values, declared
 from fragile_lib.tools.errors import require
 from fragile_lib.tools.files import load_yaml
 
@@ -195,8 +195,7 @@ def _judge_trend(data: Numbers, part: Part) -> Judgement:
     x = data.means.columns
     if len(x) < 2:
         raise Undecidable(f"Only one value of {part.axis} has results.")
-    sample = data.sample(_end_to_end_change)
-    return *_judge_sign(sample, part, f"from {part.axis} {x.min():g} to {x.max():g}"), sample
+    return _judge_sign(data.sample(_end_to_end_change), part, f"from {part.axis} {x.min():g} to {x.max():g}")
 
 
 def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
@@ -204,26 +203,23 @@ def _end_to_end_change(table: pd.DataFrame) -> pd.Series:
     x = table.columns.to_numpy(float)
     # A seed with few axis values would be extrapolated over the whole range: it needs half of them, and at least two.
     table = table[table.notna().sum(axis=1) >= max(2, len(x) / 2)]
-    weight = table.notna().to_numpy(float)
-    y = table.fillna(0.0).to_numpy()
-    total = weight.sum(axis=1, keepdims=True)
-    dx = (x - (weight * x).sum(axis=1, keepdims=True) / np.maximum(total, 1)) * weight
-    slopes = (dx * y).sum(axis=1) / np.maximum((dx * dx).sum(axis=1), np.finfo(float).tiny)
+    at = np.where(table.notna(), x, np.nan)
+    dx = at - np.nanmean(at, axis=1, keepdims=True)
+    slopes = np.nansum(dx * table.to_numpy(), axis=1) / np.nansum(dx * dx, axis=1)
     return pd.Series(slopes * (x.max() - x.min()), index=table.index)
 
 
 def _judge_difference(data: Numbers, part: Part) -> Judgement:
     table = data.means.dropna(how="all").dropna(axis=1, how="all")
-    sample = data.sample(lambda means: means[table.columns].mean(axis=1))
     x = table.columns
     over = f"in the mean over {part.axis} {x.min():g} to {x.max():g}" if part.axis and len(x) > 1 else ""
-    outcome, sentence = _judge_sign(sample, part, over)
+    outcome, sentence, sample = _judge_sign(data.sample(lambda means: means[x].mean(axis=1)), part, over)
     if not part.at_each:
         return outcome, sentence, sample
-    judged = (table.mean() * SIGNS[part.direction] > 0) & data.enough_at()[table.columns]
+    judged = (table.mean() * SIGNS[part.direction] > 0) & data.enough_at()[x]
     if judged.all():
         return outcome, sentence + f" The sign holds at every {part.axis}.", sample
-    failing = ", ".join(f"{value:g}" for value in table.columns[~judged])
+    failing = ", ".join(f"{value:g}" for value in x[~judged])
     sentence += f" The sign does not hold, or has too few {data.noun}, at {part.axis} {failing}."
     return ("partly" if outcome == "reproduced" else outcome), sentence, sample
 
@@ -233,19 +229,23 @@ def _judge_step(data: Numbers, part: Part) -> Judgement:
     if beyond.all() or not beyond.any():
         raise Undecidable(f"No results on {'this' if beyond.all() else 'the far'} side of {part.axis} {part.cut:g}.")
     sample = data.sample(lambda table: table.loc[:, beyond].mean(axis=1) - table.loc[:, ~beyond].mean(axis=1))
-    return *_judge_sign(sample, part, f"beyond {part.axis} {part.cut:g}, against up to it"), sample
+    return _judge_sign(sample, part, f"beyond {part.axis} {part.cut:g}, against up to it")
 
 
-def _judge_sign(sample: Sample, part: Part, over: str) -> tuple[str, str]:
+def _judge_sign(sample: Sample, part: Part, over: str) -> Judgement:
     """Reproduced: interval wholly on the claimed side and the mean large enough; partly: on that side but smaller."""
     sign = SIGNS[part.direction]
     low, high = sorted(sign * end for end in sample.interval)
-    said = " ".join(filter(None, [_estimate(sample), over]))
+    said, side = " ".join(filter(None, [_estimate(sample), over])), "above" if sign > 0 else "below"
     if low <= 0:
-        return "not", said + f": the interval is not wholly {'above' if sign > 0 else 'below'} zero, as claimed."
+        return (
+            "not",
+            said + f": the interval is not wholly {side} zero, as claimed.",
+            sample,
+        )
     if sign * sample.mean < part.min_change:
-        return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}."
-    return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}."
+        return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}.", sample
+    return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}.", sample
 
 
 def _estimate(sample: Sample) -> str:
@@ -372,9 +372,8 @@ def combine(outcomes: list[str]) -> str:
 
 def load_claims(path: Path) -> list[Claim]:
     """Read claims and rules; `InputError` names the claim, the value and the remedy where one is malformed."""
-    raw = load_yaml(path)
-    require(isinstance(raw.get("claims"), list), "claims", raw.get("claims"), f"give a list of claims [{path.name}]")
-    shared = [raw.get(key) or {} for key in ("defaults", "scale", "words")]
+    raw = check_values(FILE, load_yaml(path), ("claims",), what="a section of the claims")
+    shared = [raw.get(key, {}) for key in ("defaults", "scale", "words")]
     claims = [_claim(entry, *shared) for entry in raw["claims"]]
     twice = [name for name, n in Counter(claim.id for claim in claims).items() if n > 1]
     require(not twice, "claim id", ", ".join(twice), "occurs twice; give each claim its own")
@@ -382,44 +381,40 @@ def load_claims(path: Path) -> list[Claim]:
 
 
 def _claim(entry: dict, defaults: dict, scale: dict, words: dict) -> Claim:
-    name = entry.get("id")
-    for key in ("id", "text", "paper", "source", "notebook"):
-        require(isinstance(entry.get(key), str), f"claim {name}: {key}", entry.get(key), "must be a string")
-    _check_keys(f"claim {name}", entry, {field.name for field in fields(Claim)})
-    where = defaults.get(entry["notebook"], {})
-    least = {"at_least": scale.get(entry["notebook"], {})}
-    parts = [part for raw in entry.get("rule") or [] for part in _parts(name, least | raw, where, words)]
+    place, needed = f"claim {entry.get('id')}: ", ("id", "text", "paper", "source", "notebook")
+    entry = check_values(CLAIM, entry, needed, place, "a key of a claim")
+    shared = {"where": defaults.get(entry["notebook"], {}), "at_least": scale.get(entry["notebook"], {})}
+    parts = [part for raw in entry.get("rule", []) for part in _parts(entry["id"], raw, shared, words)]
     return Claim(**{**entry, "rule": tuple(parts)})
 
 
-def _parts(claim: str, raw: dict, defaults: dict, words: dict) -> list[Part]:
-    """Fill in the default selection and expand `for_each` into one part for each combination of its values."""
-    raw = dict(raw)
-    each = raw.pop("for_each", {})
-    _check_part(f"claim {claim}, part {raw.get('label')!r}", raw)
+def _parts(claim: str, raw: dict, shared: dict, words: dict) -> list[Part]:
+    """Fill in what is shared by a notebook's claims, and expand `for_each` into a part for each of its combinations."""
+    place = f"claim {claim}, part {raw.get('label')!r}: "
+    kind = PART["kind"].check(raw.get("kind"), place)
+    raw = check_values(PART, raw, ("label", "statistic", *_KINDS[kind][1]), place, "a key of a part")
+    unit, each = raw.get("unit", "seed"), raw.pop("for_each", {})
+    counts = kind != "range" or unit == "test_point"
+    require(counts, f"{place}unit", unit, "a part of kind range needs unit: test_point")
+    fits = kind == "difference" or not raw.get("paired")
+    require(fits, f"{place}paired", raw.get("paired"), f"only for kind difference, not {kind}; leave it out")
     parts = []
     for combination in itertools.product(*each.values()):
         chosen = dict(zip(each, combination, strict=True))
-        where = {**defaults, **raw.get("where", {}), **chosen}
+        where = {**shared["where"], **raw.get("where", {}), **chosen}
         named = {column: words.get(value, value) for column, value in chosen.items()}
-        parts.append(Part(**{**raw, "where": where, "label": raw["label"].format(**named)}))
+        parts.append(Part(**{**shared, **raw, "where": where, "label": raw["label"].format(**named)}))
     return parts
 
 
-def _check_part(name: str, raw: dict) -> None:
-    kind, unit = raw.get("kind"), raw.get("unit", "seed")
-    check_name(f"{name}: kind", kind, tuple(_KINDS))
-    missing = sorted(({"label", "statistic"} | _KINDS[kind][1]) - set(raw))
-    require(not missing, name, missing, f"a part of kind {kind} needs these keys")
-    _check_keys(name, raw, {field.name for field in fields(Part)})
-    for key, choices in {"direction": SIGNS, "transform": TRANSFORMS, "unit": UNITS, "paired": ("seed",)}.items():
-        if raw.get(key) is not None:
-            check_name(f"{name}: {key}", raw[key], tuple(filter(None, choices)))
-    pointwise = kind != "range" or unit == "test_point"
-    require(pointwise, f"{name}: unit", unit, "a part of kind range needs unit: test_point")
-    fits = not raw.get("paired") or kind == "difference"
-    require(fits, f"{name}: paired", raw.get("paired"), f"only for kind difference, not {kind}; leave it out")
+def _fields(fields_of: type, **choices: Iterable[str]) -> dict[str, Declaration]:
+    """The fields of a dataclass as entries of a file, those of a plain type."""
+    types = {one.name: one.type.removesuffix(" | None").replace("dict", "mapping") for one in fields(fields_of)}
+    types = {name: type for name, type in types.items() if type in SCALARS}
+    return {name: Declaration(name, type, choices=tuple(choices.get(name, ()))) for name, type in types.items()}
 
 
-def _check_keys(name: str, raw: dict, known: set[str]) -> None:
-    require(not set(raw) - known, name, sorted(set(raw) - known), f"unknown keys; allowed: {sorted(known)}")
+FILE = declared("mapping", "defaults", "scale", "words") | declared("list", "claims", of="mapping")
+CLAIM = _fields(Claim) | declared("list", "rule", of="mapping")
+CHOICES = {"kind": _KINDS, "direction": SIGNS, "transform": filter(None, TRANSFORMS), "unit": UNITS, "paired": ["seed"]}
+PART = _fields(Part, **CHOICES) | declared("mapping", "for_each")

@@ -1,17 +1,22 @@
-"""One parameter of a notebook: how its file declares it, and the check of a value."""
+"""What a YAML file or a notebook may say: each name declared with its type and bounds, and the check of values.
+
+The parameters of a notebook are declared in its own file; what stands in the files of the study, by their readers.
+"""
 
 from __future__ import annotations
 
 import operator
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fragile_lib.tools.errors import InputError, bad_input, did_you_mean, listed, require
 
 NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
-SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "mapping": dict}
+PAIRS = "`name: value` pairs, or {} for none"
 BOUNDS = {  # each with its words, and whether a value keeps to it
     "min": ("at least", operator.ge),
     "max": ("at most", operator.le),
@@ -19,17 +24,20 @@ BOUNDS = {  # each with its words, and whether a value keeps to it
     "below": ("below", operator.lt),
 }
 CONSTRAINTS = {
-    "int": {*BOUNDS, "choices"},
-    "float": {*BOUNDS},
-    "str": {"choices"},
-    "bool": set(),
-    "list": {*BOUNDS, "of", "choices", "min_length", "unique"},
+    "int": (*BOUNDS, "choices"),
+    "float": tuple(BOUNDS),
+    "str": ("choices",),
+    "bool": (),
+    "list": (*BOUNDS, "of", "choices", "min_length", "unique"),
 }
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A parameter of a notebook, as `parameters:` of its YAML file states it."""
+    """A parameter of a notebook, as `parameters:` of its YAML file states it, or another entry of a file.
+
+    No parameter is a `mapping`, which other entries may be.
+    """
 
     name: str
     type: str
@@ -52,43 +60,49 @@ class Declaration:
         limits += [f"one of {listed(self.choices)}"] if self.choices else []
         limits += ["without repeats"] if self.unique else []
         limits += [f"{self.min_length} or more of them"] if self.min_length else []
-        element = f"list of {element}" if self.type == "list" else element
-        article = "an" if element == "int" else "a"
-        return f"{article} " + ", ".join([element, *limits]) + (f" ({self.help})" if self.help else "")
+        element = {"int": "an int", "mapping": PAIRS}.get(element, f"a {element}")
+        element = f"a list of {self.of}" if self.type == "list" else element
+        return ", ".join([element, *limits]) + (f" ({self.help})" if self.help else "")
 
-    def check(self, value: Any) -> Any:
-        """Return `value` as a built-in type (an int becomes a float where one is declared); raise InputError else."""
+    def check(self, value: Any, place: str = "") -> Any:
+        """Return `value` as a built-in type (an int becomes a float where one is declared); raise InputError else.
+
+        `place` stands before the name in messages.
+        """
+        name = place + self.name
         if self.type != "list":
-            return self._scalar(self.name, self.type, value)
+            return self._scalar(name, self.type, value)
         if not isinstance(value, list | tuple):
-            raise bad_input(self.name, value, f"give {self.wanted}")
-        values = [self._scalar(f"{self.name}[{i}]", self.of, element) for i, element in enumerate(value)]
+            raise bad_input(name, value, f"give {self.wanted}")
+        values = [self._scalar(f"{name}[{i}]", self.of, element) for i, element in enumerate(value)]
         if len(values) < self.min_length:
-            raise bad_input(self.name, value, f"is too short; give {self.wanted}")
+            raise bad_input(name, value, f"is too short; give {self.wanted}")
         if self.unique and len(set(values)) < len(values):
-            raise bad_input(self.name, value, f"repeats a value; give {self.wanted}")
+            raise bad_input(name, value, f"repeats a value; give {self.wanted}")
         return values
 
     def _scalar(self, name: str, kind: str | None, value: Any) -> Any:
-        def check(right: bool, fault: str, hint: str = "") -> None:
-            if not right:  # what is wanted takes long to say, and is seldom asked for
-                raise bad_input(name, value, f"{fault}; give {self.wanted}{hint}")
-
         # bool is a subclass of int in Python, so types are compared exactly: `depth: true` is a mistake.
         if kind == "float" and type(value) is int and finite(value):
             value = float(value)
+        if fault := self._fault(kind, value):
+            raise bad_input(name, value, f"{fault}; give {self.wanted}")
+        return value
+
+    def _fault(self, kind: str | None, value: Any) -> str:
+        """Say what is wrong with a single value; "" where nothing is."""
         if type(value) is not SCALARS[kind]:
             text = kind == "float" and isinstance(value, str) and NUMBER.fullmatch(value)
-            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if text else ""
-            check(False, "is missing" if value is None else f"is of type {type(value).__name__}", hint)
-        check(kind != "float" or finite(value), "is not finite")
-        check(kind != "int" or abs(value) <= sys.maxsize, "is too large")
+            hint = " (YAML reads 1e-3 as text, write 1.0e-3)" if text else ""
+            return "is missing" if value is None else f"is of type {type(value).__name__}{hint}"
+        if kind == "float" and not finite(value):
+            return "is not finite"
+        if kind == "int" and abs(value) > sys.maxsize:
+            return "is too large"
         if self.choices and value not in self.choices:
-            check(False, "is not a choice", f"; {did_you_mean(value, map(str, self.choices))}")
-        for key, (_, inside) in BOUNDS.items():
-            limit = getattr(self, key)
-            check(limit is None or inside(value, limit), "is out of range")
-        return value
+            return f"is not a choice: {did_you_mean(value, map(str, self.choices))}"
+        limits = ((inside, getattr(self, key)) for key, (_, inside) in BOUNDS.items())
+        return "" if all(limit is None or inside(value, limit) for inside, limit in limits) else "is out of range"
 
 
 def finite(value: Any) -> bool:
@@ -98,37 +112,50 @@ def finite(value: Any) -> bool:
 
 def declare(name: str, content: Any) -> Declaration:
     """Return the declaration that one entry of `parameters:` holds; raise InputError where it is not well formed."""
-
-    def check(right: bool, key: str, value: object, remedy: str) -> None:
-        require(right, f"parameters.{name}{key}", value, remedy)
-
-    check(name.isidentifier(), "", content, "the name must be a Python identifier")
-    check(isinstance(content, dict), "", content, "give its type and meaning, like {type: int, min: 1, help: ...}")
-    kind, choices = content.get("type"), content.get("choices")
-    check(isinstance(kind, str) and kind in CONSTRAINTS, ".type", kind, f"give one of {', '.join(CONSTRAINTS)}")
-    allowed = CONSTRAINTS[kind] | {"type", "help"}
-    for key, value in content.items():
-        check(key in allowed, f".{key}", value, f"does not apply to {kind}; {did_you_mean(key, allowed)}")
-        check(key not in BOUNDS or finite(value), f".{key}", value, "give a finite number")
+    place = f"parameters.{name}"
+    require(name.isidentifier(), place, content, "the name must be a Python identifier")
+    require(isinstance(content, dict), place, content, "give its type and meaning, like {type: int, min: 1, help: ...}")
+    kind = FORM["type"].check(content.get("type"), f"{place}.")
+    element = FORM["of"].check(content.get("of"), f"{place}.") if kind == "list" else kind
+    form = FORM | declared("list", "choices", of=element, min_length=1)
+    form = {key: form[key] for key in ("type", "help", *CONSTRAINTS[kind])}
+    given = check_values(form, content, ("help",), f"{place}.", f"a constraint of {kind}")
     for low, high in (("min", "max"), ("above", "below")):
-        right = low not in content or high not in content or content[low] <= content[high]
-        check(right, f".{low}", content.get(low), f"is larger than {high}; give the smaller number")
-    element = content.get("of") if kind == "list" else kind
-    right = isinstance(element, str) and element in SCALARS
-    check(right, ".of", element, f"give the element type: {', '.join(SCALARS)}")
-    right = isinstance(choices, list) and choices and all(type(choice) is SCALARS[element] for choice in choices)
-    remedy = f"give a list of at least one {element} and of nothing else"
-    check(right or "choices" not in content, ".choices", choices, remedy)
-    counted = type(content.get("min_length", 0)) is int and type(content.get("unique", False)) is bool
-    check(counted, "", content, "min_length is an int, unique true or false")
-    check(isinstance(content.get("help"), str), ".help", content.get("help"), "say in a few words what it means")
-    return Declaration(name=name, **{**content, "choices": tuple(choices) if choices else None})
+        right = low not in given or high not in given or given[low] <= given[high]
+        require(right, f"{place}.{low}", content.get(low), f"is larger than {high}; give the smaller number")
+    return Declaration(name, **{**given, "choices": tuple(given.get("choices", ())) or None})
 
 
-def check_values(declarations: dict[str, Declaration], values: dict[str, Any], complete: bool = True) -> dict[str, Any]:
-    """Return `values` checked, in the order of the declarations; raise InputError for an unknown or missing name."""
-    for name in values.keys() - declarations.keys():  # the likeness of names is costly, and seldom asked for
-        raise bad_input(name, values[name], f"is not a parameter; {did_you_mean(name, declarations)}")
-    for name in [name for name in declarations if complete and name not in values][:1]:
-        raise InputError(f"{name} = (missing): give {declarations[name].wanted}")
-    return {name: declarations[name].check(values[name]) for name in declarations if name in values}
+def declared(type: str, *names: str, **others: Any) -> dict[str, Declaration]:
+    """Return declarations that differ by their name alone."""
+    return {name: Declaration(name, type, **others) for name in names}
+
+
+FORM = {  # of an entry of `parameters:`, but for `choices`, whose type is that of the parameter
+    **declared("float", *BOUNDS, help="a finite number"),
+    **declared("str", "type", choices=tuple(CONSTRAINTS)),
+    **declared("str", "of", choices=("int", "float", "str", "bool")),
+    **declared("int", "min_length", min=0),
+    **declared("bool", "unique"),
+    **declared("str", "help", help="a few words on what it means"),
+}
+
+
+def check_values(
+    declarations: Mapping[str, Declaration],
+    values: Any,
+    needed: Iterable[str] | None = None,
+    place: str = "",
+    what: str = "a parameter",
+) -> dict[str, Any]:
+    """Return `values` checked, in the order of the declarations.
+
+    Raises InputError where they are no mapping, and for the first unknown name, missing one of the `needed` (all by
+    default), or wrong value; `place` stands before each name, and `what` says what an unknown one is not.
+    """
+    require(isinstance(values, dict), place.rstrip(".: ") or "values", values, f"give {PAIRS}")
+    for name in [name for name in values if name not in declarations]:  # the likeness of names is costly, seldom asked
+        raise bad_input(f"{place}{name}", values[name], f"is not {what}; {did_you_mean(name, declarations)}")
+    for name in [name for name in (declarations if needed is None else needed) if name not in values]:
+        raise InputError(f"{place}{name} = (missing): give {declarations[name].wanted}")
+    return {name: declared.check(values[name], place) for name, declared in declarations.items() if name in values}

@@ -12,10 +12,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 from fragile_lib.study.notebook_file import as_json, is_tagged, read_notebook, source_of
 from fragile_lib.study.sources import keep_imported
@@ -110,16 +109,6 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minu
     )
 
 
-class Silent(ModuleType):
-    """Stands for a module whose functions only show something."""
-
-    def __getattr__(self, name: str) -> Callable[..., tuple]:
-        """Return a function that finds nothing to show; a module's own names are not there."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: ()
-
-
 def execute_plainly(source: Path, output: Path, parameters: dict[str, Any], root: Path, **limits: int) -> float:
     """Execute the code cells of `source` in this process, in its folder; return the seconds they took.
 
@@ -129,7 +118,7 @@ def execute_plainly(source: Path, output: Path, parameters: dict[str, Any], root
     notebook, began = read_notebook(source, root), time.monotonic()
     keep_imported()
     namespace = {"__name__": "__main__", "display": lambda *_: None}
-    sys.modules["fragile_lib.plots"] = Silent("fragile_lib.plots")
+    sys.modules["fragile_lib.plots"] = MagicMock()  # whatever it is asked for, it shows nothing
     write_whole(output, as_json(notebook))
     os.chdir(source.parent)
     try:

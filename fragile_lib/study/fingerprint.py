@@ -35,9 +35,8 @@ def run_fingerprint(parameters: Mapping[str, Any], cells: list[str], package: Pa
     used = {name: value for name, value in parameters.items() if name in named}
     given = frozenset(_texts(used)) & _entries(package)  # few differ, so that what is reached is found once for many
     own = ast.Module([s for s in executed.body if not _package_import(s)], [])
-    return json_digest(
-        [used, unread, _canonical(own), _science(ast.unparse(executed), given, package, _stamp(package))]
-    )
+    stamp = tuple((str(path), path.stat().st_mtime_ns) for path in sorted(package.rglob("*.py")))  # for the cache alone
+    return json_digest([used, unread, _canonical(own), _science(ast.unparse(executed), given, package, stamp)])
 
 
 def page_fingerprint(given: list[Any], cells: list[str], package: Path) -> str:
@@ -88,11 +87,6 @@ def _entries(package: Path) -> frozenset[str]:
     places = (place.split(":") for place in REGISTRIES)
     nodes = (node for module, name in places for node in definition(module, name, package))
     return frozenset().union(*map(_constants, nodes))
-
-
-def _stamp(package: Path) -> tuple:
-    """What tells a changed library from the one before, for the cache alone."""
-    return tuple((str(path), path.stat().st_mtime_ns) for path in sorted(package.rglob("*.py")))
 
 
 def _hashed(found: Mapping[str, list[ast.stmt]]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from fragile_lib.study.declaration import Declaration, check_values, declare
+from fragile_lib.study.declaration import Declaration, check_values, declare, declared
 from fragile_lib.study.files import study_root
 from fragile_lib.study.notebook_file import assigned
 from fragile_lib.tools.errors import InputError, bad_input, closest, did_you_mean, listed, require, within
@@ -34,12 +34,12 @@ NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 NAMED = "letters, digits, '.', '_' or '-', not starting with '.' or '-', not ending with '.', at most 100"
 NO_NUMBER = ", and no number or word that YAML reads as another"
 MOST_RUNS = 10_000  # of one notebook in all its profiles
-TOP_KEYS = ("notebook", "parameters", "base", "run_id", "profiles", "page", "limits")
 DEFAULT_LIMITS = {"threads": 1, "cell_minutes": 120}
-LIMITS = {
-    name: Declaration(f"limits.{name}", "int", min=1, max=most)
-    for name, most in (("threads", 1024), ("cell_minutes", 100_000))
-}
+FILE = declared("str", "notebook", "run_id") | declared("mapping", "parameters", "base", "profiles", "page", "limits")
+EMPTY = {"parameters": {}, "base": {}, "run_id": "", "profiles": {}, "page": None, "limits": {}}
+PROFILE = declared("mapping", "set", "grids")
+GRID = declared("mapping", "set") | declared("str", "run_id") | declared("str", "needs", help="a path in the data root")
+LIMITS = declared("int", "threads", min=1, max=1024) | declared("int", "cell_minutes", min=1, max=100_000)
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class Spec:
     def _points(self, axes: dict[str, Any]) -> Iterable[dict[str, Any]]:
         """Yield the points of a grid: the product of its axes, on top of its own `set`."""
         fixed = axes.get("set", {})
-        axes = {name: values for name, values in axes.items() if name not in ("set", "needs", "run_id")}
-        require(isinstance(fixed, dict), "set", fixed, "give `name: value` pairs")
+        axes = {name: values for name, values in axes.items() if name not in GRID}
         for name, values in axes.items():
             require(isinstance(values, list) and values, name, values, "an axis is a list of at least one value")
             require(name not in fixed, name, values, "is both an axis and in `set`; remove one")
@@ -138,34 +137,25 @@ def load_spec(path: Path) -> Spec:
     source = f"params/{path.name}"
     content = load_yaml(path, source)
     with within(source):
-        for key, value in content.items():
-            remedy = f"is not a section of a parameters file; {did_you_mean(key, TOP_KEYS)}"
-            require(key in TOP_KEYS, key, value, remedy)
-        notebook, page = content.get("notebook"), content.get("page", None if "page" not in content else {})
-        right = notebook == path.stem
-        require(right, "notebook", notebook, f"must be {path.stem!r}, the name of the file; correct one")
-        require(is_name(path.stem), "notebook", notebook, f"must be {NAMED}{NO_NUMBER}")
-        sections = {key: content.get(key) or {} for key in ("parameters", "base", "profiles", "limits")}
-        for key, value in {**sections, "page": {} if page is None else page}.items():
-            require(isinstance(value, dict), key, value, "give `name: value` pairs, or {} for none")
-        declarations = {name: declare(name, entry) for name, entry in sections["parameters"].items()}
+        content = {key: value for key, value in content.items() if value is not None}
+        given = {**EMPTY, **check_values(FILE, content, ("notebook",), what="a section of a parameters file")}
+        notebook, remedy = given["notebook"], f"must be {path.stem!r}, the name of the file; correct one"
+        require(notebook == path.stem, "notebook", notebook, remedy)
+        require(is_name(notebook), "notebook", notebook, f"must be {NAMED}{NO_NUMBER}")
+        declarations = {name: declare(name, entry) for name, entry in given["parameters"].items()}
         for name in STANDARD:
             require(name not in declarations, f"parameters.{name}", "", "is given by the study itself; remove it")
-        for profile, grids in sections["profiles"].items():
+        for profile, grids in given["profiles"].items():
             _check_profile(profile, grids)
-        grids = [axes for profile in sections["profiles"].values() for axes in profile.get("grids", {}).values()]
+        grids = [axes for profile in given["profiles"].values() for axes in profile.get("grids", {}).values()]
         count = sum(math.prod(len(axis) for axis in axes.values() if isinstance(axis, list)) for axes in grids)
         require(count <= MOST_RUNS, "grids", count, f"are too many runs, {MOST_RUNS} at most; divide them")
-        run_id = content.get("run_id", "")
-        named = not sections["profiles"] or (isinstance(run_id, str) and run_id)
-        require(named, "run_id", run_id, 'give a text like "iris-d{depth}" that names each run')
-        for name, value in sections["limits"].items():
-            require(name in LIMITS, f"limits.{name}", value, did_you_mean(name, LIMITS))
-            LIMITS[name].check(value)
+        named = given["run_id"] or not given["profiles"]
+        require(named, "run_id", given["run_id"], 'give a text like "iris-d{depth}" that names each run')
+        limits = DEFAULT_LIMITS | check_values(LIMITS, given["limits"], (), "limits.", "a limit")
     with within(f"{source}, base"):
-        base = check_values(declarations, sections["base"], complete=False)
-    limits = {**DEFAULT_LIMITS, **sections["limits"]}
-    spec = Spec(notebook, source, declarations, base, run_id, sections["profiles"], page, limits)
+        base = check_values(declarations, given["base"], ())
+    spec = Spec(notebook, source, declarations, base, given["run_id"], given["profiles"], given["page"], limits)
     for profile in spec.profiles or ["quick"]:
         spec.runs(profile)
         spec.page_parameters(profile)
@@ -175,15 +165,11 @@ def load_spec(path: Path) -> Spec:
 def _check_profile(profile: str, content: Any) -> None:
     name = f"profiles.{profile}"
     require(is_name(profile), "profile", profile, f"must be {NAMED}{NO_NUMBER}: it names a folder")
-    require(isinstance(content, dict) and content, name, content, "give `set:` and `grids:`")
-    for key, value in content.items():
-        require(key in ("set", "grids"), f"{name}.{key}", value, "is neither `set` nor `grids`; move it into one")
-        require(isinstance(value, dict), f"{name}.{key}", value, "give `name: value` pairs")
-    for grid, axes in content.get("grids", {}).items():
+    require(content, name, content, "give `set:` and `grids:`")
+    for grid, axes in check_values(PROFILE, content, (), f"{name}.", "`set` or `grids`").get("grids", {}).items():
         place = f"{name}.grids.{grid}"
         require(isinstance(axes, dict) and axes, place, axes, "give axes, like {depth: [1, 8]}")
-        for key, remedy in (("needs", "give a path in the data root"), ("run_id", "give a text that names each run")):
-            require(isinstance(axes.get(key, ""), str), f"{place}.{key}", axes.get(key), remedy)
+        check_values(GRID, {key: axes[key] for key in GRID if key in axes}, (), f"{place}.")
         needs = Path(axes.get("needs", "here"))
         inside = needs.parts and not needs.is_absolute() and ".." not in needs.parts and str(needs).isprintable()
         require(inside, f"{place}.needs", str(needs), "give a path inside the data root, without ..")
@@ -212,6 +198,12 @@ def load_specs(params_dir: Path) -> dict[str, Spec]:
                 remedy = f"names the same folder as {other}; add to run_id what tells them apart"
                 require(other == own, "run_id", run.run_id, remedy)
     return specs
+
+
+def planned(specs: Mapping[str, Spec], *profiles: str) -> dict[str, str]:
+    """Return the runs of some profiles, in their order, each with its notebook."""
+    found = [run for profile in profiles for spec in specs.values() for run in spec.runs(profile)]
+    return {run.run_id: run.notebook for run in found}
 
 
 def select(specs: Mapping[str, Spec], profile: str, notebook: str | None = None) -> dict[str, Spec]:

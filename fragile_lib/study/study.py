@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from fragile_lib.study.collect import collect
 from fragile_lib.study.files import PACKED, packed_text, profile_dir, shown, stored, write_packed
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
-from fragile_lib.study.params import Spec, load_specs
+from fragile_lib.study.params import Spec, load_specs, planned
 from fragile_lib.study.plan import CARD, RESTORED_PROFILES, Job, make_plan, prepare, standing, validated
 from fragile_lib.study.record_file import packed, read_record
 from fragile_lib.study.run import page_path
@@ -62,6 +63,17 @@ def start(root: Path, *words: str) -> subprocess.Popen[str]:
     environment |= {"TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([sys.executable, "-m", *words], text=True, errors="replace", env=environment, **pipes)
+
+
+def finish(root: Path, *words: str, seconds: float | None = None) -> str:
+    """Run one command of the study to its end, say its last words, and return them where it failed.
+
+    Raises TimeoutExpired where it runs longer than `seconds`; it is then still running.
+    """
+    process = start(root, "fragile_lib.study", *words)
+    said = (process.communicate(timeout=seconds)[0].strip().splitlines() or [f"{words[0]} ended without a word"])[-1]
+    say(said)
+    return said.removeprefix("error: ").removeprefix("failed: ") if process.returncode else ""
 
 
 def run_grid(root: Path, jobs: list[Job], cores: int, notebook: str | None) -> dict[str, str]:
@@ -120,13 +132,11 @@ def cells(root: Path, profile: str, notebook: str | None, seconds: float) -> int
         if (left := ends - time.monotonic()) <= 0:
             break
         with ending_children():
-            process = start(root, "fragile_lib.study", "execute", "--plain", str(job.directory))
             try:
-                say(process.communicate(timeout=left)[0].rstrip())
+                failed += bool(finish(root, "execute", "--plain", str(job.directory), seconds=left))
             except subprocess.TimeoutExpired:
                 say(f"{job.run.run_id} was not finished in the {left:.0f} s that were left")
                 break
-        failed += process.returncode != 0
     still_open = [job.run.run_id for job in jobs if job.state != "finished"]
     say(f"open: {', '.join(still_open)}" if still_open else "all are finished")
     return failed
@@ -160,15 +170,8 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
 
     A page that computes with several threads has as many cores to itself: two such side by side wait for each other.
     """
-
-    def page(name: str) -> str:
-        process = start(root, "fragile_lib.study", "pages", "--profile", profile, "--notebook", name)
-        said = (process.communicate()[0].strip().splitlines() or ["the page's process ended without a word"])[-1]
-        say(said)
-        return said.removeprefix("error: ").removeprefix("failed: ") if process.returncode else ""
-
-    pages = [spec for spec in chosen.values() if spec.page is not None]
-    problems: list[str] = []
+    pages, problems = [spec for spec in chosen.values() if spec.page is not None], []
+    page = partial(finish, root, "pages", "--profile", profile, "--notebook")
     for threads in sorted({spec.limits["threads"] for spec in pages}):
         names = [spec.notebook for spec in pages if spec.limits["threads"] == threads]
         with ThreadPoolExecutor(max(1, cores // threads)) as pool, ending_children():
@@ -210,9 +213,9 @@ def publish(root: Path, profile: str, chosen: dict[str, Spec]) -> list[str]:
     require(profile in RESTORED_PROFILES, "profile", profile, remedy)
     reports, jobs = root / "reports", make_plan(root, profile)
     told = [line for job in jobs if job.run.notebook in chosen for line in _publish_run(job, reports)]
-    planned = {job.run.run_id for job in [*jobs, *_planned(root, OF_RECORD if profile == CARD else CARD)]}
+    names = planned(load_specs(root / "params"), profile, OF_RECORD if profile == CARD else CARD)
     for folder in sorted((reports / "records").glob("*")):
-        if folder.is_dir() and folder.name not in planned:
+        if folder.is_dir() and folder.name not in names:
             shutil.rmtree(folder)
             told.append(f"{folder.name}: in no grid any more, removed from reports/records")
     for name, spec in chosen.items():
@@ -228,7 +231,7 @@ def collect_published(root: Path) -> list[str]:
 
     The plain table is left beside it, for who ran the command; git ignores it.
     """
-    names = dict.fromkeys(job.run.run_id for profile in RESTORED_PROFILES for job in _planned(root, profile))
+    names = planned(load_specs(root / "params"), *RESTORED_PROFILES)
     paths = [root / "reports" / "records" / name / "result.json" for name in names]
     paths, table = [path for path in paths if stored(path).exists()], root / "reports" / "results.csv"
     if not paths:
@@ -237,12 +240,6 @@ def collect_published(root: Path) -> list[str]:
     packed_table = table.with_name(table.name + PACKED)
     write_if_changed(packed_table, packed_text(table.read_text(encoding="utf-8"), packed_table))
     return told
-
-
-def _planned(root: Path, profile: str) -> list[Job]:
-    """The jobs of a profile, or none where no notebook has it."""
-    known = any(profile in spec.profiles for spec in load_specs(root / "params").values())
-    return make_plan(root, profile) if known else []
 
 
 def _publish_run(job: Job, reports: Path) -> list[str]:

@@ -43,8 +43,9 @@ methods:
   - {name: exact, kind: estimator, title: Influence with the Hessian, formula: 'g^\top (H + \delta I)^{-1} g_i',
      asks: "Where would it move?", leaves_out: Noise., parameters: damping, applies: small networks}
   - {name: minimum, kind: truth, title: The minimum without them, formula: '\arg\min_\theta J(\theta; w)',
-     parameters: tolerance, applies: everywhere}
-  - {name: pbrf, kind: truth, title: Proximal response, formula: '\unknownmacro', parameters: d, applies: where run}
+     asks: A., leaves_out: B., parameters: tolerance, applies: everywhere}
+  - {name: pbrf, kind: truth, title: Proximal response, formula: '\unknownmacro',
+     asks: C., leaves_out: D., parameters: d, applies: where run}
 """
 MISSING, FAILED, LATER, BROKEN = (f"iris-relu-{s}-wd0.005" for s in ("d1-w50", "d1-w8", "d2-w5", "d4-w5"))
 WITH_NOTEBOOK = "iris-relu-d1-w5-wd0.005"

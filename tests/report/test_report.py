@@ -274,7 +274,7 @@ def test_the_committed_methods_are_the_registries_and_tell_of_every_name_in_the_
     ("old", "new", "named"),
     [
         ("kind: truth", "kind: guess", "kind = 'guess'"),
-        ("name: pbrf", "name: minimum", "twice"),
+        ("name: pbrf", "name: minimum", "occurs 2 times"),
         ("title", "t", "title"),
     ],
 )

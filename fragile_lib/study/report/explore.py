@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from fragile_lib.agreement import compare
@@ -13,8 +11,7 @@ MOST = 8  # networks on the page
 NEEDED = {"test_point", "index", "estimate", "truth"}
 LISTS = ("estimate", "truth", "error")
 CONTROL = "_minus_control"
-_AT = re.compile(r"(.+), damping (\S+)$")  # an estimate at a damping that is not its network's own
-_FOR = re.compile(r"(.+)_([\d.]+)$")  # a truth after another share of the training steps
+AT = ", damping "  # in the code of an estimate at a damping that is not its network's own
 
 
 def point_sets(study: Study) -> list[dict]:
@@ -25,21 +22,23 @@ def point_sets(study: Study) -> list[dict]:
     Each has a name, `estimate`, `truth` and `error` by code (lists over removals), the removals' ids, and, where the
     record has images, `labels`, `pixels` and the places of the `pictured`, as in the record.
     """
-    ranked = []
+    words, found = study.settings.get("words", {}), []
     for record in study.records:
         chosen = [p for p in record.get("points") or [] if p.get("train_choice") == "top_influence"]
-        run, point = record["run"], next((p for p in chosen if p.keys() >= NEEDED), None)
-        if point and (run.get("weight_decay") or 0) > 0:
-            seen = "pixels" in point and len(point["pictured"]) == len(point["index"])
-            ranked.append(
-                (seen, run.get("n_train") or 0, -(run.get("depth") or 0), bool(_dampings(point)), record, point)
-            )
+        point = next((p for p in chosen if p.keys() >= NEEDED), None)
+        if point and (record["run"].get("weight_decay") or 0) > 0:
+            found.append((record, point))
+    pictured = [(r, p) for r, p in found if "pixels" in p and len(p["pictured"]) == len(p["index"])]
     best: dict[tuple, dict] = {}
-    ranked = [entry for entry in ranked if entry[0]] or ranked
-    for *_, record, point in sorted(ranked, key=lambda entry: entry[:4], reverse=True):
+    for record, point in sorted(pictured or found, key=_size, reverse=True):
         key = record["run"].get("dataset"), record["run"].get("architecture")
-        best.setdefault(key, _set(record, point, study.settings.get("words", {})))
+        best.setdefault(key, _set(record, point, words))
     return list(best.values())[:MOST]
+
+
+def _size(found: tuple[dict, dict]) -> tuple[int, int, bool]:
+    run = found[0]["run"]
+    return run.get("n_train") or 0, -(run.get("depth") or 0), bool(_dampings(found[1])[1])
 
 
 def _set(record: dict, point: dict, words: dict) -> dict:
@@ -85,20 +84,19 @@ def names(study: Study, sets: list[dict]) -> dict[str, str]:
 
 def _called(code: str, study: Study) -> str:
     titles = {entry["name"]: entry["title"] for entry in study.methods}
-    if match := _AT.match(code):
-        return f"{_called(match[1], study)}, damping {match[2]}"
-    if code.endswith(CONTROL):
-        return f"{_called(code.removesuffix(CONTROL), study)}, control subtracted"
-    if (match := _FOR.match(code)) and match[1] in titles:
-        return f"{titles[match[1]]}, {float(match[2]):.0%} of the steps"
-    return titles.get(code, code.replace("_", " "))
+    code, _, damping = code.partition(AT)
+    bare = code.removesuffix(CONTROL)
+    name, _, share = bare.rpartition("_")  # a truth after another share of the training steps
+    of_share = name in titles and share.replace(".", "").isdigit()
+    said = f"{titles[name]}, {float(share):.0%} of the steps" if of_share else titles.get(bare, bare.replace("_", " "))
+    return said + (", control subtracted" if bare != code else "") + (f", damping {damping}" if damping else "")
 
 
-def _dampings(point: dict) -> dict[float, str]:
-    """Damping -> the estimate there, of the first estimator that has several."""
-    found = [(match, code) for code in point["estimate"] if (match := _AT.match(code))]
-    of_first = {float(match[2]): code for match, code in found if match[1] == found[0][0][1]}
-    return dict(sorted(of_first.items())) if len(of_first) > 1 else {}
+def _dampings(point: dict) -> tuple[str, dict[float, np.ndarray]]:
+    """The first estimator of a point that has several dampings, and what it says at each; of none, nothing."""
+    coded = [(*code.partition(AT)[::2], values) for code, values in point["estimate"].items() if AT in code]
+    at = {float(damping): np.array(values, float) for name, damping, values in coded if name == coded[0][0]}
+    return (coded[0][0], dict(sorted(at.items()))) if len(at) > 1 else ("", {})
 
 
 def damping_frames(study: Study) -> dict | None:
@@ -109,7 +107,7 @@ def damping_frames(study: Study) -> dict | None:
     """
     for record in study.records:
         points = [p for p in record.get("points") or [] if p.keys() >= NEEDED]
-        points = [p for p in points if p["test_point"] == points[0]["test_point"] and _dampings(p)]
+        points = [p for p in points if p["test_point"] == points[0]["test_point"] and _dampings(p)[1]]
         if points:
             return _frames(record, points, study)
     return None
@@ -117,21 +115,20 @@ def damping_frames(study: Study) -> dict | None:
 
 def _frames(record: dict, points: list[dict], study: Study) -> dict:
     words = study.settings.get("words", {})
-    frames: dict[float, list[dict]] = {damping: [] for damping in _dampings(points[0])}
+    estimator, first = _dampings(points[0])
+    frames: dict[float, list[dict]] = {damping: [] for damping in first}
     for truth in points[0]["truth"]:
         if truth + CONTROL in points[0]["truth"]:
             continue  # the same but for a shift
         for point in (p for p in points if truth in p["truth"]):
             named = {"truth": _called(truth, study), "choice": words.get(point["train_choice"], point["train_choice"])}
             true = np.array(point["truth"][truth], dtype=float)
-            estimates = {d: np.array(point["estimate"][code], dtype=float) for d, code in _dampings(point).items()}
-            for damping, panel in _panels(estimates, true).items():
+            for damping, panel in _panels(_dampings(point)[1], true).items():
                 frames[damping].append(named | panel)
-    estimator = _called(_AT.match(next(iter(_dampings(points[0]).values())))[1], study)
     return {
         "run": record["run_id"],
         "of": f"{_network(record, words)}, one test example",
-        "estimator": estimator,
+        "estimator": _called(estimator, study),
         "frames": [{"damping": f"{damping:g}", "panels": panels} for damping, panels in frames.items()],
     }
 

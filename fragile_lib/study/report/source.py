@@ -13,16 +13,17 @@ import pandas as pd
 
 from fragile_lib.study.claims import Claim, load_claims
 from fragile_lib.study.collect import read_results
+from fragile_lib.study.declaration import Declaration, check_values, declared
 from fragile_lib.study.files import stored
-from fragile_lib.study.params import load_specs
+from fragile_lib.study.params import load_specs, planned
 from fragile_lib.study.plan import CARD
 from fragile_lib.study.record_file import read_record
-from fragile_lib.tools.errors import InputError, require
+from fragile_lib.tools.errors import InputError, require, within
 from fragile_lib.tools.files import load_json, load_yaml
 
-DEVIATION = ("what", "paper", "here", "why")  # `notebook` may be left out
-METHOD = ("name", "kind", "title", "formula", "parameters", "applies")
-KINDS = ("estimator", "truth")
+DEVIATION = declared("str", "what", "paper", "here", "why", "notebook")
+METHOD = declared("str", "name", "title", "asks", "leaves_out", "formula", "parameters", "applies")
+METHOD |= declared("str", "kind", choices=("estimator", "truth"))
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,22 @@ def read_study(source: Path, params_dir: Path) -> Study:
     profile = str(profiles.most_common(1)[0][0]) if profiles else source.name
     if len(profiles.keys() - {CARD}) > 1:
         problems.append(f"Records of several profiles are mixed here: {', '.join(map(str, profiles))}.")
-    planned = {run_id: Run(run_id, notebook) for run_id, notebook in _planned(params_dir, profile, problems).items()}
+    try:
+        specs = load_specs(params_dir)
+    except InputError as error:
+        specs = {}
+        problems.append(f"The plan could not be read, so missing runs are not shown: {error}")
+    plan, cells = planned(specs, profile), planned(specs, CARD)
     # In the order of the plan, missing ones included; found runs that are not planned come last.
-    found = {**planned, **{n: replace(r, notebook=planned.get(n, r).notebook) for n, r in found.items()}}
+    found = {name: Run(name, notebook) for name, notebook in plan.items()} | {
+        name: replace(run, notebook=plan.get(name, run.notebook)) for name, run in found.items()
+    }
     problems += [f"{run.run_id}: {run.problem}" for run in found.values() if run.problem]
     tables = (stored(folder / "results.csv") for folder in (source, source.parent))
     path = next((table for table in tables if table.is_file()), None)
     results = read_results(path.absolute()) if path else pd.DataFrame(columns=["run_id"])
     held = set(results["run_id"])
     runs = [replace(run, outdated=bool(run.record and run.run_id not in held)) for run in found.values()]
-    cells = _planned(params_dir, CARD, [])
     done = sum(bool(found[name].record) for name in cells if name in found)
     settings = load_yaml(params_dir / "report.yaml") if (params_dir / "report.yaml").exists() else {}
     return Study(
@@ -125,41 +132,25 @@ def _read_run(folder: Path) -> Run:
     return Run(folder.name, str(notebook), record, failure, problem)
 
 
-def _planned(params_dir: Path, profile: str, problems: list[str]) -> dict[str, str]:
-    """The notebook of each run that the parameter files plan for a profile."""
-    try:
-        specs = [spec for spec in load_specs(params_dir).values() if profile in spec.profiles]
-    except InputError as error:
-        problems.append(f"The plan could not be read, so missing runs are not shown: {error}")
-        return {}
-    return {run.run_id: spec.notebook for spec in specs for run in spec.runs(profile)}
-
-
 def _pages(source: Path, order: list[str]) -> dict[str, Path]:
     folder = next((f for f in (source / "pages", source.parent / "pages") if f.is_dir()), source)
     found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
     return {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else 99, n))}
 
 
-def read_entries(path: Path, keys: tuple[str, ...]) -> list[dict]:
-    """Read the list of a YAML file, named as the file is, whose entries have `keys`, all text; no file, no entries."""
+def read_entries(path: Path, form: dict[str, Declaration]) -> list[dict]:
+    """Read the list of a YAML file, named as the file is, whose entries are as declared; no file, no entries."""
     if not path.exists():
         return []
-    name, entries = path.stem, load_yaml(path).get(path.stem)
-    require(isinstance(entries, list), name, entries, f"give a list of {{{', '.join(keys)}}} [{path.name}]")
-    for number, entry in enumerate(entries, 1):
-        for key in keys:
-            good = isinstance(entry, dict) and isinstance(entry.get(key), str)
-            require(good, f"{name}[{number}].{key}", entry, f"give {key} as text [{path.name}]")
-    return entries
+    name = path.stem
+    entries = check_values(declared("list", name, of="mapping"), load_yaml(path))[name]
+    with within(path.name):
+        return [check_values(form, entry, place=f"{name}[{i}].") for i, entry in enumerate(entries, 1)]
 
 
 def read_methods(path: Path) -> list[dict]:
     """Read what each estimator and each ground truth answers; a name stands once for each kind."""
     entries = read_entries(path, METHOD)
-    for number, entry in enumerate(entries, 1):
-        label, kind, name = f"methods[{number}]", entry["kind"], entry["name"]
-        require(kind in KINDS, f"{label}.kind", kind, f"choose {' or '.join(KINDS)} [{path.name}]")
-        before = [(e["kind"], e["name"]) for e in entries[: number - 1]]
-        require((kind, name) not in before, f"{label}.name", name, f"occurs twice; remove one [{path.name}]")
+    for (kind, name), n in Counter((entry["kind"], entry["name"]) for entry in entries).items():
+        require(n == 1, f"{kind} name", name, f"occurs {n} times; remove the others [{path.name}]")
     return entries

@@ -34,30 +34,6 @@ def verdict_counts(verdicts: list[Verdict]) -> str:
     return told + (f" The others: {_join(others)}." if others else "")
 
 
-def number_sentences(study: Study, verdicts: list[Verdict]) -> list[str]:
-    """Key numbers of claims and findings, with their intervals, and the degenerate networks; all from the results."""
-    sentences = []
-    for verdict in verdicts:
-        first = verdict.parts[0] if verdict.parts else None
-        if verdict.claim.say and first and first.estimate is not None:
-            n = first.n_units or first.n_seeds
-            sentences.append(verdict.claim.say.format(ours=_with_interval(first.estimate, first.interval, n)))
-    sentences += finding_sentences(study, "numbers", with_intervals=True)
-    if sentences:
-        sentences.append(
-            f"In brackets stand 95% bootstrap intervals {interval_words(verdicts)}, where there are more than "
-            f"{MIN_SEEDS} numbers and two digits show one."
-        )
-    outcomes = Counter(str(c.get("status", "ok")) for record in study.records for c in record.get("certificates") or [])
-    bad = [f"{n} {name.replace('_', ' ')}" for name, n in outcomes.most_common() if name != "ok"]
-    if bad:
-        sentences.append(
-            f"Of {outcomes.total()} trained networks {outcomes.total() - outcomes['ok']} had a named outcome other "
-            f"than ok ({_join(bad)}); they are counted with the runs, and none was dropped."
-        )
-    return sentences
-
-
 def interval_of(part: PartVerdict) -> str:
     """The interval of a part; of a few numbers it says that there is none worth the name."""
     few = (part.n_units or part.n_seeds) <= MIN_SEEDS
@@ -83,7 +59,7 @@ def finding_sentences(study: Study, which: str, with_intervals: bool = False) ->
         if all(len(numbers) >= MIN_SEEDS for numbers in found):
             means = [float(numbers.mean()) for numbers in found]
             held = all(pd.eval(condition.format(*means), engine="python") for condition in finding.get("when", []))
-            intervals = map(_with_interval, means, map(seed_interval, found), map(len, found))
+            intervals = map(with_interval, means, map(seed_interval, found), map(len, found))
             told = intervals if with_intervals else map(number, means)
             sentences.append(finding["say" if held else "otherwise"].format(*told))
     return sentences
@@ -94,7 +70,7 @@ def _numbers(results: pd.DataFrame, value: dict) -> pd.Series:
     return pd.to_numeric(rows.get(value["statistic"], pd.Series(dtype=float)), errors="coerce").dropna()
 
 
-def _with_interval(mean: float, interval: tuple[float, float], n: int) -> str:
+def with_interval(mean: float, interval: tuple[float, float], n: int) -> str:
     """A mean of n numbers; of a few there is no interval worth the name, nor is one told that no digit shows."""
     ends = [number(end) for end in interval]
     if n <= MIN_SEEDS:
@@ -104,6 +80,11 @@ def _with_interval(mean: float, interval: tuple[float, float], n: int) -> str:
 
 def _join(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def outcomes(study: Study) -> Counter:
+    """How many trained networks have which outcome."""
+    return Counter(str(c.get("status", "ok")) for record in study.records for c in record.get("certificates") or [])
 
 
 def run_outcomes(record: dict) -> list[str]:
@@ -146,11 +127,10 @@ def summary_table(study: Study) -> dict:
     by = [column for column in wanted.get("by", []) if column in results]
     if results.empty or not by:
         return {"heads": [], "columns": [], "rows": [], "common": ""}
-    words = study.settings.get("words", {})
     shared = [c for c in by if results[c].nunique(dropna=False) == 1]
     varying = [c for c in by if c not in shared] or by[:1]
     groups = results.groupby(varying, sort=False, dropna=False)["seed"].nunique().reset_index()
-    rows = [[_setting(value, words) for value in values] for values in groups[varying].itertuples(index=False)]
+    rows = [[_setting(value, study) for value in values] for values in groups[varying].itertuples(index=False)]
     labels = []
     for column in wanted["columns"]:
         if column["statistic"] not in results:
@@ -161,40 +141,35 @@ def summary_table(study: Study) -> dict:
             labels.append(column["label"])
             for row, values in zip(rows, numbers.itertuples(index=False), strict=True):
                 row.append(_cell(*values))
-    common = ", ".join(f"{_word(c, words)} {_setting(results[c].iloc[0], words)[0]}" for c in shared)
-    return {"heads": [_word(column, words) for column in varying], "columns": labels, "rows": rows, "common": common}
+    common = ", ".join(f"{word(c, study)} {_setting(results[c].iloc[0], study)[0]}" for c in shared)
+    return {"heads": [word(column, study) for column in varying], "columns": labels, "rows": rows, "common": common}
 
 
-def word(name: str, study: Study) -> str:
+def word(name: object, study: Study) -> str:
     """What a name of a notebook, a column or a code is called in the report."""
-    return _word(name, study.settings.get("words", {}))
+    return str(study.settings.get("words", {}).get(name, str(name).replace("_", " ")))
 
 
-def _word(name: object, words: dict) -> str:
-    return str(words.get(name, str(name).replace("_", " ")))
-
-
-def _setting(value: object, words: dict) -> Cell:
+def _setting(value: object, study: Study) -> Cell:
     if isinstance(value, int | float | np.number):
         return "" if pd.isna(value) else f"{value:g}", float(value)
-    return str(words.get(value, value)), str(value)
+    return str(study.settings.get("words", {}).get(value, value)), str(value)
 
 
 def _cell(mean: float, low: float, high: float, n: float, seeds: int) -> Cell:
     if not n > 0:
         return "–", float("-inf")
-    said = _with_interval(mean, (low, high), int(n)) if n > MIN_SEEDS else number(mean)
+    said = with_interval(mean, (low, high), int(n)) if n > MIN_SEEDS else number(mean)
     return said + (f" n={n:g}" if n < seeds else ""), float(mean)
 
 
 def methods_table(study: Study) -> list[dict]:
     """What each estimator and ground truth answers, as params/methods.yaml says, and the data sets that have it."""
-    columns, words = {"estimator": "estimator", "truth": "ground_truth"}, study.settings.get("words", {})
-    rows = []
+    columns, rows = {"estimator": "estimator", "truth": "ground_truth"}, []
     for entry in study.methods:
         found = select(study.results, {columns[entry["kind"]]: entry["name"]})
         sets = found["dataset"].dropna().unique() if len(found) else []
-        rows.append({**entry, "datasets": ", ".join(_word(name, words) for name in sets)})
+        rows.append({**entry, "datasets": ", ".join(word(name, study) for name in sets)})
     return rows
 
 
