@@ -107,6 +107,12 @@ def legend_below(figure: Figure) -> None:
         legend.remove()
 
 
+def look(place: int) -> dict:
+    """Colour, marker and dash of a series; beyond the colours another marker tells apart."""
+    marker = MARKERS[(place + place // len(CYCLE)) % len(MARKERS)]
+    return {"color": CYCLE[place % len(CYCLE)], "marker": marker, "linestyle": DASHES[place % len(DASHES)]}
+
+
 def tint(colour: str, share: float = 0.5) -> tuple[float, ...]:
     """The colour mixed with white; unlike transparency it costs no further colours where marks overlap."""
     return tuple(1 - share * (1 - channel) for channel in mpl.colors.to_rgb(colour))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
 from fragile_lib.plots import base, texts, words
 from fragile_lib.plots.base import Picture
@@ -28,24 +29,20 @@ def held_out_curves(cases: pd.DataFrame, scores: Mapping[str, np.ndarray], what:
     good, known = cases["good"].to_numpy(bool), {n: s for n, s in scores.items() if np.isfinite(s).sum() >= FEWEST}
     if not known or not 0 < good.sum() < len(good):
         return Picture(None, "No held-out cases of both kinds.")
-    drawn = []
+    drawn = {}
     for name, score in known.items():
-        kept = np.isfinite(score)
-        for panel, points in (("curve", _curve), ("probabilities", _calibration)):
-            drawn.append(
-                pd.DataFrame(points(good[kept], score[kept]), columns=["x", "y"]).assign(rule=name, panel=panel)
-            )
-    rows = pd.concat(drawn, ignore_index=True)[["rule", "panel", "x", "y"]]
+        given = good[np.isfinite(score)], score[np.isfinite(score)]
+        drawn |= {(name, "curve"): _curve(*given), (name, "probabilities"): _calibration(*given)}
+    rows = pd.concat({key: pd.DataFrame(points, columns=["x", "y"]) for key, points in drawn.items()})
+    rows = rows.rename_axis(["rule", "panel", None]).reset_index([0, 1]).reset_index(drop=True)
     return _told(_draw(rows), cases, rows, what)
 
 
 def _curve(good: np.ndarray, score: np.ndarray) -> np.ndarray:
     """(corners, 2): the share of others taken for good, and of good ones found, as the bar is lowered."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of equal scores all or none
-    corners = np.stack([np.cumsum(~good[order])[last] / (~good).sum(), np.cumsum(good[order])[last] / good.sum()], 1)
-    even = np.searchsorted(corners.sum(axis=1), np.linspace(0, 2 - 1e-9, CORNERS))
-    return np.concatenate([[[0.0, 0.0]], corners[np.unique(even)]])
+    corners = np.stack(roc_curve(good, score, drop_intermediate=False)[:2], axis=1)
+    even = np.searchsorted(corners[1:].sum(axis=1), np.linspace(0, 2 - 1e-9, CORNERS))
+    return corners[[0, *np.unique(even) + 1]]
 
 
 def _calibration(good: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -58,10 +55,10 @@ def _draw(rows: pd.DataFrame) -> Figure:
     with base.theme():
         figure, ((left, right),) = base.new_figure(4.6, 1, 2, layout="compressed")
         for place, (name, part) in enumerate(rows.groupby("rule", sort=False)):
-            look = {"color": base.CYCLE[place % len(base.CYCLE)], "ls": base.DASHES[place % len(base.DASHES)]}
+            look = base.look(place)
             curve, given = (part[part["panel"] == panel] for panel in ("curve", "probabilities"))
-            left.plot(curve["x"], curve["y"], label=name, **look)
-            right.plot(given["x"], given["y"], marker=base.MARKERS[place % len(base.MARKERS)], **look)
+            left.plot(curve["x"], curve["y"], label=name, **look | {"marker": None})
+            right.plot(given["x"], given["y"], **look)
         _frame(left, "mistaken for good", "good ones found")
         _frame(right, "probability given", "share that was good")
         base.legend_below(figure)
@@ -106,8 +103,8 @@ def foretold(told: pd.DataFrame) -> Picture:
         figure, ((ax,),) = base.new_figure(4.9, 1, 1, layout="compressed")
         for place, name in enumerate(words.ordered(known["dataset"])):  # networks would be too many to tell apart
             part = known[known["dataset"] == name]
-            look = {"color": base.CYCLE[place % len(base.CYCLE)], "marker": base.MARKERS[place % len(base.MARKERS)]}
-            ax.plot(part["foretold"], part["measured"], ls="", ms=4, alpha=0.7, label=words.code(name), **look)
+            look = base.look(place) | {"linestyle": "", "ms": 4, "alpha": 0.7, "label": words.code(name)}
+            ax.plot(part["foretold"], part["measured"], **look)
         _frame(ax, "foretold: two unrolled derivatives", "measured: two retrainings")
         base.legend_below(figure)
     gap = (known["measured"] - known["foretold"]).abs()

@@ -33,9 +33,9 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
         figure, axes = base.new_figure(1.5 + rows * height, rows, columns, sharey=across)
         for ax in axes.flat:
             ax.set_axis_off()
-        for row, column, title in shown.absent():
-            said = textwrap.fill(f"{title}: not measured", 52 // columns)
-            axes[row, column].text(0.5, 0.5, said, ha="center", va="center", color="0.3")
+        for panel in shown.panels(absent=True):
+            said = textwrap.fill(f"{panel.title}: not measured", 52 // columns)
+            axes[panel.row, panel.column].text(0.5, 0.5, said, ha="center", va="center", color="0.3")
         for panel in panels:
             ax = axes[panel.row, panel.column]
             ax.set_axis_on()
@@ -59,13 +59,8 @@ def draw(shown: Shown, damping: float | None = None) -> Figure:
 
 def _looks(shown: Shown) -> dict:
     """Hue -> colour, marker and dash."""
-    found = {}
-    for i, hue in enumerate(shown.levels(shown.spec.hue)):
-        dash = base.DASHES[i % len(base.DASHES)] if shown.spec.kind == "lines" else "none"
-        turn = i // len(base.CYCLE)  # beyond the colours another marker tells apart
-        mark = {"color": base.CYCLE[i % len(base.CYCLE)], "marker": base.MARKERS[(i + turn) % len(base.MARKERS)]}
-        found[hue] = mark | {"linestyle": dash}
-    return found
+    joined = {} if shown.spec.kind == "lines" else {"linestyle": "none"}
+    return {hue: base.look(i) | joined for i, hue in enumerate(shown.levels(shown.spec.hue))}
 
 
 def _places(shown: Shown) -> tuple[dict, float]:
@@ -78,12 +73,12 @@ def _places(shown: Shown) -> tuple[dict, float]:
 def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     """Each mark with its interval, hollow where all units are flagged; the ceiling in black."""
     levels, across, (shifts, step) = shown.levels(shown.spec.at), shown.spec.kind == "dots", _places(shown)
-    position, drawn = {value: i for i, value in enumerate(levels)}, placed(panel.marks)
+    drawn = placed(panel.marks)
     for y in range(1, len(levels), 2) if across else ():
         ax.axhspan(y - 0.5, y + 0.5, color="0.94", zorder=0)
     for hue, look in _looks(shown).items():
-        marks = part(panel.marks, {shown.spec.hue: hue}).sort_values(shown.spec.at, key=lambda c: c.map(position))
-        at = marks[shown.spec.at].map(position).to_numpy(dtype=float) + shifts[hue]
+        marks = part(panel.marks, {shown.spec.hue: hue})
+        at = marks[shown.spec.at].cat.codes.to_numpy() + shifts[hue]
         for r, p in zip(marks["ceiling"], at, strict=True):
             p -= shifts[hue] if shown.spec.hue == "estimator" and not across else 0  # the same for all estimators
             half = step / 2 if across else max(0.12, 0.02 * len(levels))
@@ -91,10 +86,8 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
             if np.isfinite(r):
                 _plot(ax, across, ends, [r, r], color="black", lw=2.5, solid_capstyle="butt", label=CEILING, zorder=5)
         if shown.spec.dots:
-            aside = 0.3 * step if across else None
-            _draw_units(
-                ax, shown, part(panel.units, {shown.spec.hue: hue}), position, shifts[hue], look["color"], aside
-            )
+            units = part(panel.units, {shown.spec.hue: hue})
+            _draw_units(ax, shown, units, shifts[hue], look["color"], 0.3 * step if across else None)
         there = marks.index.isin(drawn.index)
         mean = marks["mean"].where(there).to_numpy(dtype=float)
         at = at - 0.12 * step if across and shown.spec.dots else at
@@ -109,23 +102,22 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     if drawn.empty:
         ax.text(0.5, 0.5, "no number", ha="center", va="center", transform=ax.transAxes, color="0.3")
     if shown.spec.falls and len(drawn):
-        _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].reindex(levels).astype(float))
+        _draw_falls(ax, drawn.set_index(shown.spec.at)["mean"].astype(float))
     asked = () if shown.spec.falls else panel.marks[shown.spec.at].unique()
-    for name in set(levels) - set(drawn[shown.spec.at]) if across and len(drawn) else ():
+    for place, name in enumerate(levels) if across and len(drawn) else ():
+        if name in set(drawn[shown.spec.at]):
+            continue
         style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, position[name], "none" if name in asked else "not measured", **style)
+        ax.text(0.02, place, "none" if name in asked else "not measured", **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:
     """A bar from where the category above ends to each mean, red where agreement is lost and blue where it is won."""
-    place = dict(zip(means.index, range(len(means)), strict=True))
-    means = means.dropna()
-    starts = means.shift(fill_value=1.0)
-    for name, start, end in zip(means.index, starts, means, strict=True):
+    for place, start, end in zip(means.index.codes, means.shift(fill_value=1.0), means, strict=True):
         colour = base.VERMILLION if end < start else base.BLUE
-        ax.barh(place[name], end - start, left=start, height=0.62, color=base.tint(colour, 0.55), zorder=2)
+        ax.barh(place, end - start, left=start, height=0.62, color=base.tint(colour, 0.55), zorder=2)
         style = {"va": "center", "fontsize": 11, "zorder": 6, "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, place[name], words.change(end - start), **style)
+        ax.text(0.02, place, words.change(end - start), **style)
     ax.axvline(1, color="0.35", linewidth=1.0, zorder=1)
 
 
@@ -133,18 +125,16 @@ def _plot(ax: Axes, across: bool, at: object, values: object, **style: object) -
     ax.plot(*((values, at) if across else (at, values)), **style)
 
 
-def _draw_units(
-    ax: Axes, shown: Shown, units: pd.DataFrame, position: dict, shift: float, colour: str, aside: float | None
-) -> None:
+def _draw_units(ax: Axes, shown: Shown, units: pd.DataFrame, shift: float, colour: str, aside: float | None) -> None:
     """Each unit as a faint dot, hollow where it is flagged, all `aside` or beside one another in the order of units."""
     units = units.dropna(subset=["value"])
-    by_place = units.groupby(shown.spec.at)["unit"]
+    by_place = units.groupby(shown.spec.at, observed=True)["unit"]
     if units.empty or by_place.size().max() == 1:
         return  # the mark itself is the unit
     if aside is None:
         rank = by_place.rank(method="dense").to_numpy(dtype=float) - 1
         aside = JITTER * (rank - rank.max() / 2) / max(1.0, rank.max())
-    at, values = units[shown.spec.at].map(position).to_numpy(dtype=float) + shift + aside, units["value"].to_numpy()
+    at, values = units[shown.spec.at].cat.codes.to_numpy() + shift + aside, units["value"].to_numpy()
     hollow, faint = units["flagged"].to_numpy(dtype=bool), base.tint(colour)
     x, y = (values, at) if shown.spec.kind == "dots" else (at, values)
     fill, edge = (["none" if h else faint for h in hollow], [faint if h else "white" for h in hollow])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,15 @@ Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, str]]  # chosen rows -> rows
 SORTED_BY = ("dataset", "architecture", "activation", "depth", "width", "weight_decay", "optimiser", "run_id", "fit")
 SORTED_BY += ("seed", "test_choice", "test_point", "train_choice", "ground_truth", "estimator")
 SWEPT = "damping"  # empty but in the rows of runs that try several
+# Columns that a table may lack; of none of its rows is then known what they say.
+OPTIONAL = (SWEPT, "status", "n_train", "n_params", "width_multiplier", "repeats", "unseen", "spearman_single")
+OPTIONAL += ("reliability", "reliability_single", "ceiling_spearman", "ceiling_pearson")
+# What tells how far one measurement of the truth can be agreed with, the first that is known.
+RELIABILITY = {
+    "spearman": ["reliability", "ceiling_spearman"],
+    "pearson": ["reliability_pearson", "ceiling_pearson"],
+    "spearman_single": ["reliability_single"],
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Spec:
         dots: whether single units are drawn.
         paper: which of the published figures stand beside ours, as in `published.PAPER`.
         sums: columns of the groups that the caption sums up; None for no sums.
+        error: a column with the standard error of each number, for bars where nothing is resampled.
         note: a sentence for the caption.
         topic: what the figure shows, in a few words, with which its caption begins.
         by_panel: whether the caption begins with the first series of all panels, and not with all series of the first.
@@ -64,6 +73,7 @@ class Spec:
     dots: bool = True
     paper: str = ""
     sums: tuple[str, ...] | None = None
+    error: str = ""
     note: str = ""
     topic: str = ""
     by_panel: bool = False
@@ -86,14 +96,18 @@ class Panel(NamedTuple):
     row: int
     column: int
     key: dict
-    statistic: str
     marks: pd.DataFrame
     units: pd.DataFrame
 
     @property
+    def statistic(self) -> str:
+        """What is averaged in it."""
+        return self.marks["statistic"].iloc[0]
+
+    @property
     def title(self) -> str:
-        """The values as a title."""
-        return _title(self.key)
+        """The values as a title; a statistic is named at its axis."""
+        return ", ".join(words.label(c, v).replace("weight ", "") for c, v in self.key.items() if c != "statistic")
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,8 @@ class Shown:
     `rows` are the chosen rows of the results table and `cells` the same once for each statistic, with the columns
     statistic, value and ceiling (what an errorless estimate would reach). `marks` has a row for each mark:
     statistic, `Spec.keys`, mean, low, high, n, n_degenerate, units, ceiling; `units` the same keys with value and
-    flagged, a row for each unit. `notes` are for the caption.
+    flagged, a row for each unit. The keys are categories, in the order in which they are shown, and the rows stand in
+    it. `notes` are for the caption.
     """
 
     spec: Spec
@@ -115,51 +130,23 @@ class Shown:
 
     def levels(self, name: str | None) -> list:
         """The values of a column in the order in which they are shown: [None] for no column."""
-        if name is None:
-            return [None]
-        if name == "statistic":
-            return [s for s in self.spec.statistics if (self.marks["statistic"] == s).any()]
-        if name == self.spec.at and self.spec.falls:
-            return list(self.spec.falls)
-        if f"{name}_order" in self.cells.columns:
-            return list(self.cells.sort_values(f"{name}_order", kind="stable")[name].unique())
-        values = self.marks[name].dropna().unique()
-        if name == self.spec.at and self.spec.order:
-            by_size = self.rows.groupby(name)[self.spec.order].median()
-            return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
-        return words.ordered(values, descending=name == "weight_decay" != self.spec.at)
+        return [None] if name is None else list(self.marks[name].cat.categories)
 
     def table(self) -> pd.DataFrame:
         """A row for each number that was averaged, with its run, unit and place in the figure."""
         named = [c for c in dict.fromkeys(["run_id", *self.spec.unit, *self.spec.keys, "statistic"]) if c in self.cells]
         varying = [c for c in named if c == "run_id" or self.cells[c].nunique() > 1]  # what is common the caption says
-        return self.cells[[*varying, "value"]]
+        return self.cells[[*varying, "value", *([self.spec.error] if self.spec.error else [])]]
 
-    def panels(self) -> list[Panel]:
-        """A panel for each value of the columns that have panels; those without a row are left out."""
+    def panels(self, absent: bool = False) -> list[Panel]:
+        """A panel for each value of the columns that have panels; or those that have no row for their two values."""
         spec, found = self.spec, []
         for i, row in enumerate(self.levels(spec.rows)):
             for j, column in enumerate(self.levels(spec.columns)):
                 key = {c: v for c, v in ((spec.rows, row), (spec.columns, column)) if c}
-                marks, units = (part(t, key) for t in (self.marks, self.units))
-                if len(marks):
-                    place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
-                    found.append(Panel(*place, key, marks["statistic"].iloc[0], marks, units))
-        return found
-
-    def absent(self) -> list[tuple[int, int, str]]:
-        """(row, column, title) of the panels that are left out though others stand beside and below them."""
-        spec, there = self.spec, {panel[:2] for panel in self.panels()}
-        if not (spec.rows and spec.columns):
-            return []
-        places = product(enumerate(self.levels(spec.rows)), enumerate(self.levels(spec.columns)))
-        titles = [(i, j, _title({spec.rows: row, spec.columns: column})) for (i, row), (j, column) in places]
-        return [place for place in titles if place[:2] not in there]
-
-
-def _title(key: Mapping) -> str:
-    """Values as a title; a statistic is named at its axis."""
-    return ", ".join(words.label(c, v).replace("weight ", "") for c, v in key.items() if c != "statistic")
+                place = divmod(i, spec.wrap) if spec.wrap > 1 else (i, j)
+                found.append(Panel(*place, key, part(self.marks, key), part(self.units, key)))
+        return [panel for panel in found if absent == (not len(panel.marks))]
 
 
 def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
@@ -180,17 +167,18 @@ def require(rows: pd.DataFrame, *columns: str) -> None:
 def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     """The rows of single test points that `where` lets through, in an order that does not depend on the table's.
 
-    A value of `where` is one value, a list of values, or None for all. Runs over several values of `SWEPT` are passed
-    over unless `where` names it: they ask the networks of other runs once more. The column `first_point` says whether
-    a row is of the test point that stands first in its run.
+    A value of `where` is one value, a list of values, or None for all. Unless `where` names them, test points together
+    are passed over, and so are runs over several values of `SWEPT`, which ask the networks of other runs once more. The
+    column `first_point` says whether a row is of the test point that stands first in its run.
     """
     rows = results.sort_index(kind="stable").reset_index(drop=True)
-    rows = rows if SWEPT in rows.columns else rows.assign(**{SWEPT: np.nan})
+    rows = rows.reindex(columns=[*rows, *(c for c in OPTIONAL if c not in rows)])
     if "run_id" in rows.columns and SWEPT not in where:
         rows = rows[rows.groupby("run_id")[SWEPT].transform("count") == 0]
     if {"run_id", "test_point"} <= set(rows.columns):
         first = rows.groupby("run_id")["test_point"].transform("first")
-        rows = rows.assign(first_point=rows["test_point"] == first)[rows["test_point"].notna()]
+        rows = rows.assign(first_point=rows["test_point"] == first)
+        rows = rows if "test_point" in where else rows[rows["test_point"].notna()]
     for column, value in sorted(where.items(), key=lambda item: item[0] != "dataset"):
         if len(rows):  # a table of other data sets may lack columns
             require(rows, column)
@@ -228,15 +216,37 @@ def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -
     extent = units.groupby(keys, as_index=False).agg(units=("value", "size"))
     of_truth = [k for k in keys if k != "estimator"]  # each test point counts once, whatever estimators it has rows for
     again = cells.groupby([*of_truth, "unit"])["ceiling"].mean().groupby(of_truth).mean().reset_index()
-    return Shown(spec, rows, cells, marks.merge(extent, on=keys).merge(again, on=of_truth), units, notes)
+    marks = marks.merge(extent, on=keys).merge(again, on=of_truth)
+    if spec.error:
+        error = marks.merge(cells.groupby(keys, as_index=False)[spec.error].mean(), on=keys)[spec.error].fillna(0)
+        marks = marks.assign(low=marks["mean"] - error, high=marks["mean"] + error)
+    categories = {name: _levels(name, spec, rows, cells) for name in keys}
+    marks, units = (
+        table.assign(**{name: pd.Categorical(table[name], some, ordered=True) for name, some in categories.items()})
+        for table in (marks, units)
+    )
+    return Shown(spec, rows, cells, marks.sort_values(keys, ignore_index=True), units, notes)
+
+
+def _levels(name: str, spec: Spec, rows: pd.DataFrame, cells: pd.DataFrame) -> list:
+    """The values of a key in the order in which they are shown."""
+    values = cells[name].dropna().unique()
+    if name == "statistic":
+        return [s for s in spec.statistics if s in values]
+    if name == spec.at and spec.falls:
+        return list(spec.falls)
+    if f"{name}_order" in cells.columns:
+        return list(cells.sort_values(f"{name}_order", kind="stable")[name].unique())
+    if name == spec.at and spec.order:
+        by_size = rows.groupby(name)[spec.order].median()
+        return sorted(words.ordered(values), key=lambda v: np.nan_to_num(by_size[v], nan=np.inf))
+    return words.ordered(values, descending=name == "weight_decay" != spec.at)
 
 
 def _ceiling(rows: pd.DataFrame, statistic: str) -> pd.Series:
     """What an errorless estimate would reach: the root of the truth's reliability, or of two repetitions' agreement."""
-    absent = pd.Series(np.nan, index=rows.index)
-    known = rows.get({"spearman": "reliability", "pearson": "reliability_pearson"}.get(statistic, ""), absent)
-    agreed = rows.get(f"ceiling_{statistic}", absent)
-    return np.sqrt(known.astype(float).fillna(agreed.astype(float)).clip(lower=0))
+    known = rows.reindex(columns=RELIABILITY.get(statistic, ["none"])).astype(float).bfill(axis=1)
+    return np.sqrt(known.iloc[:, 0].clip(lower=0))
 
 
 def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
@@ -248,5 +258,5 @@ def _melted(rows: pd.DataFrame, spec: Spec) -> pd.DataFrame:
     cells = pd.concat(parts, ignore_index=True)
     for values in spec.without:
         cells = cells[~np.logical_and.reduce([cells[c] == v for c, v in values.items()])]
-    status = cells["status"] if "status" in cells.columns else pd.Series("ok", index=cells.index)
-    return cells.assign(flagged=status.notna() & (status != "ok"), unit=cells.groupby(list(spec.unit)).ngroup())
+    flagged = cells["status"].notna() & (cells["status"] != "ok")
+    return cells.assign(flagged=flagged, unit=cells.groupby(list(spec.unit)).ngroup())

@@ -347,8 +347,49 @@ OF_ONES_OWN = {
         topic="Agreement of a model of one's own with training anew and with going on",
     )
 }
+OF_PUZZLES = {
+    "puzzle_ways": Spec(
+        "dots",
+        "way",
+        ("spearman_single",),
+        hue="estimator",
+        rows="train_choice",
+        where={"dataset": "puzzle", "puzzle": "perceptron", "train_choice": ["random", "top_influence"]},
+        unit=POINTS,
+        steps=(steps.ways,),
+        dots=False,
+        topic="Leave-one-out of the perceptron by way of training",
+        note="The ceiling is the root of one retraining's reliability",
+    ),
+    "puzzle_dampings": Spec(
+        "lines",
+        "damping",
+        ("spearman", "slope"),
+        hue="estimator",
+        rows="statistic",
+        columns="train_choice",
+        where={"dataset": "puzzle", "puzzle": "logistic", "damping": None, "train_choice": ["random", "top_influence"]},
+        unit=POINTS,
+        dots=False,
+        topic="Softmax regression: agreement with the certified minima without each image, over damping",
+        note="A slope of 1 says that an estimate has the size of the truth; below 1 it is too large",
+    ),
+    "puzzle_removals": Spec(
+        "lines",
+        "without",
+        ("loss_after",),
+        hue="selected_by",
+        columns="fit",
+        where={"dataset": "puzzle", "puzzle": "curve", "test_point": None},
+        steps=(steps.from_nothing_on,),
+        dots=False,
+        error="loss_error",
+        topic="Loss of the test examples without the examples that help them most, by each score",
+        note="Bars: standard error of the change from the control",
+    ),
+}
 SPECS: dict[str, Spec] = (
-    {"waterfall": WATERFALL} | OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS | OF_ONES_OWN
+    {"waterfall": WATERFALL} | OF_IRIS | OF_SMALL_MNIST | OF_NETWORKS | OF_PHOTOGRAPHS | OF_ONES_OWN | OF_PUZZLES
 )
 
 WARM = ("warm_minibatch", "warm_minibatch_minus_control")

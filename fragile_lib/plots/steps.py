@@ -44,7 +44,7 @@ def by_outcome(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     A network with several rows counts with its first outcome that is not ok; outcomes that a panel lacks are left out.
     """
     rows = rows.assign(ended=rows["status"].fillna("ok")).sort_values("ended", key=lambda s: s == "ok", kind="stable")
-    rows = rows.drop_duplicates(["depth", "width", "weight_decay", "fit", "seed"]).drop(columns="status")
+    rows = rows.drop_duplicates(["depth", "width", "weight_decay", "fit", "seed"]).assign(status="ok")
     counts = rows["ended"].value_counts()
     kinds = sorted(counts.index, key=lambda kind: (kind != "ok", kind))
     told = ", ".join(f"{words.code(kind)} {counts[kind]}" for kind in kinds)
@@ -103,11 +103,8 @@ def whole_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     elsewhere a few share them by chance.
     """
     rows, note = main_size(rows)
-    elsewhere = ~(rows["first_point"] & (rows["train_choice"] == "top_influence"))
-    if "repeats" in rows.columns:
-        elsewhere &= rows["repeats"].isna()
-    ceilings = [c for c in ("ceiling_spearman", "ceiling_pearson") if c in rows.columns]
-    return rows.assign(**{c: rows[c].mask(elsewhere) for c in ceilings}), note
+    there = (rows["first_point"] & (rows["train_choice"] == "top_influence")) | rows["repeats"].notna()
+    return rows.assign(**{c: rows[c].where(there) for c in ("ceiling_spearman", "ceiling_pearson")}), note
 
 
 def main_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -188,7 +185,7 @@ def falls(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
                 )
                 for rung, part in found.items()
             ]
-            unseen = of["unseen"].mean() if "unseen" in of.columns else np.nan
+            unseen = of["unseen"].mean()
             told += [f"{unseen:.0%} of those of {name}"] if np.isfinite(unseen) else []
     note = f"Removals that no batch of a retraining held: {words.joined(told)}" if told else ""
     return (pd.concat(kept, ignore_index=True) if kept else rows.iloc[:0].assign(rung=None, network=None)), note
@@ -226,13 +223,12 @@ def _chain(of: pd.DataFrame) -> dict[str, pd.DataFrame]:
     unrolled, lissa = (warm[warm["estimator"].str.startswith(e)] for e in ("unrolled", "lissa"))
     direct = next((part for e in ("exact", "ekfac") if len(part := warm[warm["estimator"] == e])), warm.iloc[:0])
     last = lissa if len(lissa) else direct
-    single = last["spearman_single"] if "spearman_single" in last.columns else np.nan
     return {
         FINITE: next((part for part in (undamped, damped, unrolled) if len(part)), of.iloc[:0]),
         DAMPED: damped if len(undamped) else of.iloc[:0],
         EARLY: direct,
         STOCHASTIC: lissa,
-        NOISE: last.assign(spearman=single),
+        NOISE: last.assign(spearman=last["spearman_single"]),
     }
 
 
@@ -250,7 +246,7 @@ def _shared(chain: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 def _repeated(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows whose truth was measured several times."""
-    return rows[rows["repeats"].notna()] if "repeats" in rows.columns else rows.iloc[:0]
+    return rows[rows["repeats"].notna()]
 
 
 def _stacked(column: str, named: dict[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
@@ -290,7 +286,7 @@ def subsets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def networks(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Each network once, however many runs ask it; the outcomes there are of estimates, not of training, and go."""
-    return rows.drop_duplicates(["weight_decay", "seed", "fit"]).drop(columns="status"), ""
+    return rows.drop_duplicates(["weight_decay", "seed", "fit"]).assign(status="ok"), ""
 
 
 def targets(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -321,3 +317,23 @@ def with_groups(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     note = f"{counts[0]:g} groups of each kind, beside single images" if len(counts) == 1 else ""
     rows = rows.assign(removed=rows["train_choice"].where(groups, "single_images"))
     return rows[rows["dataset"].isin(rows.loc[groups, "dataset"])], note
+
+
+def ways(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The column `way`: how the perceptron was trained, and what sets some runs apart from most."""
+    way = rows["fit"]
+    for name, unit in (("n_train", "images"), ("n_points", "left out")):
+        apart = rows[name].notna() & (rows[name] != rows[name].mode().min())
+        way = way.where(~apart, way + ", " + rows[name].map("{:,.0f}".format) + f" {unit}")
+    order = rows.groupby(["dropout", "batches", "n_train", "n_points"], dropna=False).ngroup()
+    return rows.assign(way=way, way_order=order), ""
+
+
+def from_nothing_on(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Each removal once, whatever estimators it stands beside, with the count `without`; before them the control."""
+    rows = rows.assign(without=rows["removed"]).drop_duplicates(["fit", "selected_by", "removed", "seed"])
+    rows = rows.drop(columns="estimator")
+    control = rows.drop_duplicates(["fit", "selected_by", "seed"])
+    control = control.assign(without=0, loss_after=control["loss_before"], loss_error=0.0)
+    note = f"Means over {words.counted(int(rows['repeats'].max()), 'training')} anew from other starts"
+    return pd.concat([control, rows], ignore_index=True), note

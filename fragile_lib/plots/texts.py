@@ -29,16 +29,14 @@ def alt(shown: Shown, damping: float | None) -> str:
     Where each mark is a single unit, groups of them are summed up.
     """
     spec, told = shown.spec, [_subject(shown)]
-    by = [*(["statistic"] if len(spec.statistics) > 1 else []), *dict.fromkeys([spec.rows, spec.columns])]
-    by = [c for c in dict.fromkeys([*by, spec.hue]) if c]
+    by = ["statistic" if len(spec.statistics) > 1 else None, spec.rows, spec.columns, spec.hue]
     if spec.sums and shown.marks["n"].max() < 2:
         told += sums(shown)
     else:
-        told += [_headed(key, _series(shown, marks)) for key, marks in _by(shown.marks, shown, by)]
-    again = shown.marks.dropna(subset=["ceiling"])
-    again = again.sort_values(spec.at, key=lambda column: column.map(shown.levels(spec.at).index), kind="stable")
+        told += [_headed(key, _series(shown, marks)) for key, marks in _by(shown.marks, by)]
+    again = shown.marks.dropna(subset=["ceiling"]).sort_values(spec.at, kind="stable")
     by = [c for c in by if c not in ("estimator", "statistic")]  # which a truth does not depend on
-    for key, marks in _by(again, shown, by) if len(again) else ():
+    for key, marks in _by(again, by) if len(again) else ():
         each = {words.label(spec.at, getattr(m, spec.at)): m.ceiling for m in marks.itertuples()}
         text = ", ".join(f"{place} {words.number(r)}" for place, r in each.items())
         told.append(f"{', '.join([CEILING, *_named(key)])}: {text}")
@@ -82,8 +80,7 @@ def point(shown: Shown) -> str:
     """What the figure says, in one sentence with its numbers."""
     spec, panels = shown.spec, shown.panels()
     if spec.falls:
-        levels = shown.levels(spec.at)
-        most = [_largest_fall(p.marks.set_index(spec.at)["mean"].reindex(levels)) for p in panels]
+        most = [_largest_fall(p.marks.set_index(spec.at)["mean"]) for p in panels]
         rungs = sorted(set(most), key=lambda rung: (-most.count(rung), rung))
         if len(most) > 1:
             first, *others = (f"{rung} ({most.count(rung)}" for rung in rungs)
@@ -93,7 +90,7 @@ def point(shown: Shown) -> str:
     least = max(1, min(SEVERAL, shown.marks["n"].max())) if spec.by_panel else 1
     for panel in panels if spec.by_panel else panels[:1]:
         marks = panel.marks[(panel.marks["statistic"] == panel.statistic) & (panel.marks["n"] >= least)]
-        series = [(key, part) for key, part in _by(marks, shown, [spec.hue] if spec.hue else []) if len(part)]
+        series = _by(marks, [spec.hue]) if len(marks) else []
         for key, part in series[:1] if spec.by_panel else series:
             told[panel.title if spec.by_panel else ", ".join(_named(key))] = _in_short(shown, part)
             head += _named(key) if spec.by_panel and len(told) == 1 else []
@@ -110,14 +107,13 @@ def _largest_fall(means: pd.Series) -> str:
 
 def _in_short(shown: Shown, marks: pd.DataFrame) -> str:
     """A series along a line by its ends, else by its mean and range."""
-    levels, mean = shown.levels(shown.spec.at), marks["mean"].astype(float)
+    mean = marks["mean"].astype(float)
     if len(marks) < 2:
         return words.number(mean.iloc[0])
     if words.STATISTICS[marks["statistic"].iloc[0]].scale in ("log", "symlog") and shown.spec.kind != "lines":
         return words.span(mean)
     if shown.spec.kind == "lines":
-        ends = marks.sort_values(shown.spec.at, key=lambda c: c.map(levels.index))["mean"].iloc[[0, -1]]
-        return " to ".join(words.number(x) for x in ends)
+        return " to ".join(words.number(x) for x in mean.iloc[[0, -1]])
     return f"mean {words.number(mean.mean())}, {words.number(mean.min())} to {words.number(mean.max())}"
 
 
@@ -126,7 +122,7 @@ def sums(shown: Shown) -> list[str]:
     name, at = shown.spec.statistics[0], shown.spec.at
     marks = shown.marks[(shown.marks["statistic"] == name) & (shown.marks["n"] > 0)]
     told = []
-    for key, group in _by(marks, shown, list(shown.spec.sums)):
+    for key, group in _by(marks, shown.spec.sums):
         group = group.sort_values("mean", kind="stable")
         means, ends = group["mean"].astype(float), group.iloc[[0, -1]]
         text = f"mean {words.number(means.mean())}"
@@ -148,13 +144,11 @@ def _within(marks: pd.DataFrame, paper: pd.DataFrame) -> str:
     return f", {inside} of {len(found)} in the paper's range" if len(found) else ""
 
 
-def _by(table: pd.DataFrame, shown: Shown, columns: list[str]) -> Iterable[tuple[dict, pd.DataFrame]]:
+def _by(table: pd.DataFrame, columns: Iterable[str | None]) -> Iterable[tuple[dict, pd.DataFrame]]:
     """Groups of the columns' values in the order in which they are shown."""
-    if not columns:
-        return [({}, table)]
-    first, *others = columns
-    parts = [(level, table[table[first] == level]) for level in shown.levels(first)]
-    return [({first: v} | key, g) for v, part in parts for key, g in _by(part, shown, others) if len(g)]
+    by = [c for c in dict.fromkeys(columns) if c]
+    groups = table.groupby(by, observed=True) if by else [((), table)]
+    return [(dict(zip(by, key, strict=True)), part) for key, part in groups]
 
 
 def _named(key: dict) -> list[str]:
@@ -168,7 +162,7 @@ def _headed(key: dict, text: str) -> str:
 def _series(shown: Shown, marks: pd.DataFrame) -> str:
     """One series in words."""
     at, levels = shown.spec.at, shown.levels(shown.spec.at)
-    known = [m for m in marks.sort_values(at, key=lambda c: c.map(levels.index)).itertuples() if m.n]
+    known = [m for m in marks.itertuples() if m.n]
     if not known:
         return "no number"
     if isinstance(levels[0], str) or len(levels) < SUMMED:
@@ -205,7 +199,7 @@ def brief(rows: pd.DataFrame) -> str:
     if networks and networks != ["mlp"]:
         few = len(networks) <= SERIES
         named.append(words.joined(map(words.code, networks)) if few else words.counted(len(networks), "network"))
-    if "n_train" in rows:
+    if "n_train" in rows and rows["n_train"].notna().any():
         named.append(f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples")
     if "profile" in rows:
         profiles = sorted(rows["profile"].dropna().astype(str).unique())
@@ -231,9 +225,8 @@ def setting(rows: pd.DataFrame, shown: Iterable[str], choices: Iterable[str] = C
 
 def scale(rows: pd.DataFrame) -> str:
     """Training examples, parameters, which networks are narrower than published; whether that is reduced."""
-    absent = pd.Series(np.nan, index=rows.index)
-    width = rows.get("width_multiplier", absent).astype(float)
-    parts = [f"{words.span(rows['n_train'], lambda n: f'{n:,.0f}')} training examples"]
+    width, counts = rows["width_multiplier"].astype(float), rows["n_train"].dropna()
+    parts = [f"{words.span(counts, lambda n: f'{n:,.0f}')} training examples"] if len(counts) else []
     if rows["n_params"].nunique() == 1:
         parts.append(f"{rows['n_params'].dropna().iloc[0]:,.0f} parameters")
     for factor in sorted(width[width < 1].unique()):
@@ -250,13 +243,15 @@ def averages(shown: Shown) -> str:
     average = {(True,): "Medians", (False,): "Means"}.get(tuple(median), "Means (of sizes: medians)")
     over, unit = words.counted(rows["seed"].nunique(), "seed"), "seed"
     if spec.unit != ("seed",):
-        network, unit = ["run_id", "seed", "weight_decay"], "test point"
+        network, unit = [c for c in ("run_id", "seed", "weight_decay") if c in rows], "test point"
         points = rows.drop_duplicates([*network, "test_choice", "test_point"])
-        counts = points.groupby([*network, "test_choice"]).size().groupby("test_choice")
+        counts = points.groupby([*network, "test_choice"], dropna=False).size().groupby("test_choice")
         each = [
             f"{words.span(n, str)} test point{'' if n.max() == 1 else 's'} {words.code(choice)}" for choice, n in counts
         ]
         over = f"{words.joined(each)} of each network, {over}"
+    if spec.error:
+        return ""
     most = int(shown.marks["n"].max())
     if most < 2:
         return f"Marks are single {unit}s ({over}), so there is no interval"
@@ -268,8 +263,6 @@ def averages(shown: Shown) -> str:
 def outcomes(shown: Shown) -> str:
     """How many rows have no number, and of which outcome; which others are flagged."""
     cells = shown.cells[shown.cells["statistic"] == shown.spec.statistics[0]]
-    if "status" not in cells.columns:
-        return ""
     missing, told = cells["value"].isna(), []
     for text, chosen in (
         (f"No number in {missing.sum()} of {len(cells)} rows", missing),

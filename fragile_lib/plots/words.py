@@ -81,6 +81,8 @@ CODES = {
     "vgg14": "VGG14",
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
+    "logistic": "softmax regression",
+    "curve": "perceptron",
     "adam": "Adam",
     "sgd": "gradient descent",
     "nesterov": "Nesterov",
@@ -99,6 +101,8 @@ COLUMNS = {
     "train_choice": "training points",
     "test_choice": "test points",
     "removed": "training points",
+    "without": "examples left out",
+    "way": "way of training",
     "target": "ground truth",
     "share": "share of the training steps",
     "left_out": "share left out (of the training points)",
@@ -120,6 +124,7 @@ class Statistic(NamedTuple):
 # Medians say the same on a log axis as on a linear one, and bear zeros.
 STATISTICS = {
     "spearman": Statistic("Spearman correlation"),
+    "spearman_single": Statistic("Spearman correlation with one retraining"),
     "pearson": Statistic("Pearson correlation"),
     "norm_spearman": Statistic("Spearman of norms"),
     "slope": Statistic("slope of truth on estimate", "log", np.mean, (1.0,)),
@@ -134,6 +139,7 @@ STATISTICS = {
     "memory_mb": Statistic("peak memory (MB)", "log", np.median, ()),
     "seconds_retrain": Statistic("seconds of the retraining", "log", np.median, ()),
     "networks": Statistic("share of networks"),
+    "loss_after": Statistic("loss of the test examples", "linear", np.mean, ()),
 }
 
 

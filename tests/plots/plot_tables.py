@@ -209,6 +209,28 @@ def of_ones_own() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def puzzles() -> pd.DataFrame:
+    """A perceptron trained in two ways, estimates at two dampings, and the loss after removals by two scores."""
+    run = {"profile": "laptop", "dataset": "puzzle", "n_train": 1000, "n_points": 8, "seed": 0, "status": "ok"}
+    rng, rows = np.random.default_rng(9), []
+    for puzzle, way in itertools.product(("perceptron", "logistic"), (0, 1)):
+        told = {"puzzle": puzzle, "architecture": puzzle, "run_id": f"puzzles-{puzzle}"}
+        if puzzle == "perceptron":
+            told |= {"run_id": f"puzzles-{way}", "fit": f"masked, dropout {way}", "batches": "masked", "dropout": way}
+        else:
+            told |= {"damping": 10.0**-way}
+        ways = itertools.product(("random", "top_influence"), ("exact", "identity"), range(3))
+        for train, estimator, point in ways:
+            place = {"train_choice": train, "estimator": estimator, "test_choice": "max_loss", "test_point": point}
+            rows.append(run | told | place | score(0.6, rng, spearman_single=0.4, reliability_single=0.25))
+    curve = run | {"puzzle": "curve", "architecture": "curve", "run_id": "puzzles-curve", "repeats": 8}
+    for by, removed, estimator in itertools.product(("ekfac", "random"), (5, 10), ("ekfac", "identity")):
+        told = {"fit": "concrete", "selected_by": by, "removed": removed, "estimator": estimator}
+        told |= {"test_choice": "all_together", "train_choice": f"most_helpful_{removed}", "ground_truth": "minimum"}
+        rows.append(curve | told | {"loss_before": 1.0, "loss_after": 1 + removed / 10, "loss_error": 0.1})
+    return pd.DataFrame(rows)
+
+
 def everything(count: int = 8) -> pd.DataFrame:
     """All studies in one table, with photographs beside them, as a grid writes it.
 
@@ -223,6 +245,7 @@ def everything(count: int = 8) -> pd.DataFrame:
         small_mnist(count=count),
         networks(),
         of_ones_own(),
+        puzzles(),
         pd.DataFrame([row, minus]),
     ]
     table = pd.concat(tables, ignore_index=True)

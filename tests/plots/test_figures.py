@@ -520,3 +520,27 @@ def test_the_waterfall_takes_the_unrolled_derivative_and_ekfac_where_nothing_can
     assert "+0.10" in [text.get_text() for text in picture.figure.axes[0].texts]
     few = table.assign(n_train=500)
     assert plots.figure("waterfall", few).figure is None, "too few images to show the noise of batches"
+
+
+# -- puzzles -----------------------------------------------------------------------------------------------------------
+
+
+def test_ways_of_training_stand_under_the_ceiling_of_one_retraining():
+    table = plot_tables.puzzles()
+    marks = show_rows(table, plots.SPECS["puzzle_ways"]).marks
+    assert marks["ceiling"].unique().tolist() == [0.5] and set(marks["mean"].round(9)) == {0.4}
+    assert set(marks["way"]) == {"masked, dropout 0", "masked, dropout 1"}
+    more = table.assign(n_points=table["n_points"].where(table["run_id"] != "puzzles-1", 32), run_id="other")
+    both = show_rows(pd.concat([table, more[more["n_points"] == 32]]), plots.SPECS["puzzle_ways"])
+    assert both.levels("way") == ["masked, dropout 0", "masked, dropout 1", "masked, dropout 1, 32 left out"]
+
+
+def test_removals_start_from_the_control_with_the_error_of_their_change():
+    table = plot_tables.puzzles()
+    key = {"selected_by": "ekfac"}
+    found = [mark("puzzle_removals", table, without=k, **key)[["mean", "low", "high"]].tolist() for k in (0, 5)]
+    assert found == [[1.0, 1.0, 1.0], [1.5, 1.4, 1.6]]
+    picture = plots.figure("puzzle_removals", table)
+    assert "8 trainings anew" in picture.caption and "loss_error" in picture.rows and len(picture.rows) == 2 * 3
+    drawn = table[(table["puzzle"] != "curve") | (table["selected_by"] == "random")]
+    assert "EK-FAC" not in plots.figure("puzzle_removals", drawn).caption, "of the order, not the estimator"

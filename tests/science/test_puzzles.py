@@ -11,7 +11,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from fragile_lib import plots
 from fragile_lib.choices import Chosen, Points, Removals
 from fragile_lib.data.raw import Raw
 from fragile_lib.estimates import estimate
@@ -196,34 +195,7 @@ def test_tables_are_standardised_by_their_training_part(tmp_path):
             puzzles.table_of(str(path))
 
 
-def test_figures_draw_what_rows_there_are_and_nothing_else():
-    common = {"test_point": 0, "run_id": "r", "spearman": 0.5, "pearson": 0.5, "slope": 2.0, "reliability_single": 0.25}
-    choices = [common | {"train_choice": choice, "estimator": "ekfac"} for choice in ("random", "top_influence")]
-    way = {
-        "puzzle": "perceptron",
-        "fit": "masked, dropout 0",
-        "dropout": 0.0,
-        "batches": "masked",
-        "spearman_single": 0.4,
-    }
-    ways, damped = ([row | told for row in choices] for told in (way, {"puzzle": "logistic", "damping": 0.1}))
-    curve = {
-        "puzzle": "curve",
-        "fit": "concrete",
-        "estimator": "ekfac",
-        "selected_by": "random",
-        "removed": 5,
-        "repeats": 2,
-    }
-    curve |= {"loss_before": 1.0, "loss_after": 2.0, "loss_error": 0.1}
-    draw = (plots.ways_of_training, plots.over_damping, plots.after_removal)
-    for one, rows in zip(draw, (ways, damped, [curve]), strict=True):
-        found = one(pd.DataFrame(rows))
-        assert found.figure is not None and found.alt and found.caption.count("\n") == 2
-        assert one(pd.DataFrame()).figure is None
-    orders = plots.after_removal(pd.DataFrame([curve, curve | {"selected_by": "identity", "loss_after": 3.0}]))
-    assert "gradient product 3" in orders.caption and "EK-FAC" not in orders.caption  # of the order, not the estimator
-    (drawn,) = plots.ways_of_training(pd.DataFrame(ways)).rows.ceiling_single.unique()
-    assert drawn == 0.5
+def test_means_are_over_what_is_not_named():
+    ways = [{"puzzle": "perceptron", "fit": "masked, dropout 0", "spearman": value} for value in (0.4, 0.6)]
     assert puzzles.means(pd.DataFrame(ways), "perceptron", ["fit"], ["spearman"]).iloc[0, 0] == 0.5
     assert [puzzles.short(head) for head in (0.001, 1.0, 5, "cg")] == ["0.001", "1", "5", "cg"]
