@@ -41,7 +41,6 @@ PAPER = {
         _CIFAR100 | {"train_choice": GROUPS, "spearman": (0.01, 0.18)},
     ],
 }
-STATISTICS = ("spearman", "pearson")
 
 
 def published(shown: Shown) -> pd.DataFrame:

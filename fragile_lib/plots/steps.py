@@ -131,35 +131,31 @@ def measures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return _stacked("measure", {name: (rows, column) for name, column in named.items()}), ""
 
 
-def rungs(reference: str) -> Step:
+def rungs(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Each agreement between one retraining and an estimate as a `rung`, in the column spearman.
 
     From the noise of one retraining, over what finite removals add to the derivative, to what other estimators that are
-    shown and then `reference` miss of it.
+    shown and then the exact Hessian miss of it.
     """
-
-    def step(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-        rows, name = _repeated(rows), words.code(reference)
-        own, derivative = rows["estimator"] == reference, rows["ground_truth"].str.startswith("unrolled")
-        unrolled = rows["estimator"].str.startswith("unrolled")
-        real, other = rows[own & ~derivative], rows[~own & ~unrolled & ~derivative]
-        others = {f"{words.code(e)}, with the mean": (part, "spearman") for e, part in other.groupby("estimator")}
-        named = {
-            "ceiling: one retraining": (real, "reliability_single"),
-            "ceiling: mean of repetitions": (real, "reliability"),
-            "unrolled derivative, with the mean": (rows[unrolled & ~derivative], "spearman"),
-            **others,
-            f"{name}, with the unrolled derivative": (rows[own & derivative], "spearman"),
-            f"{name}, with the mean": (real, "spearman"),
-            f"{name}, with one retraining": (real, "spearman_single"),
-        }
-        return _stacked("rung", named), ""
-
-    return step
+    rows, name = _repeated(rows), words.code("exact")
+    own, derivative = rows["estimator"] == "exact", rows["ground_truth"].str.startswith("unrolled")
+    unrolled = rows["estimator"].str.startswith("unrolled")
+    real, other = rows[own & ~derivative], rows[~own & ~unrolled & ~derivative]
+    others = {f"{words.code(e)}, with the mean": (part, "spearman") for e, part in other.groupby("estimator")}
+    named = {
+        "ceiling: one retraining": (real, "reliability_single"),
+        "ceiling: mean of repetitions": (real, "reliability"),
+        "unrolled derivative, with the mean": (rows[unrolled & ~derivative], "spearman"),
+        **others,
+        f"{name}, with the unrolled derivative": (rows[own & derivative], "spearman"),
+        f"{name}, with the mean": (real, "spearman"),
+        f"{name}, with one retraining": (real, "spearman_single"),
+    }
+    return _stacked("rung", named), ""
 
 
 # From perfect agreement down to what one retraining shows: what each step adds to the comparison above it.
-FINITE, DAMPED, EARLY, STOCHASTIC, NOISE = FALLS = (
+FINITE, *_, NOISE = FALLS = (
     "a removal is not small",
     "damping",
     "training cut short",
@@ -175,20 +171,14 @@ def falls(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     A network's rungs are of the same test points; one that shares none with those above it is missing, as is one
     without rows.
     """
-    kept, told = [], []
+    kept, told = [rows.iloc[:0].assign(rung=None, network=None)], []
     for order, (name, of) in enumerate(_networks(rows)):
-        found = _shared(_chain(of))
+        found, unseen = _shared(_chain(of)), of["unseen"].mean()
         if FINITE in found and len(found) > 1:
-            kept += [
-                part.drop(columns=["reliability", "ceiling_spearman"], errors="ignore").assign(
-                    network=name, network_order=order, rung=rung, rung_order=FALLS.index(rung)
-                )
-                for rung, part in found.items()
-            ]
-            unseen = of["unseen"].mean()
+            kept.append(_stacked("rung", found).assign(network=name, network_order=order))
             told += [f"{unseen:.0%} of those of {name}"] if np.isfinite(unseen) else []
     note = f"Removals that no batch of a retraining held: {words.joined(told)}" if told else ""
-    return (pd.concat(kept, ignore_index=True) if kept else rows.iloc[:0].assign(rung=None, network=None)), note
+    return pd.concat(kept[1:] or kept, ignore_index=True), note
 
 
 def _networks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -216,32 +206,29 @@ def _networks(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return found
 
 
-def _chain(of: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _chain(of: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
     """The rows of each rung. Of networks without left-out minima the unrolled derivative tells what is not small."""
     minimum, warm = (of[of["ground_truth"].str.startswith(t)] for t in ("minimum", "warm"))
     undamped, damped = (minimum[minimum["estimator"] == e] for e in ("exact_undamped", "exact"))
     unrolled, lissa = (warm[warm["estimator"].str.startswith(e)] for e in ("unrolled", "lissa"))
     direct = next((part for e in ("exact", "ekfac") if len(part := warm[warm["estimator"] == e])), warm.iloc[:0])
-    last = lissa if len(lissa) else direct
-    return {
-        FINITE: next((part for part in (undamped, damped, unrolled) if len(part)), of.iloc[:0]),
-        DAMPED: damped if len(undamped) else of.iloc[:0],
-        EARLY: direct,
-        STOCHASTIC: lissa,
-        NOISE: last.assign(spearman=last["spearman_single"]),
-    }
+    finite = next((part for part in (undamped, damped, unrolled) if len(part)), of.iloc[:0])
+    damped = damped if len(undamped) else of.iloc[:0]
+    chain = dict(zip(FALLS, (finite, damped, direct, lissa), strict=False))
+    noise = {NOISE: (lissa if len(lissa) else direct, "spearman_single")}
+    return {rung: (part, "spearman") for rung, part in chain.items()} | noise
 
 
-def _shared(chain: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _shared(chain: dict[str, tuple[pd.DataFrame, str]]) -> dict[str, tuple[pd.DataFrame, str]]:
     """The rungs that have numbers, of the test points that all of these have."""
     units, found = None, {}
-    for rung, rows in chain.items():
-        rows = rows[rows["spearman"].notna() & (rows["status"] != "not_certified")]
+    for rung, (rows, column) in chain.items():
+        rows = rows[rows[column].notna() & (rows["status"] != "not_certified")]
         own = pd.MultiIndex.from_frame(rows[["run_id", "seed", "test_point"]])
         both = own if units is None else units.intersection(own)
         if len(both):
-            units, found[rung] = both.unique(), rows.set_index(own)
-    return {rung: rows[rows.index.isin(units)].reset_index(drop=True) for rung, rows in found.items()}
+            units, found[rung] = both.unique(), (rows.set_index(own), column)
+    return {rung: (rows[rows.index.isin(units)], column) for rung, (rows, column) in found.items()}
 
 
 def _repeated(rows: pd.DataFrame) -> pd.DataFrame:

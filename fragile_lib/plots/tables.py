@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from fragile_lib.plots import texts, words
 from fragile_lib.plots.published import published
-from fragile_lib.plots.rows import Shown
+from fragile_lib.plots.rows import Shown, part
 
 BREAK = "<br>"
 LEFT = [
@@ -30,20 +30,16 @@ def architectures(shown: Shown, name: str) -> Styler:
 
     Below them in a cell are the bootstrap interval of Spearman and, where it is known, the paper's pair.
     """
-    rows, keys, lines = shown.rows, ["architecture", "dataset", "weight_decay", "statistic"], {}
-    marks, paper = shown.marks.set_index(keys), published(shown).set_index(keys)["low"]
-    for architecture in shown.levels("architecture"):
-        cells = lines.setdefault(words.code(architecture), {})
-        for dataset in shown.levels("dataset"):
-            for decay in words.ordered(rows.loc[rows["dataset"] == dataset, "weight_decay"], descending=True):
-                pair = [(architecture, dataset, decay, s) for s in ("pearson", "spearman")]
-                cell = _cell(*(marks.loc[k] for k in pair)) if pair[0] in marks.index else "not run"
-                if any(k in paper.index for k in pair):
-                    told = ["?" if k not in paper.index else f"{paper[k]:.2f}" for k in pair]
-                    cell += f"{BREAK}paper {' / '.join(told)}"
-                cells[words.code(dataset), f"decay {decay:g}" if decay else "no decay"] = cell
-        sizes = rows.loc[rows["architecture"] == architecture, "n_params"]
-        cells["", "parameters"] = words.span(sizes, lambda n: f"{n:,.0f}").replace(" to ", f" to{BREAK}")
+    rows, keys, columns = shown.rows, ["dataset", "weight_decay", "architecture"], {}
+    paper = published(shown)
+    for (dataset, decay, network), marks in shown.marks.groupby(keys, observed=True):
+        own = part(paper, {"dataset": dataset, "weight_decay": decay, "architecture": network})
+        column = columns.setdefault((words.code(dataset), f"decay {decay:g}" if decay else "no decay"), {})
+        column[network] = _cell(marks.set_index("statistic"), own.set_index("statistic")["low"])
+    table = pd.DataFrame(columns).reindex(shown.levels("architecture")).fillna("not run")
+    table["", "parameters"] = rows.groupby("architecture")["n_params"].agg(
+        lambda sizes: words.span(sizes, "{:,.0f}".format).replace(" to ", f" to{BREAK}")
+    )
     marked = "Where known, the paper's figures are in the last line of a cell (a question mark where one is not)"
     caption = words.sentences(
         "Each cell: mean Pearson / mean Spearman, and below it the interval of Spearman",
@@ -55,16 +51,19 @@ def architectures(shown: Shown, name: str) -> Styler:
         marked if len(paper) else "",
         "Training is shorter, too" if "reduced from" in texts.scale(rows) else "",
     )
-    return styled(pd.DataFrame.from_dict(lines, orient="index"), caption, name)
+    return styled(table.rename(index=words.code), caption, name)
 
 
-def _cell(pearson: pd.Series, spearman: pd.Series) -> str:
-    """Mean Pearson / Spearman, interval of Spearman, how many points have a number: each in a line of the cell."""
-    if not spearman["n"]:
-        return "no number"
-    lines = [f"{words.number(pearson['mean'])} / {words.number(spearman['mean'])}"]
+def _cell(marks: pd.DataFrame, paper: pd.Series) -> str:
+    """Mean Pearson / Spearman, interval of Spearman, how many points have a number, the paper: each in a line."""
+    means, spearman = marks["mean"], marks.loc["spearman"]
+    lines = [f"{words.number(means['pearson'])} / {words.number(means['spearman'])}" if spearman["n"] else "no number"]
     lines += [f"{words.number(spearman['low'])} to {words.number(spearman['high'])}"] if spearman["n"] > 1 else []
-    lines += [f"{spearman['n']:.0f} of {spearman['units']:.0f} points"] if spearman["n"] < spearman["units"] else []
+    if 0 < spearman["n"] < spearman["units"]:
+        lines.append(f"{spearman['n']:.0f} of {spearman['units']:.0f} points")
+    if len(paper):
+        told = [f"{paper[s]:.2f}" if s in paper else "?" for s in ("pearson", "spearman")]
+        lines.append(f"paper {' / '.join(told)}")
     return BREAK.join(lines)
 
 
