@@ -130,5 +130,6 @@ $(PEERS)/.installed: pyproject.toml | $(READY)
 	@touch $@
 
 active:
-	@$(RUN) -c 'import fragile_lib, papermill, snakemake' 2> /dev/null || { \
+	@$(RUN) -c 'from importlib import util; import sys; sys.exit(not all(map(util.find_spec, sys.argv[1:])))' \
+	  fragile_lib papermill snakemake 2> /dev/null || { \
 	  echo "error: VENV = '': the active environment lacks the project; run: pip install -e '.[study,test]'" >&2; exit 2; }
