@@ -21,8 +21,10 @@ for name in [name for name in os.environ if name.startswith("FRAGILE_")]:
     del os.environ[name]
 
 RECORDS = Path(__file__).parents[1] / "reports" / "records"
-# Files whose tests share what takes long and so are one piece of work, by falling seconds; notebooks come after them.
-LONGEST = ("report/test_quick_study.py", "test_readme.py")
+# Files that are one long piece of work each: first those whose tests share what takes longest, then what would else be
+# left for the end. Notebooks come after them.
+LONGEST = ("report/test_quick_study.py", "test_readme.py", "study/test_run.py", "science/test_photographs.py")
+LONGEST += ("test_benchmarks.py", "test_mutations.py")
 # Three networks of three data sets: for each pair of networks a page's rules are fitted anew.
 FEW = ("iris-relu-d2-w5-wd0", "small_mnist-wd0.03-s0", "mnist-lenet-n2000-s0")
 SMALLER = {
