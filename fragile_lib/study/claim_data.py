@@ -45,8 +45,8 @@ def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
     """Rows whose columns equal the wanted value, one of a list, or lie in `{min: a, max: b}` (both ends included).
 
     None asks for the rows of runs in which the column is empty throughout, or absent. Of the rows that all else leaves,
-    `largest` takes those with the column's largest number, and `most_runs` those with the number that most runs have
-    (of several the smallest).
+    `largest` takes those with the largest number that as many runs have as a verdict needs (`MIN_SEEDS`; else the
+    largest), and `most_runs` those with the number that most runs have (of several the smallest).
     """
     keep = np.full(len(results), True)
     for column, wanted in where.items():
@@ -66,9 +66,19 @@ def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
 
 
 _OF_THE_REST: dict[str, Callable[[pd.DataFrame, str], float]] = {
-    "largest": lambda rows, column: rows[column].max(),
-    "most_runs": lambda rows, column: rows.drop_duplicates(["run_id", column])[column].mode().min(),
+    "largest": lambda rows, column: _enough(_runs_of(rows, column)).index.max(),
+    "most_runs": lambda rows, column: _runs_of(rows, column).sort_index().idxmax(),
 }
+
+
+def _runs_of(rows: pd.DataFrame, column: str) -> pd.Series:
+    """How many runs have each number of a column."""
+    return rows.drop_duplicates(["run_id", column])[column].value_counts()
+
+
+def _enough(runs: pd.Series) -> pd.Series:
+    """Those of as many runs as a verdict needs, or all where there are none."""
+    return runs[runs >= MIN_SEEDS] if (runs >= MIN_SEEDS).any() else runs
 
 
 def _matches(column: pd.Series, wanted: object) -> np.ndarray:

@@ -373,8 +373,14 @@ def test_sizes_are_chosen_among_the_rows_that_all_else_leaves():
         table(lambda *_: 0.7, [1]).assign(n_train=2000, run_id="c"),
         table(lambda *_: 0.9, [2]).assign(n_train=9000, run_id="d"),
     ])  # fmt: skip
-    found = {name: set(select(results, {"n_train": name, "depth": 1})["run_id"]) for name in ("largest", "most_runs")}
-    assert found == {"largest": {"c"}, "most_runs": {"a", "b"}}
+    more = table(lambda *_: 0.5, [1]).assign(n_train=500, run_id="e")
+
+    def chosen(name, rows):
+        return set(select(rows, {"n_train": name, "depth": 1})["run_id"])
+
+    assert chosen("largest", results) == {"c"}
+    assert chosen("largest", pd.concat([results, more])) == {"a", "b", "e"}, "three runs are what a verdict needs"
+    assert chosen("most_runs", results) == {"a", "b"}
     assert len(select(results.drop(columns="n_train"), {"n_train": "largest", "depth": 1})) == 15
 
 
