@@ -198,7 +198,7 @@ def test_notebook_page(report):
         and caption.details.p.get_text() == "Means over 5 seeds."
     )
     links = {link.get_text(): link["href"] for link in caption("a")}
-    assert links.pop("rows (CSV, packed by xz)") == figure.img["src"].replace(".png", ".csv.xz"), (
+    assert links.pop("rows (CSV)") == figure.img["src"].replace(".png", ".csv.xz"), (
         "its rows lie beside it"
     )
     assert links == {synthetic.WITH_NOTEBOOK: f"runs.html#run-{synthetic.WITH_NOTEBOOK}"}, "runs that there are"
