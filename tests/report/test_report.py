@@ -198,9 +198,7 @@ def test_notebook_page(report):
         and caption.details.p.get_text() == "Means over 5 seeds."
     )
     links = {link.get_text(): link["href"] for link in caption("a")}
-    assert links.pop("rows (CSV)") == figure.img["src"].replace(".png", ".csv.xz"), (
-        "its rows lie beside it"
-    )
+    assert links.pop("rows (CSV)") == figure.img["src"].replace(".png", ".csv.xz"), "its rows lie beside it"
     assert links == {synthetic.WITH_NOTEBOOK: f"runs.html#run-{synthetic.WITH_NOTEBOOK}"}, "runs that there are"
     assert soup.find(id="figure-2").figcaption.get_text(strip=True).startswith("Figure 2; it has no description")
     assert (figure.img["width"], figure.img["height"]) == ("640", "360")
