@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from adapters import captum, dattri, kronfluence, ours, traker
+from adapters import captum, dattri, kronfluence, ours, ours_trak, traker
 from problems import SMALL, Problem
 from torch import Tensor, nn
 
@@ -136,7 +136,7 @@ def other_draws() -> float:
 
 def lost_scale() -> float:
     """The slope of its scores on ours, at a correlation near 1."""
-    found, mine = traker(SMALL_CASE()).flatten(), ours("trak", SMALL_CASE()).flatten()
+    found, mine = traker(SMALL_CASE()).flatten().double(), ours_trak(SMALL_CASE()).flatten().double()
     return float((found @ mine) / (mine @ mine))
 
 
