@@ -1,9 +1,9 @@
-"""One of the mutations: it breaks the test that it names. `python tests/mutations.py` runs all of them."""
+"""A sample of the mutations: each breaks the test that it names. `python tests/mutations.py` runs all of them."""
 
 import pytest
 from mutations import MUTATIONS, ROOT, Mutation, caught
 
-SAMPLE = ("influence has the wrong sign",)
+SAMPLE = ("influence has the wrong sign", "correlations are not corrected by a root")
 
 
 def test_every_mutation_finds_its_text_and_its_test_and_is_named_once() -> None:

@@ -238,11 +238,7 @@ def _judge_sign(sample: Sample, part: Part, over: str) -> Judgement:
     low, high = sorted(sign * end for end in sample.interval)
     said, side = " ".join(filter(None, [_estimate(sample), over])), "above" if sign > 0 else "below"
     if low <= 0:
-        return (
-            "not",
-            said + f": the interval is not wholly {side} zero, as claimed.",
-            sample,
-        )
+        return "not", said + f": the interval is not wholly {side} zero, as claimed.", sample
     if sign * sample.mean < part.min_change:
         return "partly", said + f": of the claimed sign, but smaller than {number(part.min_change)}.", sample
     return "reproduced", said + f": of the claimed sign, and at least {number(part.min_change)}.", sample
