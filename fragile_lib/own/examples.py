@@ -16,7 +16,7 @@ from fragile_lib.data.sets import Data
 from fragile_lib.models.module import ModuleModel
 from fragile_lib.objectives.base import SMALL, Objective, pulled_back
 from fragile_lib.objectives.losses import Loss
-from fragile_lib.own.layered import HELD, Chain, Layered, NotUnderstoodError, forget, layered
+from fragile_lib.own.layered import PIECE, Chain, Layered, NotUnderstoodError, forget, layered
 from fragile_lib.tools.errors import bad_input
 
 PULLED = 16  # vectors that go back through a graph at once
@@ -34,7 +34,7 @@ class OwnObjective(Objective):
     every direction, some examples at a time. Few, they also serve every member of a stack of one and the same network
     (`expand`), which test gradients are asked of; and `PULLED` vectors at once go back through the graph of a gradient,
     unless there are convolutions, which that would make grouped ones. Of a chain of Linear layers and activations the
-    dense curvature is made by layers (`Chain.matrix`). Examples still go in chunks.
+    dense curvature is made by layers (`Chain.add_curvature`). Examples still go in chunks.
     """
 
     _kept: dict | None = None  # the dense matrices of `often`, and of what
@@ -126,10 +126,13 @@ class OwnObjective(Objective):
         chain = self._chain(theta)
         if chain is None:
             return super().matrices(theta, weights, dataset, gauss_newton)
-        found, step = torch.diag(self.decay), max(1, HELD // chain.held // self.decay.element_size())
+        step = max(1, PIECE // chain.held // self.decay.element_size())
+        found = self.decay.new_zeros(len(self.decay), len(self.decay))
         for w, x, y in self._chunks(theta, dataset, weights):
             for some in zip(x[0].split(step), y[0].split(step), w[0].split(step), strict=True):
-                found += chain.matrix(theta[0], *some, self.loss, gauss_newton)
+                chain.add_curvature(found, theta[0], *some, self.loss, gauss_newton)
+        found = chain.in_order(found)
+        found.diagonal().add_(self.decay)
         return found[None]
 
     def _chain(self, theta: Tensor) -> Chain | None:

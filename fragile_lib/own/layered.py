@@ -147,19 +147,22 @@ class Chain(Layered):
 
     @property
     def held(self) -> int:
-        """Numbers that `matrix` holds of one example."""
+        """Numbers that `add_curvature` holds of one example."""
         units = sum(layer.module.out_features for layer in self.layers)
         return 2 * units**2 + 2 * max(layer.place.stop - layer.place.start for layer in self.layers)
 
-    def matrix(self, theta: Tensor, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, gauss_newton: bool) -> Tensor:
-        """sum_i w_i of the Hessian of loss_i, or of its Gauss-Newton part, at examples x (B, in), weights (B,): (P, P).
+    def add_curvature(
+        self, found: Tensor, theta: Tensor, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, gauss_newton: bool
+    ) -> None:
+        """Add to found (P, P) sum_i w_i of the Hessian of loss_i, or of its Gauss-Newton part; in `in_order`'s order.
 
         With g and C the derivatives of w_i loss_i in the layers' outputs s, and a_l the input of layer l with a 1 for
-        the bias, the block of layers l and k <= l is the sum over examples of
+        the bias, the block of layers l and k <= l is the sum over examples x (B, in), weights (B,), of
 
             (C[l o, k p] a_l[j] + g_l[o] da_l[j] / ds_k[p]) a_k[q]     at W_l[o, j], W_k[p, q];
 
-        the Gauss-Newton matrix has J^T Lambda J in the place of C, J = dz / ds, and no second term.
+        the Gauss-Newton matrix has J^T Lambda J in the place of C, J = dz / ds, and no second term. Blocks above the
+        diagonal are left as they are.
         """
         z, inputs, outputs = self._forward(theta, x)
         if gauss_newton:
@@ -173,20 +176,25 @@ class Chain(Layered):
                 slopes = torch.autograd.grad(value, outputs, create_graph=True)
             curved = [_derivatives(g, outputs[: i + 1]) for i, g in enumerate(slopes)]
         inputs = [_with_one(layer, a) for layer, a in zip(self.layers, inputs, strict=True)]
-        found = theta.new_zeros(len(theta), len(theta))
         for i, (row, a) in enumerate(zip(self.layers, inputs, strict=True)):
             moved = [] if gauss_newton or not i else _derivatives(a, outputs[:i])
             for k, column in enumerate(self.layers[: i + 1]):
-                block = []
-                for p, at in enumerate(curved[i][k].unbind(2)):
+                columns = found[row.place, column.place].unflatten(1, (-1, inputs[k].shape[1])).unbind(1)
+                for p, (at, block) in enumerate(zip(curved[i][k].unbind(2), columns, strict=True)):
                     own = at[:, :, None] * a.detach()[:, None]
                     if k < len(moved):
                         own += slopes[i].detach()[:, :, None] * moved[k][:, None, :, p]
-                    block.append(own.flatten(1).T @ inputs[k].detach())
-                block = column.split(torch.stack(block, 1)).T.unflatten(1, (-1, a.shape[1]))
-                found[column.place, row.place] = block = row.split(block)
-                found[row.place, column.place] = block.T
-        return found
+                    block.addmm_(own.flatten(1).T, inputs[k].detach())
+
+    def in_order(self, found: Tensor) -> Tensor:
+        """A whole matrix (P, P) in the order of theta, of blocks in which a bias comes after each output's weights."""
+        order = torch.empty(0, dtype=torch.long, device=found.device)
+        for i, row in enumerate(self.layers):
+            places = torch.arange(row.place.start, row.place.stop, device=found.device)
+            order = torch.cat([order, row.split(places.view(1, row.module.out_features, -1))[0]])
+            for column in self.layers[:i]:
+                found[column.place, row.place] = found[row.place, column.place].T
+        return found[order[:, None], order]
 
 
 def _with_one(layer: Layer, a: Tensor) -> Tensor:

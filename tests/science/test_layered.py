@@ -278,7 +278,7 @@ def test_the_matrix_of_a_chain_is_that_of_products(name, loss, gauss_newton, mon
     weights, v = torch.rand(1, 7, dtype=torch.float64), torch.rand(1, 3, len(theta), dtype=torch.float64)
     expected = Objective.products(objective, theta[None], v, weights, None, gauss_newton)
     how = weights, None, gauss_newton
-    monkeypatch.setattr(examples, "HELD", 1)  # one example in a piece
+    monkeypatch.setattr(examples, "PIECE", 1)  # one example in a piece
     torch.testing.assert_close(v @ objective.matrices(theta[None], *how), expected, rtol=1e-11, atol=1e-13)
     often = objective.often()
     for factor in (1, 2):  # at other parameters and weights the matrix is another
