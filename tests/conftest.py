@@ -30,7 +30,9 @@ FEW = ("iris-relu-d2-w5-wd0", "small_mnist-wd0.03-s0", "mnist-lenet-n2000-s0")
 SMALLER = {
     "believe": {"grid_results": FEW},
     "mnist_cifar10": {"n_train": 100, "test_count": 1, "train_count": 5},
+    "iris": {"seeds": [0, 1], "repeats": 1},
     "small_mnist": {"steps": 200, "test_count": 1, "train_count": 4, "repeats": 1},
+    "your_model": {"steps": 200, "train_count": 3},
 }
 
 

@@ -265,20 +265,23 @@ def area_interval(cases: pd.DataFrame, scores: np.ndarray) -> tuple[float, float
     """95% interval of the area under the curve, whole networks resampled; nan for a single one."""
     kept = np.isfinite(scores)
     good, scores, networks = cases["good"].to_numpy(bool)[kept], scores[kept], cases["network"].to_numpy()[kept]
-    weights = alike(cases)[kept]
-    parts = [np.flatnonzero(networks == name) for name in pd.unique(networks)]
-    if len(parts) < 2:
+    weights, (of, names) = alike(cases)[kept], pd.factorize(networks)
+    if len(names) < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(SEED)
-    drawn = (np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))]) for _ in range(DRAWS))
-    found = np.array([area_under(good[rows], scores[rows], weights[rows]) for rows in drawn])
+    # A draw counts networks, so that the cases are sorted once, into sums of each network at each score.
+    values, place = np.unique(scores, return_inverse=True)
+    sums = np.zeros((2, len(names), len(values)))
+    np.add.at(sums, (good.astype(int), of, place), weights)
+    drawn = np.random.default_rng(SEED).integers(0, len(names), (DRAWS, len(names)))
+    wrong, right = np.stack([np.bincount(one, minlength=len(names)) for one in drawn]) @ sums
+    found = _area(right, wrong)
     return percentiles(found[np.isfinite(found)])
 
 
 def area_under(good: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The area under the ROC curve: how often a good case has the larger score; nan without cases of both kinds.
 
-    By sums over equal scores, which resampling makes a thousand times; scikit-learn's takes twenty times as long.
+    By sums over equal scores, of which resampling makes a thousand at once; scikit-learn's takes twenty times as long.
 
     Args:
         good: (cases,) labels.
@@ -290,7 +293,14 @@ def area_under(good: np.ndarray, scores: np.ndarray, weights: np.ndarray | None 
     weights = np.ones(len(good)) if weights is None else weights
     values, place = np.unique(scores, return_inverse=True)
     right, wrong = (np.bincount(place, weights * of, len(values)) for of in (good, ~good))
-    return float(right @ (np.cumsum(wrong) - wrong / 2) / (right.sum() * wrong.sum()))
+    return float(_area(right, wrong))
+
+
+def _area(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """The areas (...,) from the weights (..., scores) of good cases and of others at each score, the least first."""
+    with np.errstate(invalid="ignore"):  # a resample of cases of one kind has no area
+        found = (right * (np.cumsum(wrong, axis=-1) - wrong / 2)).sum(axis=-1)
+        return found / (right.sum(axis=-1) * wrong.sum(axis=-1))
 
 
 @threadpool_limits.wrap(limits=1)  # for problems as small as these a second thread only waits

@@ -41,6 +41,11 @@ SMALLER = {
             "decay: {set: {seed: 0}, weight_decay: [0.001]}\n      open: {set: {seed: 0, train_count: 6, "
             "truths: [pbrf, warm_minibatch, unrolled_minibatch]}, weight_decay: [0.0]}",
     },
+    "your_model": {
+        "{model: diabetes}, weight_decay: [0.03]}": "{model: diabetes, train_count: 5}, weight_decay: [0.03]}",
+        "{model: digits, damping: 0.01, learning_rate: 0.01, steps: 300,":
+            "{model: digits, train_count: 3, damping: 0.01, learning_rate: 0.01, steps: 150,",
+    },
 }  # fmt: skip
 
 
