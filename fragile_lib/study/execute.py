@@ -71,10 +71,17 @@ def prepare_environment(threads: int) -> None:
     os.environ["PYTHONWARNINGS"] = ",".join(dict.fromkeys([*given, *ours]))
 
 
-def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
-    # nbformat imports jsonschema, that a grammar of internationalised addresses which takes about 2 s to compile at
-    # each start and which no notebook needs; jsonschema does without it where it cannot be imported.
+def spare_the_grammar() -> None:
+    """Let what imports nbformat from now on do without a grammar that takes about 2 s to compile at each start.
+
+    nbformat imports jsonschema, that the grammar of internationalised addresses, which no notebook needs; jsonschema
+    does without it where it cannot be imported.
+    """
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+
+def _papermill(source: Path, output: Path, parameters: dict[str, Any], cell_minutes: float) -> Any:
+    spare_the_grammar()
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager

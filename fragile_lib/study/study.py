@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from fragile_lib.study.collect import collect
+from fragile_lib.study.execute import spare_the_grammar
 from fragile_lib.study.files import PACKED, packed_text, profile_dir, shown, stored, write_packed
 from fragile_lib.study.notebook_file import as_json, read_notebook, taken_out
 from fragile_lib.study.params import Spec, load_specs, planned
@@ -181,6 +182,7 @@ def run_pages(root: Path, profile: str, chosen: dict[str, Spec], cores: int) -> 
 
 def build(root: Path, source: Path, out: Path) -> str:
     """Build the HTML report of a study; return where to open it, in words."""
+    spare_the_grammar()  # that nbconvert's filters would compile
     from fragile_lib.study.report import build_report
 
     return f"report: open {build_report(source, out, root / 'params').resolve().as_uri()}"
