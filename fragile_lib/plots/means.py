@@ -21,6 +21,7 @@ LETTERS = 46  # of all tick labels from which on they stand upright; of titles s
 MOST = 12  # names of places along an axis; of more, not each is given
 CHANGES = 0.5  # of the correlation's axis, left of all marks, for numbers of what a bar loses
 NAME = 24  # letters in one line of a category's name
+STRIPE = "0.94"  # behind every second category
 
 
 def draw(shown: Shown, damping: float | None = None) -> Figure:
@@ -75,7 +76,7 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
     levels, across, (shifts, step) = shown.levels(shown.spec.at), shown.spec.kind == "dots", _places(shown)
     drawn = placed(panel.marks)
     for y in range(1, len(levels), 2) if across else ():
-        ax.axhspan(y - 0.5, y + 0.5, color="0.94", zorder=0)
+        ax.axhspan(y - 0.5, y + 0.5, color=STRIPE, zorder=0)
     for hue, look in _looks(shown).items():
         marks = part(panel.marks, {shown.spec.hue: hue})
         at = marks[shown.spec.at].cat.codes.to_numpy() + shifts[hue]
@@ -108,7 +109,8 @@ def _draw_panel(ax: Axes, shown: Shown, panel: Panel) -> None:
         if name in set(drawn[shown.spec.at]):
             continue
         style = {"va": "center", "fontsize": 10, "color": "0.4", "transform": ax.get_yaxis_transform()}
-        ax.text(0.02, place, "none" if name in asked else "not measured", **style)
+        behind = {"facecolor": STRIPE if place % 2 else "white", "edgecolor": "none", "pad": 1}  # over the line at 0
+        ax.text(0.02, place, "none" if name in asked else "not measured", bbox=behind, **style)
 
 
 def _draw_falls(ax: Axes, means: pd.Series) -> None:
