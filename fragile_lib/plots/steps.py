@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fragile_lib.agreement import MIN_SEEDS
 from fragile_lib.plots import words
 from fragile_lib.plots.rows import Step
 
@@ -114,8 +115,12 @@ def main_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def largest_size(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of each network the runs with most training examples."""
-    return rows[rows["n_train"] == rows.groupby(["dataset", "architecture"])["n_train"].transform("max")], ""
+    """Of each network the rows with the most training examples that enough starts have (`MIN_SEEDS`), else the most."""
+    of = ["dataset", "architecture"]
+    starts = rows.groupby([*of, "n_train"])["seed"].transform("nunique")
+    enough = (starts >= MIN_SEEDS) | ~(starts >= MIN_SEEDS).groupby([rows[c] for c in of]).transform("any")
+    rows = rows[enough]
+    return rows[rows["n_train"] == rows.groupby(of)["n_train"].transform("max")], ""
 
 
 def measures(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

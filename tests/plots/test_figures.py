@@ -518,6 +518,9 @@ def test_the_waterfall_takes_the_unrolled_derivative_and_ekfac_where_nothing_can
     picture = plots.figure("waterfall", table)
     assert "The paper, LeNet, 20,000 MNIST images, noise of one retraining: 0.51" in picture.alt
     assert "+0.10" in [text.get_text() for text in picture.figure.axes[0].texts]
+    starts = [table.assign(seed=seed, run_id=f"r{seed}") for seed in range(3)]
+    once = table.assign(n_train=50_000, spearman=0.1, run_id="once")
+    assert show_rows(pd.concat([*starts, once]), plots.SPECS["waterfall"]).marks["mean"].min() > 0.5, "of three starts"
     few = table.assign(n_train=500)
     assert plots.figure("waterfall", few).figure is None, "too few images to show the noise of batches"
 
