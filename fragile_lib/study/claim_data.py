@@ -57,7 +57,8 @@ def select(results: pd.DataFrame, where: dict) -> pd.DataFrame:
         elif wanted is None:
             keep &= (results.groupby("run_id")[column].transform("count") == 0).to_numpy()
         else:
-            keep &= _matches(results[column], wanted)
+            kept = np.flatnonzero(keep)
+            keep[kept] = _matches(results[column].iloc[kept], wanted)
     rows = results[keep]
     for column, wanted in where.items():
         if str(wanted) in _OF_THE_REST and column in rows and rows[column].notna().any():
