@@ -32,7 +32,7 @@ else
   READY := active
 endif
 STUDY := $(RUN) -m fragile_lib.study
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 NB_KEYS := metadata.papermill cell.metadata.papermill
 
