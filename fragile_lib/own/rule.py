@@ -370,6 +370,7 @@ def fitted(runs: pd.DataFrame, tables: dict[str, pd.DataFrame], allowed: Sequenc
 # -- what is shown of it -----------------------------------------------------------------------------------------------
 
 WORST = 6  # mistakes of a table
+SHOWN = 5  # signals of a mistake that are shown: a table of more is wider than a screen
 
 
 def counted(runs: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -435,14 +436,17 @@ def scores(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def mistakes(cases: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The cases that the simplest rule was surest of and wrong about: those it believed, then those it doubted."""
+    """The cases that the simplest rule was surest of and wrong about: those it believed, then those it doubted.
+
+    Of the rule's signals the first `SHOWN` stand beside them.
+    """
     (simplest,) = table[table["simplest"]].itertuples()
     judged = cases.assign(probability=simplest.scores).dropna(subset=["probability"])
     believed = judged[~judged["good"]].nlargest(WORST, "probability")
     doubted = judged[judged["good"]].nsmallest(WORST, "probability")
     found = pd.concat({"believed, and bad": believed, "doubted, and good": doubted}, names=["the rule"])
     told = ["run_id", "seed", "fit", "test_point", "index", "estimator", "spearman_corrected", "true", "estimate"]
-    told = [name for name in (*told, "probability", *simplest.used) if name in found]
+    told = [name for name in (*told, "probability", *simplest.used[:SHOWN]) if name in found]
     return found[told].reset_index("the rule")
 
 

@@ -150,10 +150,10 @@ class Shown:
 
 
 def part(table: pd.DataFrame, values: Mapping) -> pd.DataFrame:
-    """The rows that have these values; a column or a value None lets all through."""
+    """The rows that have these values, or one of a list; a column or a value None lets all through."""
     for column, value in values.items():
         if column is not None and value is not None:
-            table = table[table[column] == value]
+            table = table[table[column].isin(np.ravel(value))]
     return table
 
 
@@ -174,14 +174,15 @@ def select(results: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     rows = results.sort_index(kind="stable").reset_index(drop=True)
     rows = rows.reindex(columns=[*rows, *(c for c in OPTIONAL if c not in rows)])
     # First the data set: what follows looks at whole runs, which are of one, and copies what it lets through.
-    rows = _let_through(rows, "dataset", where["dataset"]) if "dataset" in where else rows
+    others = dict(where)
+    rows = _let_through(rows, "dataset", others.pop("dataset")) if "dataset" in where else rows
     if "run_id" in rows.columns and SWEPT not in where:
         rows = rows[rows.groupby("run_id")[SWEPT].transform("count") == 0]
     if {"run_id", "test_point"} <= set(rows.columns):
         first = rows.groupby("run_id")["test_point"].transform("first")
         rows = rows.assign(first_point=rows["test_point"] == first)
         rows = rows if "test_point" in where else rows[rows["test_point"].notna()]
-    for column, value in where.items():
+    for column, value in others.items():
         rows = _let_through(rows, column, value)
     return rows.sort_values([c for c in SORTED_BY if c in rows.columns], kind="stable", ignore_index=True)
 
@@ -191,7 +192,7 @@ def _let_through(rows: pd.DataFrame, column: str, value: object) -> pd.DataFrame
     if not len(rows):
         return rows
     require(rows, column)
-    return rows if value is None else rows[rows[column].isin(np.ravel(value))]
+    return part(rows, {column: value})
 
 
 def show_rows(results: pd.DataFrame, spec: Spec, where: Mapping | None = None) -> Shown | None:

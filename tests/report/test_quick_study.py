@@ -23,7 +23,7 @@ SMALLER = {
     "iris": {
         "set: {seeds: [0, 1, 2], repeats: 1": "set: {seeds: [0, 1], repeats: 1",
         "{depth: [1, 5], weight_decay: [0.005, 0.0]}":
-            "{depth: [1], weight_decay: [0.005]}\n      open: {depth: [5], weight_decay: [0.0]}",
+            "{depth: [1, 5], weight_decay: [0.005]}\n      open: {depth: [5], weight_decay: [0.0]}",
     },
     "imagenet": {
         "standin_train: 3\n": "standin_train: 3\n      width_multiplier: 0.125\n",
@@ -51,7 +51,7 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A study root with the project's notebooks and parameters after the quick profile's runs but two, two seeds each.
+    """A study root with the project's notebooks and parameters after the quick profile's runs but one, two seeds each.
 
     Of the pages those are made that have no runs of their own, and so see few rows here: every notebook is run as it
     opens by `make test-notebooks`.
@@ -96,11 +96,11 @@ def test_every_run_is_recorded_and_collected(quick):
         ("run", "0"), ("collect", "0"), ("pages", "0"), ("pages", "0"), ("report", "0")
     ], quick.said  # fmt: skip
     table = pd.read_csv(quick.out / "results.csv")
-    assert table.run_id.nunique() == 10
+    assert table.run_id.nunique() == 11
     named = {"ok", "indefinite", "separable", "not_certified", "constant", "too_few"}
     assert set(table.status) <= named | {"not_converged", "solver_diverged"}
     iris = [found(path.parent)[0] for path in sorted(quick.out.glob("iris-*/result.json"))]
-    assert len(iris) == 2
+    assert len(iris) == 3
     for record in iris:
         assert record["seeds"] == [0, 1] and record["status"] == "ok"
         fits = {(seed, fit) for seed in (0, 1) for fit in ("descent", "certified")}
@@ -171,7 +171,7 @@ def test_numbers_of_the_shallow_decayed_network(quick):
 
 
 def test_subtracting_the_control_moves_no_correlation(quick):
-    _, table = found(quick.out / "iris-relu-d1-w5-wd0.005")
+    _, table = found(quick.out / "iris-relu-d5-w5-wd0.005")
     keys = ["seed", "test_choice", "train_choice", "estimator"]
     both = table[table.fit == "descent"].pivot(index=keys, columns="ground_truth", values="spearman")
     gap = (both["warm_descent"] - both["warm_descent_minus_control"]).abs()
